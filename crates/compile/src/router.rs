@@ -1,0 +1,158 @@
+//! Request routing: host, then path, then the rest, as the Gateway API orders it.
+//!
+//! The same [`Router`] serves requests and `selvedge explain`, so the two cannot disagree.
+//! Order of precedence (HTTPRouteRule.matches): hostname by length, exact path, regular expression
+//! (longest first; the standard leaves its place open), longest prefix, method, number of headers,
+//! number of query parameters, older route, `namespace/name`, position in the route.
+//! Cost is one hash per hostname label and per distinct prefix length, whatever the number of routes.
+
+mod hosts;
+mod matches;
+mod paths;
+
+pub use hosts::HostMap;
+pub use matches::{HeaderMatch, Mismatch, Pattern, QueryMatch, ValueMatch};
+use paths::PathRouter;
+
+use crate::snapshot::Rule;
+use http::{HeaderMap, Method};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// What routing looks at. Host and path are already normalised (`selvedge_wire`).
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup<'a> {
+    /// Lower case, without port.
+    pub host: &'a str,
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+    pub method: &'a Method,
+    pub headers: &'a HeaderMap,
+}
+
+/// All rules attached to one listener.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Router {
+    hosts: HostMap<PathRouter>,
+    rules: Vec<Arc<Rule>>,
+}
+
+/// One `matches` item of a rule.
+#[derive(Debug, Clone, Serialize)]
+pub struct Entry {
+    pub path: Pattern,
+    #[serde(serialize_with = "matches::method")]
+    pub method: Option<Method>,
+    pub headers: Vec<HeaderMatch>,
+    pub query: Vec<QueryMatch>,
+    /// Index into the router's rules.
+    pub rule: u32,
+    pub age: Age,
+}
+
+/// Tie breaker between routes: older first, then by name, then by position.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Age {
+    /// RFC 3339 in UTC sorts as text; empty (unknown) sorts last.
+    pub created: String,
+    pub namespace: String,
+    pub name: String,
+    pub rule: u32,
+    pub position: u32,
+}
+
+/// A rule that a request met.
+#[derive(Debug, Clone, Copy)]
+pub struct Matched<'a> {
+    pub rule: &'a Arc<Rule>,
+    pub entry: &'a Entry,
+}
+
+/// A rule that was looked at, in order of precedence.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    pub rule: &'a Arc<Rule>,
+    pub entry: &'a Entry,
+    /// `None`: it matches.
+    pub mismatch: Option<Mismatch<'a>>,
+}
+
+impl Router {
+    /// The rule that a request meets, if any.
+    pub fn find(&self, request: &Lookup<'_>) -> Option<Matched<'_>> {
+        self.hosts
+            .all(request.host)
+            .find_map(|paths| paths.find(request))
+            .map(|entry| Matched { rule: &self.rules[entry.rule as usize], entry })
+    }
+
+    /// Every rule whose host and path fit, in order of precedence, with the reason why it does not match.
+    pub fn candidates<'a>(&'a self, request: &'a Lookup<'a>) -> Vec<Candidate<'a>> {
+        let mut found = Vec::new();
+        for paths in self.hosts.all(request.host) {
+            for entry in paths.candidates(request.path) {
+                let rule = &self.rules[entry.rule as usize];
+                found.push(Candidate { rule, entry, mismatch: entry.mismatch(request) });
+            }
+        }
+        found
+    }
+
+    pub fn rules(&self) -> &[Arc<Rule>] {
+        &self.rules
+    }
+
+    /// Hostname patterns that have routes.
+    pub fn hostnames(&self) -> impl Iterator<Item = Option<String>> {
+        self.hosts.iter().map(|(pattern, _)| pattern)
+    }
+}
+
+/// Collects rules and entries; [`RouterBuilder::build`] sorts them once.
+#[derive(Debug, Default)]
+pub struct RouterBuilder {
+    hosts: HostMap<PathRouter>,
+    rules: Vec<Arc<Rule>>,
+}
+
+impl RouterBuilder {
+    /// Adds a rule and returns its index for [`Entry::rule`].
+    pub fn rule(&mut self, rule: Arc<Rule>) -> u32 {
+        self.rules.push(rule);
+        (self.rules.len() - 1) as u32
+    }
+
+    /// Adds one match of a rule under one hostname pattern (`None` = every host of the listener).
+    pub fn entry(&mut self, hostname: Option<&str>, entry: Entry) {
+        self.hosts.entry(hostname, PathRouter::default).insert(entry);
+    }
+
+    pub fn build(mut self) -> Router {
+        for paths in self.hosts.values_mut() {
+            paths.sort();
+        }
+        Router { hosts: self.hosts, rules: self.rules }
+    }
+}
+
+impl Entry {
+    /// Method, headers and query; the path has been looked at by the caller.
+    fn mismatch<'a>(&'a self, request: &Lookup<'_>) -> Option<Mismatch<'a>> {
+        if let Some(method) = &self.method
+            && method != request.method
+        {
+            return Some(Mismatch::Method(method));
+        }
+        if let Some(header) = self.headers.iter().find(|h| !h.matches(request.headers)) {
+            return Some(Mismatch::Header(header));
+        }
+        self.query.iter().find(|q| !q.matches(request.query)).map(Mismatch::Query)
+    }
+
+    /// Sort key behind the path: more specific first.
+    fn precedence(&self) -> impl Ord + '_ {
+        use std::cmp::Reverse;
+        let unknown_age = self.age.created.is_empty();
+        (Reverse(self.method.is_some()), Reverse(self.headers.len()), Reverse(self.query.len()), unknown_age, &self.age)
+    }
+}

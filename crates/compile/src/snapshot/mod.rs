@@ -1,0 +1,40 @@
+//! The compiled form of all resources that one proxy needs.
+//!
+//! Everything here is plain data: the proxy links it to live state (sockets, pools, health) when it
+//! installs it. `Serialize` exists for golden tests, `/config` and `selvedge diff`; key material is
+//! never written by it.
+
+mod cluster;
+mod filter;
+mod listener;
+mod route;
+mod telemetry;
+mod tls;
+
+pub use cluster::*;
+pub use filter::*;
+pub use listener::*;
+pub use route::*;
+pub use telemetry::*;
+pub use tls::*;
+
+use serde::Serialize;
+use std::sync::Arc;
+
+/// The compiled configuration of one proxy.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Snapshot {
+    /// One entry per socket to bind, sorted by [`Bind`].
+    pub listeners: Vec<Arc<Listener>>,
+    /// Every upstream that some rule can reach, sorted by key. A [`ClusterId`] is an index into this list.
+    pub clusters: Vec<Arc<Cluster>>,
+    /// Access log and tracing outputs shared by all listeners that name no other.
+    pub telemetry: Telemetry,
+}
+
+impl Snapshot {
+    /// The cluster an id of this same snapshot stands for.
+    pub fn cluster(&self, id: ClusterId) -> &Arc<Cluster> {
+        &self.clusters[id.0 as usize]
+    }
+}
