@@ -1,1 +1,9 @@
-//! selvedge-wire
+//! Sans-IO parsing and writing of the bytes that hostile peers send: no sockets, no clocks, no panics; all fuzzed.
+//!
+//! Each module takes bytes and gives values back; what is too long, incomplete or ambiguous is an error or "incomplete",
+//! never a guess. Everything here has a limit, stated beside it.
+
+#![forbid(unsafe_code)]
+
+pub mod host;
+pub mod uri;
