@@ -1,1 +1,20 @@
-//! selvedge-proxy
+//! The data plane. It knows neither where configuration came from nor that a mesh exists: it is given
+//! [`Snapshot`](selvedge_compile::snapshot::Snapshot)s and serves them. The life of a request, file by file,
+//! is told in ARCHITECTURE.md.
+
+pub mod balance;
+pub mod body;
+pub mod codec;
+pub mod drain;
+pub mod error;
+pub mod io;
+pub mod telemetry;
+pub mod tls;
+pub mod worker;
+
+pub use body::Body;
+pub use error::Error;
+
+/// A request or response as every part of the data plane passes it on.
+pub type Request = http::Request<Body>;
+pub type Response = http::Response<Body>;

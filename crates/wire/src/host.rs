@@ -31,9 +31,7 @@ impl Authority<'_> {
     /// `host`, or `host:port` when the port is not the default of the scheme.
     pub fn text(&self, secure: bool) -> Cow<'_, str> {
         match self.port {
-            Some(port) if port != default_port(secure) => {
-                Cow::Owned(format!("{}:{port}", self.host))
-            }
+            Some(port) if port != default_port(secure) => Cow::Owned(format!("{}:{port}", self.host)),
             _ => Cow::Borrowed(&self.host),
         }
     }
@@ -45,11 +43,7 @@ impl Authority<'_> {
     }
 
     pub fn into_owned(self) -> Authority<'static> {
-        Authority {
-            host: Cow::Owned(self.host.into_owned()),
-            port: self.port,
-            ip: self.ip,
-        }
+        Authority { host: Cow::Owned(self.host.into_owned()), port: self.port, ip: self.ip }
     }
 }
 
@@ -101,11 +95,7 @@ pub fn parse_name(name: &[u8]) -> Result<Cow<'_, str>, HostError> {
 
 fn bracketed(rest: &[u8]) -> Result<Authority<'_>, HostError> {
     // The longest text of an IPv6 address has 45 bytes.
-    let close = rest
-        .iter()
-        .take(46)
-        .position(|&b| b == b']')
-        .ok_or(HostError::Ipv6)?;
+    let close = rest.iter().take(46).position(|&b| b == b']').ok_or(HostError::Ipv6)?;
     let text = std::str::from_utf8(&rest[..close]).map_err(|_| HostError::Ipv6)?;
     let ip: Ipv6Addr = text.parse().map_err(|_| HostError::Ipv6)?;
     let port = match &rest[close + 1..] {
@@ -113,11 +103,7 @@ fn bracketed(rest: &[u8]) -> Result<Authority<'_>, HostError> {
         [b':', digits @ ..] => Some(port(digits)?),
         [b, ..] => return Err(HostError::Byte(*b)),
     };
-    Ok(Authority {
-        host: Cow::Owned(format!("[{ip}]")),
-        port,
-        ip: Some(IpAddr::V6(ip)),
-    })
+    Ok(Authority { host: Cow::Owned(format!("[{ip}]")), port, ip: Some(IpAddr::V6(ip)) })
 }
 
 fn port(digits: &[u8]) -> Result<u16, HostError> {
@@ -128,9 +114,7 @@ fn port(digits: &[u8]) -> Result<u16, HostError> {
         b'0'..=b'9' => Some(sum * 10 + u32::from(d - b'0')),
         _ => None,
     });
-    value
-        .and_then(|v| u16::try_from(v).ok())
-        .ok_or(HostError::Port)
+    value.and_then(|v| u16::try_from(v).ok()).ok_or(HostError::Port)
 }
 
 fn name_or_ipv4(name: &[u8]) -> Result<(Cow<'_, str>, Option<IpAddr>), HostError> {
@@ -147,11 +131,7 @@ fn name_or_ipv4(name: &[u8]) -> Result<(Cow<'_, str>, Option<IpAddr>), HostError
         let ip: Ipv4Addr = text.parse().map_err(|_| HostError::Ipv4)?;
         return Ok((Cow::Borrowed(text), Some(IpAddr::V4(ip))));
     }
-    let host = if upper {
-        Cow::Owned(text.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(text)
-    };
+    let host = if upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) };
     Ok((host, None))
 }
 
@@ -174,19 +154,13 @@ fn check_labels(name: &[u8]) -> Result<bool, HostError> {
             return Err(HostError::TooLong);
         }
     }
-    if label == 0 {
-        Err(HostError::EmptyLabel)
-    } else {
-        Ok(upper)
-    }
+    if label == 0 { Err(HostError::EmptyLabel) } else { Ok(upper) }
 }
 
 /// Whether some resolver would read the name as an IPv4 address (`127.1`, `0x7f000001`): the last label is a number.
 fn ends_in_number(name: &[u8]) -> bool {
     let last = name.rsplit(|&b| b == b'.').next().unwrap_or(name);
-    let hex = last
-        .strip_prefix(b"0x")
-        .or_else(|| last.strip_prefix(b"0X"));
+    let hex = last.strip_prefix(b"0x").or_else(|| last.strip_prefix(b"0X"));
     last.iter().all(u8::is_ascii_digit) || hex.is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit))
 }
 
@@ -215,10 +189,7 @@ mod tests {
         ] {
             assert_eq!(canonical(from), Ok((host.into(), port)), "{from}");
         }
-        assert!(matches!(
-            parse(b"shop.example:80").unwrap().host,
-            Cow::Borrowed(_)
-        ));
+        assert!(matches!(parse(b"shop.example:80").unwrap().host, Cow::Borrowed(_)));
     }
 
     #[test]

@@ -105,9 +105,7 @@ pub struct Target<'a> {
 impl Target<'_> {
     /// The normalised path, without query.
     pub fn path(&self) -> &str {
-        self.path_and_query
-            .get(..self.path_len)
-            .unwrap_or(&self.path_and_query)
+        self.path_and_query.get(..self.path_len).unwrap_or(&self.path_and_query)
     }
 
     /// What follows the first `?`.
@@ -151,11 +149,7 @@ pub enum UriError {
 }
 
 /// Parses and normalises the target of an HTTP/1 request line, or `:path` of HTTP/2 and HTTP/3.
-pub fn parse<'a>(
-    method: &Method,
-    target: &'a [u8],
-    options: &PathOptions,
-) -> Result<Target<'a>, UriError> {
+pub fn parse<'a>(method: &Method, target: &'a [u8], options: &PathOptions) -> Result<Target<'a>, UriError> {
     if *method == Method::CONNECT {
         return authority_form(target);
     }
@@ -196,10 +190,7 @@ fn authority_form(target: &[u8]) -> Result<Target<'_>, UriError> {
 }
 
 fn absolute<'a>(target: &'a [u8], options: &PathOptions) -> Result<Target<'a>, UriError> {
-    let colon = target
-        .iter()
-        .position(|&b| b == b':')
-        .ok_or(UriError::Form)?;
+    let colon = target.iter().position(|&b| b == b':').ok_or(UriError::Form)?;
     let (scheme, rest) = target.split_at(colon);
     let rest = rest.strip_prefix(b"://").ok_or(UriError::Form)?;
     let secure = if scheme.eq_ignore_ascii_case(b"http") {
@@ -209,10 +200,7 @@ fn absolute<'a>(target: &'a [u8], options: &PathOptions) -> Result<Target<'a>, U
     } else {
         return Err(UriError::Scheme);
     };
-    let end = rest
-        .iter()
-        .position(|b| b"/?#\\".contains(b))
-        .unwrap_or(rest.len());
+    let end = rest.iter().position(|b| b"/?#\\".contains(b)).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if authority.is_empty() {
         return Err(UriError::Authority);
@@ -226,19 +214,11 @@ fn absolute<'a>(target: &'a [u8], options: &PathOptions) -> Result<Target<'a>, U
             let owned = origin(&whole, options)?;
             let path_len = owned.path_len;
             let text = owned.path_and_query.into_owned();
-            Target {
-                path_and_query: Cow::Owned(text),
-                ..clean("/", path_len)
-            }
+            Target { path_and_query: Cow::Owned(text), ..clean("/", path_len) }
         }
         _ => origin(path, options)?,
     };
-    Ok(Target {
-        form: Form::Absolute,
-        secure: Some(secure),
-        authority: Some(authority),
-        ..target
-    })
+    Ok(Target { form: Form::Absolute, secure: Some(secure), authority: Some(authority), ..target })
 }
 
 fn clean(text: &str, path_len: usize) -> Target<'_> {
@@ -278,11 +258,7 @@ fn origin<'a>(target: &'a [u8], options: &PathOptions) -> Result<Target<'a>, Uri
         Ok(same) if same == text => Cow::Borrowed(same),
         _ => Cow::Owned(text),
     };
-    Ok(Target {
-        path_and_query: text,
-        redirect,
-        ..clean("/", path_len)
-    })
+    Ok(Target { path_and_query: text, redirect, ..clean("/", path_len) })
 }
 
 /// A plain byte of a path: `pchar` without the ones below.
@@ -353,14 +329,11 @@ fn keeps(target: &[u8], at: usize, b: u8, options: &PathOptions) -> bool {
 
 /// `query` is empty or begins with `?`.
 fn scan_query(query: &[u8]) -> bool {
-    query
-        .iter()
-        .enumerate()
-        .all(|(at, &b)| match CLASS[usize::from(b)] {
-            PLAIN | QUERY => true,
-            LOOK => b != b'%' || escape(query, at).is_some(),
-            _ => false,
-        })
+    query.iter().enumerate().all(|(at, &b)| match CLASS[usize::from(b)] {
+        PLAIN | QUERY => true,
+        LOOK => b != b'%' || escape(query, at).is_some(),
+        _ => false,
+    })
 }
 
 fn rewrite_query(query: &[u8], out: &mut Vec<u8>) -> Result<(), UriError> {
@@ -403,13 +376,7 @@ fn rewrite_path(path: &[u8], options: &PathOptions, out: &mut Vec<u8>) -> Result
 }
 
 /// Pushes the meaning of one escape whose digits stand at `at`; says whether it was an escaped slash to redirect for.
-fn push_decoded(
-    path: &[u8],
-    at: usize,
-    value: u8,
-    options: &PathOptions,
-    out: &mut Vec<u8>,
-) -> Result<bool, UriError> {
+fn push_decoded(path: &[u8], at: usize, value: u8, options: &PathOptions, out: &mut Vec<u8>) -> Result<bool, UriError> {
     match value {
         0 => return Err(UriError::Nul),
         b'/' | b'\\' => match options.escaped_slashes {
@@ -492,12 +459,8 @@ fn strip_params<'a>(segment: &'a [u8], options: &PathOptions) -> Result<&'a [u8]
         (Some(at), PathParams::Strip) => segment.get(..at).unwrap_or(segment),
         _ => segment,
     };
-    let dots = stripped
-        .strip_prefix(b".")
-        .map(|rest| rest.strip_prefix(b".").unwrap_or(rest));
-    let dodges = |rest: &[u8]| {
-        rest.starts_with(b";") || (rest.len() >= 3 && rest[..3].eq_ignore_ascii_case(b"%3b"))
-    };
+    let dots = stripped.strip_prefix(b".").map(|rest| rest.strip_prefix(b".").unwrap_or(rest));
+    let dodges = |rest: &[u8]| rest.starts_with(b";") || (rest.len() >= 3 && rest[..3].eq_ignore_ascii_case(b"%3b"));
     match dots {
         Some(rest) if options.normalize && dodges(rest) => Err(UriError::DotParams),
         _ => Ok(stripped),
@@ -513,11 +476,7 @@ fn overlong(path: &[u8], at: usize, value: u8) -> Result<(), UriError> {
         0xF0 => 0x90,
         _ => return Ok(()),
     };
-    match path
-        .get(at + 3)
-        .filter(|&&b| b == b'%')
-        .and_then(|_| escape(path, at + 3))
-    {
+    match path.get(at + 3).filter(|&&b| b == b'%').and_then(|_| escape(path, at + 3)) {
         Some(next) if (0x80..limit).contains(&next) => Err(UriError::Overlong),
         _ => Ok(()),
     }
@@ -532,11 +491,7 @@ fn escape(text: &[u8], at: usize) -> Option<u8> {
 
 fn push_escape(value: u8, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    out.extend_from_slice(&[
-        b'%',
-        HEX[usize::from(value >> 4)],
-        HEX[usize::from(value & 15)],
-    ]);
+    out.extend_from_slice(&[b'%', HEX[usize::from(value >> 4)], HEX[usize::from(value & 15)]]);
 }
 
 fn unreserved(b: u8) -> bool {
@@ -553,8 +508,7 @@ mod tests {
     }
 
     fn with(target: &str, options: &PathOptions) -> Result<(String, bool), UriError> {
-        parse(&Method::GET, target.as_bytes(), options)
-            .map(|t| (t.path_and_query.clone().into_owned(), t.redirect))
+        parse(&Method::GET, target.as_bytes(), options).map(|t| (t.path_and_query.clone().into_owned(), t.redirect))
     }
 
     fn same(target: &str) {
@@ -619,28 +573,13 @@ mod tests {
 
     #[test]
     fn escaped_slashes_follow_the_option() {
-        let option = |escaped_slashes| PathOptions {
-            escaped_slashes,
-            ..PathOptions::default()
-        };
+        let option = |escaped_slashes| PathOptions { escaped_slashes, ..PathOptions::default() };
         assert_eq!(get("/a/..%2fadmin"), Ok(("/admin".into(), true)));
         assert_eq!(get("/a%5cb"), Ok(("/a/b".into(), true)));
-        assert_eq!(
-            with("/a%2fb", &option(EscapedSlashes::Keep)),
-            Ok(("/a%2Fb".into(), false))
-        );
-        assert_eq!(
-            with("/a%2Fb", &option(EscapedSlashes::Unescape)),
-            Ok(("/a/b".into(), false))
-        );
-        assert_eq!(
-            with("/a%2fb", &option(EscapedSlashes::Reject)),
-            Err(UriError::EscapedSlash)
-        );
-        assert_eq!(
-            with("/a%5Cb", &option(EscapedSlashes::Reject)),
-            Err(UriError::EscapedSlash)
-        );
+        assert_eq!(with("/a%2fb", &option(EscapedSlashes::Keep)), Ok(("/a%2Fb".into(), false)));
+        assert_eq!(with("/a%2Fb", &option(EscapedSlashes::Unescape)), Ok(("/a/b".into(), false)));
+        assert_eq!(with("/a%2fb", &option(EscapedSlashes::Reject)), Err(UriError::EscapedSlash));
+        assert_eq!(with("/a%5Cb", &option(EscapedSlashes::Reject)), Err(UriError::EscapedSlash));
     }
 
     #[test]
@@ -680,19 +619,10 @@ mod tests {
 
     #[test]
     fn path_params_follow_the_option() {
-        let strip = PathOptions {
-            path_params: PathParams::Strip,
-            ..PathOptions::default()
-        };
-        assert_eq!(
-            with("/admin;x=y/b;z", &strip),
-            Ok(("/admin/b".into(), false))
-        );
+        let strip = PathOptions { path_params: PathParams::Strip, ..PathOptions::default() };
+        assert_eq!(with("/admin;x=y/b;z", &strip), Ok(("/admin/b".into(), false)));
         assert_eq!(with("/a/..;x/admin", &strip), Ok(("/admin".into(), false)));
-        let reject = PathOptions {
-            path_params: PathParams::Reject,
-            ..PathOptions::default()
-        };
+        let reject = PathOptions { path_params: PathParams::Reject, ..PathOptions::default() };
         assert_eq!(with("/admin;x", &reject), Err(UriError::PathParams));
         assert_eq!(with("/a?b;c", &reject), Ok(("/a?b;c".into(), false)));
     }
@@ -720,26 +650,14 @@ mod tests {
         assert_eq!(parsed.authority, Some(&b"Shop.example:80"[..]));
         assert_eq!((parsed.path(), parsed.query()), ("/b", Some("c")));
         let parsed = parse(&Method::GET, b"https://a?x", &options).unwrap();
-        assert_eq!(
-            (parsed.path(), parsed.query(), parsed.secure),
-            ("/", Some("x"), Some(true))
-        );
+        assert_eq!((parsed.path(), parsed.query(), parsed.secure), ("/", Some("x"), Some(true)));
         let parsed = parse(&Method::GET, b"http://a", &options).unwrap();
         assert_eq!((parsed.path(), parsed.query()), ("/", None));
-        assert_eq!(
-            parse(&Method::OPTIONS, b"*", &options).unwrap().form,
-            Form::Asterisk
-        );
+        assert_eq!(parse(&Method::OPTIONS, b"*", &options).unwrap().form, Form::Asterisk);
         let connect = parse(&Method::CONNECT, b"a:443", &options).unwrap();
-        assert_eq!(
-            (connect.form, connect.authority),
-            (Form::Authority, Some(&b"a:443"[..]))
-        );
+        assert_eq!((connect.form, connect.authority), (Form::Authority, Some(&b"a:443"[..])));
         for bad in ["/", "a", "http://a:1/", "u@a:1", ""] {
-            assert!(
-                parse(&Method::CONNECT, bad.as_bytes(), &options).is_err(),
-                "{bad}"
-            );
+            assert!(parse(&Method::CONNECT, bad.as_bytes(), &options).is_err(), "{bad}");
         }
     }
 

@@ -1,0 +1,49 @@
+//! Telling connections to finish, and waiting until they have.
+
+use tokio::sync::watch;
+
+/// Held by whoever may say "finish what you have begun": one per listener, and one for the process.
+#[derive(Debug)]
+pub struct Drainer(watch::Sender<bool>);
+
+/// Held by every connection (clone it); dropping it says "I am done".
+#[derive(Debug, Clone)]
+pub struct Drain(watch::Receiver<bool>);
+
+impl Default for Drainer {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Drainer {
+    pub fn subscribe(&self) -> Drain {
+        Drain(self.0.subscribe())
+    }
+
+    /// Tells all connections, present and future, to finish.
+    pub fn start(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Connections that are still there.
+    pub fn open(&self) -> usize {
+        self.0.receiver_count()
+    }
+
+    /// Resolves when every [`Drain`] has been dropped.
+    pub async fn done(&self) {
+        self.0.closed().await;
+    }
+}
+
+impl Drain {
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Resolves when draining starts (or the drainer is gone).
+    pub async fn draining(&mut self) {
+        let _ = self.0.wait_for(|draining| *draining).await;
+    }
+}

@@ -1,0 +1,1 @@
+//! Metrics, access logs and traces, all from the one [record](crate) of a request or connection.
