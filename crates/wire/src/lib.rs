@@ -6,4 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod host;
+pub mod http1;
 pub mod uri;
