@@ -1,0 +1,212 @@
+//! Settings of listeners.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::inherit;
+use crate::duration::Duration;
+
+/// Settings of listeners. Listeners that share a port must agree on what is decided before the route is known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerSettings {
+    /// Whether connections start with a PROXY protocol header (version 1 or 2), which tells the address of the client.
+    #[schemars(extend("default" = "Off"))]
+    pub proxy_protocol: Option<ProxyProtocolMode>,
+    /// How many proxies in front are trusted to tell the address of the client in Forwarded or X-Forwarded-For;
+    /// with 0 these headers are replaced.
+    #[schemars(range(max = 32), extend("default" = 0))]
+    pub trusted_hops: Option<u32>,
+    /// Most connections at a time; further ones wait in the kernel.
+    #[schemars(range(min = 1), extend("default" = 10_000))]
+    pub max_connections: Option<u32>,
+    /// Limits on request headers, after decoding.
+    pub headers: Option<HeaderLimits>,
+    /// Limits of time towards clients.
+    pub timeouts: Option<ListenerTimeouts>,
+    /// HTTP/2 towards clients.
+    pub http2: Option<DownstreamHttp2>,
+    /// How request targets are treated before routing.
+    pub normalization: Option<Normalization>,
+    /// Requests after which a client connection is closed; 0 is no limit.
+    #[schemars(extend("default" = 0))]
+    pub max_requests_per_connection: Option<u32>,
+}
+
+inherit!(ListenerSettings {
+    proxy_protocol, trusted_hops, max_connections, max_requests_per_connection;
+    headers, timeouts, http2, normalization
+});
+
+/// Whether connections start with a PROXY protocol header.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+pub enum ProxyProtocolMode {
+    /// None is read.
+    #[default]
+    Off,
+    /// It is read if it is there. Only behind a proxy that sends it: otherwise clients can claim any address.
+    Optional,
+    /// Connections without it are closed.
+    Required,
+}
+
+/// Limits on request headers, after decoding; requests over them are answered with 431.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderLimits {
+    /// Most headers, cookies and repeated ones included.
+    #[schemars(range(min = 8, max = 1000), extend("default" = 100))]
+    pub max_count: Option<u32>,
+    /// Most bytes of all names and values.
+    #[schemars(range(min = 1024, max = 1_048_576), extend("default" = 65_536))]
+    pub max_bytes: Option<u32>,
+    /// What is done with header names that hold an underscore, which some backends take for a hyphen.
+    #[schemars(extend("default" = "Allow"))]
+    pub underscores: Option<UnderscoreMode>,
+}
+
+inherit!(HeaderLimits {
+    max_count,
+    max_bytes,
+    underscores
+});
+
+/// What is done with header names that hold an underscore.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+pub enum UnderscoreMode {
+    /// They pass.
+    #[default]
+    Allow,
+    /// The header is removed.
+    Drop,
+    /// The request is answered with 400.
+    Reject,
+}
+
+/// Limits of time towards clients.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerTimeouts {
+    /// From the connection to the end of the TLS handshake and of the PROXY protocol header.
+    #[schemars(extend("default" = "10s"))]
+    pub handshake: Option<Duration>,
+    /// From the first byte of a request to the end of its headers; answered with 408.
+    #[schemars(extend("default" = "10s"))]
+    pub header: Option<Duration>,
+    /// Between requests on one connection.
+    #[schemars(extend("default" = "300s"))]
+    pub idle: Option<Duration>,
+    /// Slowest request body, in bytes per second averaged over 10 seconds; slower ones are answered with 408.
+    /// 0 is no limit.
+    #[schemars(extend("default" = 100))]
+    pub body_min_rate: Option<u32>,
+    /// Age after which a connection takes no new requests; `0s` is no limit.
+    #[schemars(extend("default" = "0s"))]
+    pub max_connection_age: Option<Duration>,
+}
+
+inherit!(ListenerTimeouts {
+    handshake,
+    header,
+    idle,
+    body_min_rate,
+    max_connection_age
+});
+
+/// HTTP/2 towards clients.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DownstreamHttp2 {
+    /// Most requests at a time on one connection.
+    #[schemars(range(min = 1, max = 10_000), extend("default" = 100))]
+    pub max_concurrent_streams: Option<u32>,
+    /// Bytes that a client may send on one stream before we take them.
+    #[schemars(range(min = 1024, max = 2_147_483_647), extend("default" = 65_535))]
+    pub stream_window: Option<u32>,
+    /// Bytes that a client may send on one connection before we take them.
+    #[schemars(range(min = 65_535, max = 2_147_483_647), extend("default" = 1_048_576))]
+    pub connection_window: Option<u32>,
+    /// Time without traffic after which a PING is sent; `0s` sends none.
+    #[schemars(extend("default" = "0s"))]
+    pub ping_interval: Option<Duration>,
+    /// Longest time to wait for the answer to a PING before the connection is closed.
+    #[schemars(extend("default" = "10s"))]
+    pub ping_timeout: Option<Duration>,
+}
+
+inherit!(DownstreamHttp2 {
+    max_concurrent_streams,
+    stream_window,
+    connection_window,
+    ping_interval,
+    ping_timeout
+});
+
+/// How request targets are treated before routing. Dot segments are always resolved and needless percent-encoding
+/// is always undone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Normalization {
+    /// Whether `//` in paths becomes `/`.
+    #[schemars(extend("default" = true))]
+    pub merge_slashes: Option<bool>,
+    /// What is done with an encoded slash or backslash (`%2F`, `%5C`) in a path.
+    #[schemars(extend("default" = "Keep"))]
+    pub escaped_slashes: Option<EscapedSlashes>,
+}
+
+inherit!(Normalization {
+    merge_slashes,
+    escaped_slashes
+});
+
+/// What is done with an encoded slash or backslash in a path.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+pub enum EscapedSlashes {
+    /// It stays encoded.
+    #[default]
+    Keep,
+    /// The request is answered with 400.
+    Reject,
+    /// It is decoded, before dot segments are resolved.
+    Decode,
+}
