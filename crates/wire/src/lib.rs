@@ -5,6 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod forwarded;
+pub mod grpc;
+pub mod hop;
 pub mod host;
 pub mod http1;
+pub mod trace;
 pub mod uri;
