@@ -5,10 +5,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client_hello;
 pub mod forwarded;
 pub mod grpc;
 pub mod hop;
 pub mod host;
 pub mod http1;
+pub mod proxy_protocol;
 pub mod trace;
 pub mod uri;
+pub mod websocket;
