@@ -1,1 +1,4 @@
-//! selvedge-testkit
+//! For tests only: certificates, servers and clients on loopback.
+
+pub mod certs;
+pub mod tcp;

@@ -1,0 +1,308 @@
+//! Being a TLS server: the SNI of the ClientHello picks the listener, then the handshake is done with its
+//! configuration, or the bytes are handed on untouched (passthrough).
+
+use super::{
+    BUFFER_LIMIT, PeerCertificate, ServerStream, Store,
+    config::{Config, Offer},
+    tls_error,
+};
+use crate::{
+    Error,
+    error::{Kind, Side},
+    io::Io,
+};
+use bytes::{Bytes, BytesMut};
+use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+use rustls_pki_types::CertificateDer;
+use selvedge_compile::{
+    router::HostMap,
+    snapshot::{TlsListener, TlsMode},
+};
+use selvedge_wire::host;
+use std::{io, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::Instant,
+};
+use tokio_rustls::StartHandshake;
+
+/// A ClientHello may have this many bytes. With a post-quantum key share, a ticket and a long ALPN list it has about
+/// 3 KB; Envoy allows 16 KiB too. Later handshake messages are limited to 64 KiB by rustls.
+pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
+
+/// The TLS side of one socket, built anew when the socket's listeners change.
+pub struct Acceptor {
+    hosts: HostMap<Entry>,
+}
+
+struct Entry {
+    listener: Arc<TlsListener>,
+    /// `None` for passthrough.
+    config: Option<Result<Arc<Config>, ()>>,
+}
+
+/// A TLS connection that may be served.
+pub enum Accepted {
+    Terminated {
+        io: Box<ServerStream>,
+        listener: Arc<TlsListener>,
+        session: Session,
+    },
+    /// The bytes from the client, beginning with its ClientHello.
+    Passthrough {
+        io: Io,
+        listener: Arc<TlsListener>,
+        sni: Option<String>,
+    },
+}
+
+/// What a handshake has settled.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// In canonical form.
+    pub sni: Option<String>,
+    pub alpn: Option<AppProtocol>,
+    pub peer: Option<Arc<PeerCertificate>>,
+    pub resumed: bool,
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// IANA name.
+    pub cipher: &'static str,
+    /// Key exchange group by its IANA name, such as `X25519MLKEM768`; unknown for resumed TLS 1.2 sessions.
+    pub group: Option<&'static str>,
+}
+
+/// What ALPN has settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppProtocol {
+    Http1,
+    Http2,
+}
+
+impl Acceptor {
+    /// Links a socket's listeners with keys and configurations. A listener whose certificate cannot be used refuses
+    /// its handshakes (`internal_error`) and is told of in the second value; all others work.
+    pub fn new(listeners: &HostMap<Arc<TlsListener>>, store: &Store) -> (Self, Vec<Error>) {
+        store.prune();
+        let mut problems = Vec::new();
+        let hosts = listeners.clone().map(|listener| {
+            let made = match &listener.mode {
+                TlsMode::Http { tls, http } => {
+                    let offer = if http.options.http2_enabled { Offer::Http2AndHttp1 } else { Offer::Http1 };
+                    Some(store.config(tls, offer))
+                }
+                TlsMode::Tcp { tls, .. } => Some(store.config(tls, Offer::Nothing)),
+                TlsMode::Passthrough { .. } => None,
+            };
+            let config = made.map(|made| {
+                made.map_err(|message| {
+                    let message = format!("listener {} cannot serve TLS: {message}", listener.name);
+                    problems.push(Error::new(Kind::Tls, Side::Us, message));
+                })
+            });
+            Entry { listener, config }
+        });
+        (Self { hosts }, problems)
+    }
+
+    /// Does the handshake on an accepted connection, of which `read` was already read.
+    ///
+    /// The most specific listener for the SNI is used; without SNI, the listener without hostname. When there is none,
+    /// the client is told `unrecognized_name` (RFC 6066 section 3): to answer with some certificate would only serve
+    /// scanners, and would let a client reach a listener whose name it did not ask for.
+    pub async fn accept(&self, tcp: TcpStream, read: Bytes, deadline: Instant) -> Result<Accepted, Error> {
+        match tokio::time::timeout_at(deadline, self.handshake(tcp, read)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::downstream(Kind::Timeout, "the TLS handshake took longer than the handshake timeout")),
+        }
+    }
+
+    async fn handshake(&self, mut tcp: TcpStream, read: Bytes) -> Result<Accepted, Error> {
+        let mut raw = BytesMut::from(read.as_ref());
+        let hello = read_hello(&mut tcp, &mut raw).await?;
+        let sni = match hello.client_hello().server_name() {
+            None => None,
+            Some(name) => Some(canonical(name, &mut tcp).await?),
+        };
+        let entry = match &sni {
+            Some(name) => self.hosts.find(name),
+            None => self.hosts.get_pattern(None),
+        };
+        let Some(entry) = entry else {
+            alert(&mut tcp, Alert::UnrecognizedName).await;
+            let message = match &sni {
+                Some(name) => format!("no listener for the server name {name} (SNI)"),
+                None => "the client sent no server name (SNI) and every listener has a hostname".to_owned(),
+            };
+            return Err(Error::downstream(Kind::Tls, message));
+        };
+        let listener = entry.listener.clone();
+        match &entry.config {
+            None => {
+                let mut io = Io::from(tcp);
+                io.unread(raw.freeze());
+                Ok(Accepted::Passthrough { io, listener, sni })
+            }
+            Some(Err(())) => {
+                alert(&mut tcp, Alert::InternalError).await;
+                let message = format!("listener {} has no usable certificate", listener.name);
+                Err(Error::new(Kind::Tls, Side::Us, message))
+            }
+            Some(Ok(config)) => {
+                drop(raw);
+                let (io, session) = terminate(tcp, hello, config, sni).await?;
+                Ok(Accepted::Terminated { io: Box::new(io), listener, session })
+            }
+        }
+    }
+}
+
+/// Reads until the ClientHello is complete; `raw` then holds it and whatever came behind it.
+async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<rustls::server::Accepted, Error> {
+    let mut parser = rustls::server::Acceptor::default();
+    let mut fed = 0;
+    loop {
+        feed(&mut parser, &raw[fed..])?;
+        fed = raw.len();
+        match parser.accept() {
+            Ok(Some(accepted)) => return Ok(accepted),
+            Ok(None) => {}
+            Err((error, bytes)) => return Err(refuse(tcp, error, bytes, raw).await),
+        }
+        if raw.len() >= MAX_CLIENT_HELLO {
+            alert(tcp, Alert::DecodeError).await;
+            let message = format!("the ClientHello has more than {MAX_CLIENT_HELLO} bytes");
+            return Err(Error::downstream(Kind::Tls, message));
+        }
+        raw.reserve(2048);
+        match tcp.read_buf(raw).await {
+            Ok(0) if raw.is_empty() => {
+                return Err(Error::downstream(Kind::Reset, "the client closed the connection before a TLS handshake"));
+            }
+            Ok(0) => return Err(Error::downstream(Kind::Reset, "the client closed the connection in its ClientHello")),
+            Ok(_) => {}
+            Err(e) => return Err(Error::downstream(Kind::Reset, "reading the ClientHello").with_source(e)),
+        }
+    }
+}
+
+async fn canonical(name: &str, tcp: &mut TcpStream) -> Result<String, Error> {
+    match host::parse_name(name.as_bytes()) {
+        Ok(name) => Ok(name.into_owned()),
+        Err(error) => {
+            alert(tcp, Alert::UnrecognizedName).await;
+            Err(Error::downstream(Kind::Tls, "the server name (SNI) is not a host name").with_source(error))
+        }
+    }
+}
+
+fn feed(parser: &mut rustls::server::Acceptor, mut bytes: &[u8]) -> Result<(), Error> {
+    while !bytes.is_empty() {
+        let read = parser.read_tls(&mut bytes);
+        match read {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(e) => return Err(Error::downstream(Kind::Tls, "the ClientHello is too long").with_source(e)),
+        }
+    }
+    Ok(())
+}
+
+async fn terminate(
+    tcp: TcpStream,
+    accepted: rustls::server::Accepted,
+    config: &Config,
+    sni: Option<String>,
+) -> Result<(ServerStream, Session), Error> {
+    let handshake = StartHandshake::from_parts(accepted, tcp)
+        .into_stream_with(config.server.clone(), |session| session.set_buffer_limit(Some(BUFFER_LIMIT)));
+    let io = handshake.await.map_err(handshake_error)?;
+    let session = io.get_ref().1;
+    let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+    let peer = peer(config, session.peer_certificates(), resumed)?;
+    let session = describe(session, sni, resumed, peer);
+    Ok((io, session))
+}
+
+/// The client's certificate, judged. A resumed session brings its certificate from the first handshake, so it is
+/// judged again: it may have expired since.
+fn peer(
+    config: &Config,
+    chain: Option<&[CertificateDer<'static>]>,
+    resumed: bool,
+) -> Result<Option<Arc<PeerCertificate>>, Error> {
+    let Some(auth) = &config.auth else { return Ok(None) };
+    let chain = chain.unwrap_or_default();
+    let verified = if auth.is_fallback() || resumed { auth.verify(chain) } else { Ok(()) };
+    match verified {
+        Err(error) if !auth.is_fallback() => {
+            Err(Error::downstream(Kind::Tls, "the client certificate of a resumed session").with_source(error))
+        }
+        verified => Ok(PeerCertificate::new(chain, verified.is_ok()).map(Arc::new)),
+    }
+}
+
+fn describe(common: &CommonState, sni: Option<String>, resumed: bool, peer: Option<Arc<PeerCertificate>>) -> Session {
+    Session {
+        sni,
+        alpn: match common.alpn_protocol() {
+            Some(b"h2") => Some(AppProtocol::Http2),
+            Some(b"http/1.1") => Some(AppProtocol::Http1),
+            _ => None,
+        },
+        peer,
+        resumed,
+        version: match common.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "unknown",
+        },
+        cipher: common.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).unwrap_or("unknown"),
+        group: common.negotiated_key_exchange_group().and_then(|g| g.name().as_str()),
+    }
+}
+
+fn handshake_error(error: io::Error) -> Error {
+    let (kind, message) = match tls_error(&error) {
+        Some(rustls::Error::NoCertificatesPresented) => (Kind::Tls, "the client sent no certificate"),
+        Some(rustls::Error::InvalidCertificate(_)) => (Kind::Tls, "the client's certificate is not accepted"),
+        Some(rustls::Error::AlertReceived(_)) => (Kind::Tls, "the client ended the TLS handshake"),
+        Some(_) => (Kind::Tls, "the TLS handshake failed"),
+        None => (Kind::Reset, "the client closed the connection in the TLS handshake"),
+    };
+    Error::downstream(kind, message).with_source(error)
+}
+
+/// Sends the alert for a ClientHello that is not accepted.
+async fn refuse(
+    tcp: &mut TcpStream,
+    error: rustls::Error,
+    mut alert: rustls::server::AcceptedAlert,
+    raw: &[u8],
+) -> Error {
+    let mut bytes = Vec::new();
+    if alert.write_all(&mut bytes).is_ok() {
+        // The connection ends either way.
+        let _ = tcp.write_all(&bytes).await;
+    }
+    let message = if is_http(raw) { "the client spoke plain HTTP to a TLS listener" } else { "bad ClientHello" };
+    Error::downstream(Kind::Tls, message).with_source(error)
+}
+
+fn is_http(raw: &[u8]) -> bool {
+    raw.iter().take_while(|b| b.is_ascii_uppercase()).count() >= 3
+}
+
+/// Fatal alerts that are sent before there is a session.
+#[derive(Clone, Copy)]
+enum Alert {
+    DecodeError = 50,
+    InternalError = 80,
+    UnrecognizedName = 112,
+}
+
+async fn alert(tcp: &mut TcpStream, alert: Alert) {
+    // Record type alert, version TLS 1.2 as all records carry, length 2, level fatal. The connection ends either way.
+    let _ = tcp.write_all(&[21, 3, 3, 0, 2, 2, alert as u8]).await;
+}
