@@ -1,0 +1,255 @@
+//! One stream of a client's connection, from the accepted head to its end.
+
+use super::{
+    duplex::H2Stream,
+    incoming::{Incoming, Upload},
+    pump::{Pump, Stop},
+    server::{Limits, OpenStream},
+    strip_connection_fields,
+};
+use crate::{
+    Body, Response,
+    codec::{Informational, Service},
+    error::Side,
+    io::Io,
+};
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{Method, StatusCode, header, request::Parts};
+use http_body::Body as _;
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Interim responses passed on for one request; an upstream that sends more is not our client's problem.
+const MAX_INTERIM: u32 = 16;
+
+pub(super) struct Exchange<S> {
+    service: Arc<S>,
+    open: OpenStream,
+    limits: Limits,
+    respond: SendResponse<Bytes>,
+}
+
+/// How waiting for the service ended.
+enum Outcome {
+    Answered(Response),
+    /// The client reset the stream or is gone.
+    Gone,
+    Idle,
+}
+
+impl<S: Service> Exchange<S> {
+    pub(super) fn new(service: Arc<S>, open: OpenStream, limits: Limits, respond: SendResponse<Bytes>) -> Self {
+        Self { service, open, limits, respond }
+    }
+
+    /// `length` is the content-length of the request.
+    pub(super) async fn run(mut self, mut parts: Parts, recv: RecvStream, length: Option<u64>) {
+        let method = parts.method.clone();
+        let mut upload = None;
+        let mut tunnel = None;
+        let expects =
+            parts.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let body = if method == Method::CONNECT {
+            tunnel = Some(recv);
+            Body::empty()
+        } else if recv.is_end_stream() {
+            Body::empty()
+        } else {
+            let watch = Arc::new(Upload::default());
+            upload = Some(watch.clone());
+            Incoming::new(recv, Side::Downstream, length, self.limits.head.max_fields).watched(watch).into_body()
+        };
+        let informational = Informational::default();
+        parts.extensions.insert(informational.clone());
+        let request = http::Request::from_parts(parts, body);
+
+        let mut wait = Wait {
+            idle: self.limits.stream_idle,
+            informational,
+            interim_left: MAX_INTERIM,
+            continues: if expects { upload.clone() } else { None },
+            upload,
+        };
+        match self.answer(request, &mut wait).await {
+            Outcome::Answered(response) => self.respond(response, &method, tunnel, wait.upload).await,
+            Outcome::Gone => self.open.cancelled(),
+            Outcome::Idle => self.time_out(wait.upload),
+        }
+    }
+
+    async fn answer(&mut self, request: crate::Request, wait: &mut Wait) -> Outcome {
+        let service = self.service.clone();
+        let mut call = pin!(service.call(request));
+        let timer = pin!(sleep(wait.idle));
+        let mut idle = Idle::new(timer, wait.idle);
+        let respond = &mut self.respond;
+        poll_fn(|cx| {
+            // First, so that a request that was already given up never reaches the service.
+            if respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Outcome::Gone);
+            }
+            if let Poll::Ready(response) = call.as_mut().poll(cx) {
+                wait.pass_interim(respond, cx);
+                return Poll::Ready(Outcome::Answered(response));
+            }
+            wait.pass_interim(respond, cx);
+            let moved = wait.upload.as_ref().is_some_and(|upload| upload.moved());
+            idle.poll(moved, cx).map(|()| Outcome::Idle)
+        })
+        .await
+    }
+
+    /// Nothing moved for too long and there is no response yet.
+    fn time_out(mut self, upload: Option<Arc<Upload>>) {
+        let complete = upload.is_none_or(|upload| upload.is_finished());
+        let status = if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
+        let mut response = http::Response::new(());
+        *response.status_mut() = status;
+        if self.respond.send_response(response, true).is_err() {
+            self.respond.send_reset(Reason::CANCEL);
+        }
+    }
+
+    async fn respond(
+        mut self,
+        response: Response,
+        method: &Method,
+        tunnel: Option<RecvStream>,
+        upload: Option<Arc<Upload>>,
+    ) {
+        let (mut parts, mut body) = response.into_parts();
+        if parts.status.is_informational() {
+            tracing::debug!(status = %parts.status, "a final response with an informational status; stream reset");
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+            return;
+        }
+        strip_connection_fields(&mut parts.headers);
+        parts.extensions.clear();
+        let status = parts.status;
+        let accepted = tunnel.filter(|_| status.is_success()).zip(body.take_tunnel());
+        if accepted.is_some() {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
+        let no_body = *method == Method::HEAD || matches!(status.as_u16(), 204 | 205 | 304);
+        let length = if no_body { None } else { super::content_length(&parts.headers).unwrap_or(None) };
+        let end = accepted.is_none() && (no_body || body.is_end_stream());
+        if end && length.is_some_and(|length| length > 0) {
+            tracing::debug!("a response ended before its content-length; stream reset");
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+            return;
+        }
+        let send = match self.respond.send_response(http::Response::from_parts(parts, ()), end) {
+            Ok(send) => send,
+            Err(error) => {
+                tracing::debug!(%error, "a response could not be sent");
+                self.respond.send_reset(Reason::INTERNAL_ERROR);
+                return self.open.cancelled();
+            }
+        };
+        if let Some((recv, run)) = accepted {
+            drop(self.respond);
+            run(Io::other(H2Stream::new(send, recv, None))).await;
+        } else if !end {
+            self.send_body(body, send, length, upload).await;
+        }
+    }
+
+    async fn send_body(&self, body: Body, send: SendStream<Bytes>, length: Option<u64>, upload: Option<Arc<Upload>>) {
+        let mut pump = Pump::new(body, send, length);
+        let limit = self.limits.stream_idle;
+        let timer = pin!(sleep(limit));
+        let mut idle = Idle::new(timer, limit);
+        let stop = poll_fn(|cx| {
+            if let Poll::Ready(result) = pump.poll(cx) {
+                return Poll::Ready(result.err());
+            }
+            let moved = pump.moved() | upload.as_ref().is_some_and(|upload| upload.moved());
+            if idle.poll(moved, cx).is_ready() {
+                tracing::debug!("nothing moved on a stream for {limit:?}; stream reset");
+                pump.reset(Reason::CANCEL);
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await;
+        match stop {
+            Some(Stop::Gone) => self.open.cancelled(),
+            Some(Stop::Body(error)) => tracing::debug!(%error, "a response body broke off; stream reset"),
+            None => {}
+        }
+    }
+}
+
+/// What is looked after while the service works.
+struct Wait {
+    idle: Duration,
+    informational: Informational,
+    interim_left: u32,
+    continues: Option<Arc<Upload>>,
+    upload: Option<Arc<Upload>>,
+}
+
+impl Wait {
+    fn pass_interim(&mut self, respond: &mut SendResponse<Bytes>, cx: &mut Context<'_>) {
+        if self.continues.as_ref().is_some_and(|upload| upload.poll_wanted(cx).is_ready()) {
+            self.continues = None;
+            self.send_interim(respond, http::Response::new(()), StatusCode::CONTINUE);
+        }
+        while let Poll::Ready(response) = self.informational.poll_next(cx) {
+            let status = response.status();
+            self.send_interim(respond, response, status);
+        }
+    }
+
+    fn send_interim(
+        &mut self,
+        respond: &mut SendResponse<Bytes>,
+        mut response: http::Response<()>,
+        status: StatusCode,
+    ) {
+        if self.interim_left == 0 {
+            return;
+        }
+        self.interim_left -= 1;
+        *response.status_mut() = status;
+        strip_connection_fields(response.headers_mut());
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        // Fails only when the stream is gone, which the next poll tells.
+        let _ = respond.send_informational(response);
+    }
+}
+
+/// Fires when nothing moved for `limit` (zero: never). The timer is only touched when it fires, so a busy stream pays
+/// one registration; silence is thus noticed after one to two times the limit.
+struct Idle<'a> {
+    sleep: Pin<&'a mut Sleep>,
+    limit: Duration,
+    moved: bool,
+}
+
+impl<'a> Idle<'a> {
+    fn new(sleep: Pin<&'a mut Sleep>, limit: Duration) -> Self {
+        Self { sleep, limit, moved: false }
+    }
+
+    fn poll(&mut self, moved: bool, cx: &mut Context<'_>) -> Poll<()> {
+        if self.limit.is_zero() {
+            return Poll::Pending;
+        }
+        self.moved |= moved;
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            if !std::mem::take(&mut self.moved) {
+                return Poll::Ready(());
+            }
+            self.sleep.as_mut().reset(Instant::now() + self.limit);
+        }
+        Poll::Pending
+    }
+}

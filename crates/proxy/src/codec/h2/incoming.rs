@@ -1,0 +1,188 @@
+//! A received stream as a body.
+
+use super::error_of;
+use crate::{
+    Body, Error,
+    error::{Kind, Side},
+};
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{HeaderMap, HeaderName, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::{
+    any::Any,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+/// Fields that say how a message is framed, routed or authorised, and so may not come after it (RFC 9110 section 6.5.1).
+const NOT_IN_TRAILERS: [HeaderName; 8] = [
+    header::CONTENT_LENGTH,
+    header::HOST,
+    header::AUTHORIZATION,
+    header::PROXY_AUTHORIZATION,
+    header::COOKIE,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+];
+
+/// DATA and trailers of a stream. Windows open as frames are taken, so a reader that waits makes the sender wait.
+pub(super) struct Incoming {
+    recv: RecvStream,
+    side: Side,
+    /// What `content-length` says is still to come.
+    remaining: Option<u64>,
+    max_trailers: usize,
+    data_done: bool,
+    upload: Option<Arc<Upload>>,
+    /// Kept until the end of the stream.
+    slot: Option<Box<dyn Any + Send>>,
+    /// Kept until the body is dropped.
+    _hold: Option<Box<dyn Any + Send>>,
+}
+
+/// What the exchange of a stream needs to know of its request body.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    moved: AtomicBool,
+    finished: AtomicBool,
+    wanted: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Upload {
+    /// Whether anything was read since the last question.
+    pub(super) fn moved(&self) -> bool {
+        self.moved.swap(false, Relaxed)
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.finished.load(Relaxed)
+    }
+
+    /// Ready (once) when the body is read for the first time: the moment for `100 Continue`.
+    pub(super) fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Ok(mut waker) = self.waker.lock() {
+            if !self.wanted.load(Relaxed) {
+                *waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn want(&self) {
+        if !self.wanted.load(Relaxed) {
+            let waker = self.waker.lock().ok().and_then(|mut waker| {
+                self.wanted.store(true, Relaxed);
+                waker.take()
+            });
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Incoming {
+    pub(super) fn new(recv: RecvStream, side: Side, remaining: Option<u64>, max_trailers: u32) -> Self {
+        let max_trailers = max_trailers as usize;
+        Self { recv, side, remaining, max_trailers, data_done: false, upload: None, slot: None, _hold: None }
+    }
+
+    pub(super) fn watched(mut self, upload: Arc<Upload>) -> Self {
+        self.upload = Some(upload);
+        self
+    }
+
+    /// `slot` lives until the stream ends, `hold` until the body is dropped.
+    pub(super) fn holding(mut self, slot: Box<dyn Any + Send>, hold: Option<Box<dyn Any + Send>>) -> Self {
+        self.slot = Some(slot);
+        self._hold = hold;
+        self
+    }
+
+    pub(super) fn into_body(self) -> Body {
+        Body::stream(self)
+    }
+
+    fn finish(&mut self) {
+        self.slot = None;
+        if let Some(upload) = &self.upload {
+            upload.finished.store(true, Relaxed);
+        }
+    }
+
+    fn fail(&mut self, error: h2::Error) -> Error {
+        self.finish();
+        error_of(error, self.side, "the peer broke its message off")
+    }
+
+    fn trailers(&self, mut trailers: HeaderMap) -> Result<HeaderMap, Error> {
+        if trailers.len() > self.max_trailers {
+            let message = "more trailer fields than the limit of header fields";
+            return Err(Error::new(Kind::TooLarge { status: 431 }, self.side, message));
+        }
+        for name in &NOT_IN_TRAILERS {
+            trailers.remove(name);
+        }
+        Ok(trailers)
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Some(upload) = &this.upload {
+            upload.want();
+        }
+        while !this.data_done {
+            match ready!(this.recv.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Fails only when the stream is gone, which the next poll tells.
+                    let _ = this.recv.flow_control().release_capacity(data.len());
+                    if let Some(upload) = &this.upload {
+                        upload.moved.store(true, Relaxed);
+                    }
+                    if let Some(remaining) = &mut this.remaining {
+                        *remaining = remaining.saturating_sub(data.len() as u64);
+                    }
+                    if this.recv.is_end_stream() {
+                        this.finish();
+                    }
+                    if !data.is_empty() {
+                        return Poll::Ready(Some(Ok(Frame::data(data))));
+                    }
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(this.fail(error)))),
+                None => this.data_done = true,
+            }
+        }
+        let trailers = ready!(this.recv.poll_trailers(cx));
+        this.finish();
+        match trailers {
+            Ok(None) => Poll::Ready(None),
+            Ok(Some(trailers)) => match this.trailers(trailers) {
+                Ok(trailers) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+                Err(error) => Poll::Ready(Some(Err(error))),
+            },
+            Err(error) => Poll::Ready(Some(Err(this.fail(error)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.recv.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,258 @@
+//! What can be seen of a connection below `h2`: whether anything arrives, and whether a header block has begun and
+//! does not end (a slow sequence of CONTINUATION frames, invisible above `h2`). Closing lingers, so that the last
+//! GOAWAY reaches a peer that is still sending instead of being destroyed by a TCP reset.
+
+use crate::io::Io;
+use bytes::BytesMut;
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+/// How long and how much is read and thrown away after our last byte.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a client sends before its first frame (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+pub(super) struct Wire {
+    io: Io,
+    state: Arc<WireState>,
+    frames: Option<Frames>,
+    /// What is still to come of the preface. `h2` checks it too, but drops the connection without a farewell.
+    preface: &'static [u8],
+    closing: Option<Closing>,
+}
+
+/// Read by the connection's task; written by the same task below `h2`.
+#[derive(Debug, Default)]
+pub(super) struct WireState {
+    received: AtomicU64,
+    /// Twice the number of header blocks that have begun, minus one while the last is incomplete.
+    block: AtomicU64,
+}
+
+struct Closing {
+    timer: Pin<Box<Sleep>>,
+    left: usize,
+    shut: bool,
+}
+
+impl WireState {
+    /// Bytes received so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Relaxed)
+    }
+
+    /// Which header block is incomplete, if one is.
+    pub(super) fn open_block(&self) -> Option<u64> {
+        let block = self.block.load(Relaxed);
+        (block % 2 == 1).then_some(block)
+    }
+}
+
+impl Wire {
+    /// A client's connection: watches for stalled header blocks and lingers on close.
+    pub(super) fn server(io: Io) -> (Self, Arc<WireState>) {
+        Self::new(io, PREFACE, Some(Frames::default()))
+    }
+
+    /// A connection to an upstream.
+    pub(super) fn client(io: Io) -> (Self, Arc<WireState>) {
+        Self::new(io, &[], None)
+    }
+
+    fn new(io: Io, preface: &'static [u8], frames: Option<Frames>) -> (Self, Arc<WireState>) {
+        let state = Arc::new(WireState::default());
+        (Self { io, state: state.clone(), frames, preface, closing: None }, state)
+    }
+
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let closing = self.closing.get_or_insert_with(|| Closing {
+            timer: Box::pin(sleep(LINGER)),
+            left: LINGER_BYTES,
+            shut: false,
+        });
+        // The deadline covers the shutdown as well: a TLS peer that does not read must not hold us.
+        if closing.timer.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if !closing.shut {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
+            closing.shut = true;
+        }
+        let mut sink = [0u8; 8 * 1024];
+        while closing.left > 0 {
+            let mut buf = ReadBuf::new(&mut sink);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {
+                    closing.left = closing.left.saturating_sub(buf.filled().len());
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.closing.is_some() {
+            return this.poll_linger(cx);
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let mut new = &buf.filled()[before..];
+        this.state.received.store(this.state.received.load(Relaxed).wrapping_add(new.len() as u64), Relaxed);
+        if !this.preface.is_empty() {
+            let n = this.preface.len().min(new.len());
+            if new[..n] != this.preface[..n] {
+                // Not HTTP/2: to `h2` this is the end of the connection.
+                buf.set_filled(before);
+                return this.poll_linger(cx);
+            }
+            this.preface = &this.preface[n..];
+            new = &new[n..];
+        }
+        if let Some(frames) = &mut this.frames {
+            frames.advance(new, &this.state.block);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.frames.is_some() { self.poll_linger(cx) } else { Pin::new(&mut self.io).poll_shutdown(cx) }
+    }
+}
+
+/// Follows frame boundaries (RFC 9113 section 4.1); judges nothing, which is the business of `h2`.
+#[derive(Debug, Default)]
+struct Frames {
+    /// Bytes of payload still to pass over.
+    skip: u32,
+    head: BytesMut,
+    /// The frame being passed over belongs to a header block, and whether it ends it.
+    block: Option<bool>,
+}
+
+const HEAD: usize = 9;
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
+
+impl Frames {
+    fn advance(&mut self, mut bytes: &[u8], block: &AtomicU64) {
+        loop {
+            let n = (self.skip as usize).min(bytes.len());
+            bytes = &bytes[n..];
+            self.skip -= n as u32;
+            if self.skip > 0 {
+                return;
+            }
+            if self.block.take() == Some(true) {
+                close(block);
+            }
+            if bytes.is_empty() {
+                return;
+            }
+            let n = (HEAD - self.head.len()).min(bytes.len());
+            self.head.extend_from_slice(&bytes[..n]);
+            bytes = &bytes[n..];
+            if self.head.len() < HEAD {
+                return;
+            }
+            let head = &self.head;
+            self.skip = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let (kind, flags) = (head[3], head[4]);
+            self.head.clear();
+            if matches!(kind, HEADERS | CONTINUATION) {
+                if kind == HEADERS {
+                    open(block);
+                }
+                self.block = Some(flags & END_HEADERS != 0);
+            }
+        }
+    }
+}
+
+fn open(block: &AtomicU64) {
+    let now = block.load(Relaxed);
+    block.store(now + 1 + now % 2, Relaxed);
+}
+
+fn close(block: &AtomicU64) {
+    let now = block.load(Relaxed);
+    block.store(now + now % 2, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        bytes.extend([kind, flags, 0, 0, 0, 1]);
+        bytes.extend(payload);
+        bytes
+    }
+
+    #[test]
+    fn header_blocks_are_followed_byte_by_byte() {
+        let mut bytes = frame(4, 0, b"");
+        bytes.extend(frame(0, 0, b"data"));
+        bytes.extend(frame(HEADERS, 0, b"a"));
+        bytes.extend(frame(CONTINUATION, 0, b""));
+        let open_until = bytes.len() + HEAD + 2;
+        bytes.extend(frame(CONTINUATION, END_HEADERS, b"xyz"));
+        bytes.extend(frame(HEADERS, END_HEADERS | 1, b""));
+        for step in [1, 7, bytes.len()] {
+            let state = WireState::default();
+            let mut frames = Frames::default();
+            let mut opened = false;
+            for (at, chunk) in bytes.chunks(step).enumerate() {
+                frames.advance(chunk, &state.block);
+                opened |= state.open_block().is_some();
+                if step == 1 && at == open_until - 1 {
+                    assert!(state.open_block().is_some(), "the block ends with its last byte, not before");
+                }
+            }
+            assert_eq!(state.open_block(), None);
+            assert_eq!(state.block.load(Relaxed), 4);
+            assert_eq!(opened, step != bytes.len());
+        }
+    }
+}
