@@ -116,9 +116,7 @@ pub struct SubjectAltName {
 }
 
 /// Which kind of name.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum SubjectAltNameType {
     /// A DNS name.
     Hostname,

@@ -39,14 +39,8 @@ impl Serialize for ByteString {
 impl<'de> Deserialize<'de> for ByteString {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        let text: Vec<u8> = text
-            .bytes()
-            .filter(|byte| !byte.is_ascii_whitespace())
-            .collect();
-        STANDARD
-            .decode(text)
-            .map(ByteString)
-            .map_err(|error| serde::de::Error::custom(format!("not base64: {error}")))
+        let text: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+        STANDARD.decode(text).map(ByteString).map_err(|error| serde::de::Error::custom(format!("not base64: {error}")))
     }
 }
 

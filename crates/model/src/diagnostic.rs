@@ -72,24 +72,12 @@ pub struct Finding {
 impl Finding {
     /// An error.
     pub fn error(code: Code, path: FieldPath, message: impl Into<String>) -> Self {
-        Finding {
-            severity: Severity::Error,
-            code,
-            path,
-            message: message.into(),
-            help: None,
-        }
+        Finding { severity: Severity::Error, code, path, message: message.into(), help: None }
     }
 
     /// A warning.
     pub fn warning(code: Code, path: FieldPath, message: impl Into<String>) -> Self {
-        Finding {
-            severity: Severity::Warning,
-            code,
-            path,
-            message: message.into(),
-            help: None,
-        }
+        Finding { severity: Severity::Warning, code, path, message: message.into(), help: None }
     }
 
     /// The same with what to do.
@@ -134,36 +122,18 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// An error about a resource.
-    pub fn error(
-        code: Code,
-        resource: ResourceKey,
-        path: FieldPath,
-        message: impl Into<String>,
-    ) -> Self {
+    pub fn error(code: Code, resource: ResourceKey, path: FieldPath, message: impl Into<String>) -> Self {
         Finding::error(code, path, message).about(resource)
     }
 
     /// A warning about a resource.
-    pub fn warning(
-        code: Code,
-        resource: ResourceKey,
-        path: FieldPath,
-        message: impl Into<String>,
-    ) -> Self {
+    pub fn warning(code: Code, resource: ResourceKey, path: FieldPath, message: impl Into<String>) -> Self {
         Finding::warning(code, path, message).about(resource)
     }
 
     /// Something good to know about a resource.
-    pub fn info(
-        code: Code,
-        resource: ResourceKey,
-        path: FieldPath,
-        message: impl Into<String>,
-    ) -> Self {
-        Diagnostic {
-            severity: Severity::Info,
-            ..Diagnostic::error(code, resource, path, message)
-        }
+    pub fn info(code: Code, resource: ResourceKey, path: FieldPath, message: impl Into<String>) -> Self {
+        Diagnostic { severity: Severity::Info, ..Diagnostic::error(code, resource, path, message) }
     }
 
     /// An error about a file.
@@ -346,12 +316,7 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let limit = (name.chars().count() / 3).max(1);
     candidates
         .into_iter()
-        .map(|candidate| {
-            (
-                distance(&name.to_lowercase(), &candidate.to_lowercase()),
-                candidate,
-            )
-        })
+        .map(|candidate| (distance(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
@@ -391,11 +356,7 @@ mod tests {
             "unknown field `ruels`",
         )
         .help("did you mean `rules`?")
-        .at(Location {
-            file: "a.yaml".into(),
-            line: 3,
-            column: 7,
-        });
+        .at(Location { file: "a.yaml".into(), line: 3, column: 7 });
         assert_eq!(
             diagnostic.to_string(),
             "a.yaml:3:7: error[SELV0100] HTTPRoute shop/cart spec.ruels: unknown field `ruels`\n  help: did you mean `rules`?"

@@ -25,9 +25,7 @@ pub struct FieldPath {
 impl FieldPath {
     /// The resource itself.
     pub const fn root() -> Self {
-        FieldPath {
-            segments: Vec::new(),
-        }
+        FieldPath { segments: Vec::new() }
     }
 
     /// The path to a field of this.
@@ -84,25 +82,16 @@ enum Step<'a> {
 
 impl<'a> At<'a> {
     /// The resource itself.
-    pub const ROOT: At<'static> = At {
-        parent: None,
-        step: Step::Root,
-    };
+    pub const ROOT: At<'static> = At { parent: None, step: Step::Root };
 
     /// A field of this.
     pub fn field(&'a self, name: &'a str) -> At<'a> {
-        At {
-            parent: Some(self),
-            step: Step::Field(name),
-        }
+        At { parent: Some(self), step: Step::Field(name) }
     }
 
     /// An item of this, from 0.
     pub fn index(&'a self, index: usize) -> At<'a> {
-        At {
-            parent: Some(self),
-            step: Step::Index(index),
-        }
+        At { parent: Some(self), step: Step::Index(index) }
     }
 
     /// The path as a value of its own.
@@ -138,17 +127,12 @@ impl fmt::Display for FieldPath {
 }
 
 fn is_plain(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 /// Why a text is not a field path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is not a field path: write one such as spec.rules[0].name or metadata.labels[\"a.b/c\"]"
-)]
+#[error("`{0}` is not a field path: write one such as spec.rules[0].name or metadata.labels[\"a.b/c\"]")]
 pub struct FieldPathError(String);
 
 impl FromStr for FieldPath {
@@ -168,11 +152,7 @@ impl FromStr for FieldPath {
                 segments.push(Segment::Index(number.parse().map_err(|_| error())?));
                 rest = after;
             } else {
-                let name = if segments.is_empty() {
-                    rest
-                } else {
-                    rest.strip_prefix('.').ok_or_else(error)?
-                };
+                let name = if segments.is_empty() { rest } else { rest.strip_prefix('.').ok_or_else(error)? };
                 let end = name.find(['.', '[']).unwrap_or(name.len());
                 if !is_plain(&name[..end]) {
                     return Err(error());
@@ -199,11 +179,7 @@ fn unquote(text: &str) -> Option<(String, &str)> {
                 '0' => name.push('\0'),
                 'u' => {
                     chars.next().filter(|(_, char)| *char == '{')?;
-                    let digits: String = chars
-                        .by_ref()
-                        .map(|(_, char)| char)
-                        .take_while(|char| *char != '}')
-                        .collect();
+                    let digits: String = chars.by_ref().map(|(_, char)| char).take_while(|char| *char != '}').collect();
                     name.push(char::from_u32(u32::from_str_radix(&digits, 16).ok()?)?);
                 }
                 other => name.push(other),
@@ -238,10 +214,7 @@ mod tests {
         let rules = rules.field("rules");
         let rule = rules.index(2);
         assert_eq!(rule.field("name").path().to_string(), "spec.rules[2].name");
-        let label = FieldPath::root()
-            .field("metadata")
-            .field("labels")
-            .field("a.b/c");
+        let label = FieldPath::root().field("metadata").field("labels").field("a.b/c");
         assert_eq!(label.to_string(), "metadata.labels[\"a.b/c\"]");
     }
 

@@ -6,9 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::meta::ObjectMeta;
-use crate::refs::{
-    LabelSelector, ObjectReference, SecretObjectReference, gateway_group, gateway_kind,
-};
+use crate::refs::{LabelSelector, ObjectReference, SecretObjectReference, gateway_group, gateway_kind};
 
 /// A class of Gateways and the controller that serves them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -211,20 +209,7 @@ pub struct ListenerTls {
 }
 
 /// Where TLS ends.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum TlsMode {
     /// TLS ends at the listener.
     #[default]
@@ -258,20 +243,7 @@ pub struct RouteNamespaces {
 }
 
 /// Which namespaces routes may come from.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum FromNamespaces {
     /// All namespaces.
     All,
@@ -319,10 +291,7 @@ pub struct ListenerNamespaces {
 
 impl Default for ListenerNamespaces {
     fn default() -> Self {
-        ListenerNamespaces {
-            from: FromNamespaces::None,
-            selector: None,
-        }
+        ListenerNamespaces { from: FromNamespaces::None, selector: None }
     }
 }
 
@@ -406,20 +375,7 @@ pub struct FrontendValidation {
 }
 
 /// What happens to clients without a valid certificate.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum FrontendValidationMode {
     /// Only clients with a valid certificate may connect.
     #[default]
@@ -429,9 +385,7 @@ pub enum FrontendValidationMode {
 }
 
 /// Scope of default Gateways (experimental).
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum DefaultScope {
     /// All routes that ask for default Gateways.
     All,

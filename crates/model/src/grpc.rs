@@ -91,20 +91,7 @@ pub struct GrpcMethodMatch {
 }
 
 /// How service and method are compared.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum GrpcMethodMatchType {
     /// Whole and with case.
     #[default]
@@ -144,9 +131,7 @@ pub struct GrpcRouteFilter {
 }
 
 /// Names of the filters.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum GrpcFilterType {
     /// Changes request headers.
     RequestHeaderModifier,
@@ -162,20 +147,14 @@ impl GrpcRouteFilter {
     /// The filter that `type` names; nothing when its field is missing, which validation reports.
     pub fn filter(&self) -> Option<HttpFilter<'_>> {
         match self.filter_type {
-            GrpcFilterType::RequestHeaderModifier => self
-                .request_header_modifier
-                .as_ref()
-                .map(HttpFilter::RequestHeaderModifier),
-            GrpcFilterType::ResponseHeaderModifier => self
-                .response_header_modifier
-                .as_ref()
-                .map(HttpFilter::ResponseHeaderModifier),
-            GrpcFilterType::RequestMirror => {
-                self.request_mirror.as_ref().map(HttpFilter::RequestMirror)
+            GrpcFilterType::RequestHeaderModifier => {
+                self.request_header_modifier.as_ref().map(HttpFilter::RequestHeaderModifier)
             }
-            GrpcFilterType::ExtensionRef => {
-                self.extension_ref.as_ref().map(HttpFilter::ExtensionRef)
+            GrpcFilterType::ResponseHeaderModifier => {
+                self.response_header_modifier.as_ref().map(HttpFilter::ResponseHeaderModifier)
             }
+            GrpcFilterType::RequestMirror => self.request_mirror.as_ref().map(HttpFilter::RequestMirror),
+            GrpcFilterType::ExtensionRef => self.extension_ref.as_ref().map(HttpFilter::ExtensionRef),
         }
     }
 }

@@ -115,28 +115,12 @@ pub struct HttpPathMatch {
 
 impl Default for HttpPathMatch {
     fn default() -> Self {
-        HttpPathMatch {
-            match_type: PathMatchType::PathPrefix,
-            value: slash(),
-        }
+        HttpPathMatch { match_type: PathMatchType::PathPrefix, value: slash() }
     }
 }
 
 /// How a path is compared.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum PathMatchType {
     /// The whole path, with case.
     Exact,
@@ -178,20 +162,7 @@ pub struct HttpQueryParamMatch {
 }
 
 /// How a header or query parameter is compared.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ValueMatchType {
     /// The whole value, with case.
     #[default]
@@ -201,9 +172,7 @@ pub enum ValueMatchType {
 }
 
 /// A method that routes can match.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum HttpMethod {
     /// GET.
@@ -282,9 +251,7 @@ pub struct HttpRouteFilter {
 }
 
 /// Names of the filters.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum HttpFilterType {
     /// Changes request headers.
     RequestHeaderModifier,
@@ -331,29 +298,18 @@ impl HttpRouteFilter {
     /// The filter that `type` names; nothing when its field is missing, which validation reports.
     pub fn filter(&self) -> Option<HttpFilter<'_>> {
         match self.filter_type {
-            HttpFilterType::RequestHeaderModifier => self
-                .request_header_modifier
-                .as_ref()
-                .map(HttpFilter::RequestHeaderModifier),
-            HttpFilterType::ResponseHeaderModifier => self
-                .response_header_modifier
-                .as_ref()
-                .map(HttpFilter::ResponseHeaderModifier),
-            HttpFilterType::RequestMirror => {
-                self.request_mirror.as_ref().map(HttpFilter::RequestMirror)
+            HttpFilterType::RequestHeaderModifier => {
+                self.request_header_modifier.as_ref().map(HttpFilter::RequestHeaderModifier)
             }
-            HttpFilterType::RequestRedirect => self
-                .request_redirect
-                .as_ref()
-                .map(HttpFilter::RequestRedirect),
+            HttpFilterType::ResponseHeaderModifier => {
+                self.response_header_modifier.as_ref().map(HttpFilter::ResponseHeaderModifier)
+            }
+            HttpFilterType::RequestMirror => self.request_mirror.as_ref().map(HttpFilter::RequestMirror),
+            HttpFilterType::RequestRedirect => self.request_redirect.as_ref().map(HttpFilter::RequestRedirect),
             HttpFilterType::UrlRewrite => self.url_rewrite.as_ref().map(HttpFilter::UrlRewrite),
             HttpFilterType::Cors => self.cors.as_ref().map(HttpFilter::Cors),
-            HttpFilterType::ExternalAuth => {
-                self.external_auth.as_ref().map(HttpFilter::ExternalAuth)
-            }
-            HttpFilterType::ExtensionRef => {
-                self.extension_ref.as_ref().map(HttpFilter::ExtensionRef)
-            }
+            HttpFilterType::ExternalAuth => self.external_auth.as_ref().map(HttpFilter::ExternalAuth),
+            HttpFilterType::ExtensionRef => self.extension_ref.as_ref().map(HttpFilter::ExtensionRef),
         }
     }
 }
@@ -433,9 +389,7 @@ pub struct RequestRedirect {
 }
 
 /// Scheme of a redirect.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RedirectScheme {
     /// http.
@@ -471,9 +425,7 @@ pub struct HttpPathModifier {
 }
 
 /// How a path is changed.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum PathModifierType {
     /// The whole path is replaced.
     ReplaceFullPath,
@@ -539,9 +491,7 @@ pub struct ExternalAuth {
 }
 
 /// Protocol of an authorization service.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ExternalAuthProtocol {
     /// An HTTP request; 200 lets pass.
@@ -628,20 +578,7 @@ pub struct SessionPersistence {
 }
 
 /// Where a session is kept.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum SessionPersistenceType {
     /// In a cookie.
     #[default]
@@ -660,20 +597,7 @@ pub struct CookieConfig {
 }
 
 /// How long a cookie lives.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum CookieLifetime {
     /// For `absoluteTimeout`, by an Expires or Max-Age attribute.
     Permanent,

@@ -126,10 +126,7 @@ pub const SELVEDGE_GROUP: &str = "selvedge.dev";
 impl Kind {
     /// The kind named so in the group, if Selvedge knows it.
     pub fn find(group: &str, name: &str) -> Option<Kind> {
-        Kind::ALL
-            .iter()
-            .copied()
-            .find(|kind| kind.name() == name && kind.group() == group)
+        Kind::ALL.iter().copied().find(|kind| kind.name() == name && kind.group() == group)
     }
 
     /// The `apiVersion` that is written out: group and preferred version.
@@ -142,10 +139,7 @@ impl Kind {
 
     /// Whether the kind is one of the five route kinds.
     pub const fn is_route(self) -> bool {
-        matches!(
-            self,
-            Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute
-        )
+        matches!(self, Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute)
     }
 }
 
@@ -164,11 +158,7 @@ impl FromStr for Kind {
     type Err = UnknownKind;
 
     fn from_str(name: &str) -> Result<Self, UnknownKind> {
-        Kind::ALL
-            .iter()
-            .copied()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| UnknownKind(name.to_owned()))
+        Kind::ALL.iter().copied().find(|kind| kind.name() == name).ok_or_else(|| UnknownKind(name.to_owned()))
     }
 }
 
@@ -187,16 +177,8 @@ pub struct ResourceKey {
 impl ResourceKey {
     /// The key of a resource; the namespace is dropped for kinds that belong to none.
     pub fn new(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        let namespace = if kind.namespaced() {
-            namespace.into()
-        } else {
-            String::new()
-        };
-        ResourceKey {
-            kind,
-            namespace,
-            name: name.into(),
-        }
+        let namespace = if kind.namespaced() { namespace.into() } else { String::new() };
+        ResourceKey { kind, namespace, name: name.into() }
     }
 }
 
@@ -216,24 +198,15 @@ mod tests {
 
     #[test]
     fn keys_read_well() {
-        assert_eq!(
-            ResourceKey::new(Kind::HttpRoute, "shop", "cart").to_string(),
-            "HTTPRoute shop/cart"
-        );
-        assert_eq!(
-            ResourceKey::new(Kind::GatewayClass, "shop", "edge").to_string(),
-            "GatewayClass edge"
-        );
+        assert_eq!(ResourceKey::new(Kind::HttpRoute, "shop", "cart").to_string(), "HTTPRoute shop/cart");
+        assert_eq!(ResourceKey::new(Kind::GatewayClass, "shop", "edge").to_string(), "GatewayClass edge");
     }
 
     #[test]
     fn kinds_are_found_by_group_and_name() {
         assert_eq!(Kind::find("", "Service"), Some(Kind::Service));
         assert_eq!(Kind::find("serving.knative.dev", "Service"), None);
-        assert_eq!(
-            Kind::HttpRoute.api_version(),
-            "gateway.networking.k8s.io/v1"
-        );
+        assert_eq!(Kind::HttpRoute.api_version(), "gateway.networking.k8s.io/v1");
         assert_eq!(Kind::Secret.api_version(), "v1");
         for kind in Kind::ALL {
             assert_eq!(kind.name().parse::<Kind>().as_ref(), Ok(kind));

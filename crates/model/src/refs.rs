@@ -164,9 +164,7 @@ pub struct LabelSelectorRequirement {
 }
 
 /// How a label is compared.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum LabelOperator {
     /// The label is there with one of the values.
     In,
@@ -181,20 +179,13 @@ pub enum LabelOperator {
 impl LabelSelector {
     /// Whether resources with these labels are selected.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
-        let exact = self
-            .match_labels
-            .iter()
-            .all(|(key, value)| labels.get(key) == Some(value));
+        let exact = self.match_labels.iter().all(|(key, value)| labels.get(key) == Some(value));
         exact
             && self.match_expressions.iter().all(|requirement| {
                 let value = labels.get(&requirement.key);
                 match requirement.operator {
-                    LabelOperator::In => {
-                        value.is_some_and(|value| requirement.values.contains(value))
-                    }
-                    LabelOperator::NotIn => {
-                        !value.is_some_and(|value| requirement.values.contains(value))
-                    }
+                    LabelOperator::In => value.is_some_and(|value| requirement.values.contains(value)),
+                    LabelOperator::NotIn => !value.is_some_and(|value| requirement.values.contains(value)),
                     LabelOperator::Exists => value.is_some(),
                     LabelOperator::DoesNotExist => value.is_none(),
                 }

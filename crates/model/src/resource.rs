@@ -6,17 +6,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::diagnostic::{Code, Finding};
+use crate::field_path::{FieldPath, Segment};
 use crate::meta::{Kind, ObjectMeta, ResourceKey};
 use crate::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute,
-    ListenerSet, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
-    UdpRoute,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
+    ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
 };
 
 /// What all typed resources share.
-pub trait Object:
-    Serialize + DeserializeOwned + schemars::JsonSchema + PartialEq + Send + Sync + 'static
-{
+pub trait Object: Serialize + DeserializeOwned + schemars::JsonSchema + PartialEq + Send + Sync + 'static {
     /// The kind.
     const KIND: Kind;
 
@@ -28,11 +27,7 @@ pub trait Object:
 
     /// Kind, namespace and name.
     fn key(&self) -> ResourceKey {
-        ResourceKey::new(
-            Self::KIND,
-            self.metadata().namespace.clone(),
-            self.metadata().name.clone(),
-        )
+        ResourceKey::new(Self::KIND, self.metadata().namespace.clone(), self.metadata().name.clone())
     }
 }
 
@@ -69,6 +64,20 @@ macro_rules! resources {
                 }
                 drop_nulls(&mut value);
                 value
+            }
+        }
+
+        /// The schema of the fields of a kind, as derived.
+        pub(crate) fn root_schema(kind: Kind, generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+            match kind {
+                $(Kind::$kind => std::mem::take(generator).into_root_schema_for::<$kind>(),)+
+            }
+        }
+
+        /// Reads the fields of a kind; the error names the field.
+        pub(crate) fn deserialize(kind: Kind, fields: Value) -> Result<Resource, Finding> {
+            match kind {
+                $(Kind::$kind => deserialize_object::<$kind>(fields).map(Resource::from),)+
             }
         }
 
@@ -117,11 +126,7 @@ impl Resource {
     /// Kind, namespace and name.
     pub fn key(&self) -> ResourceKey {
         let metadata = self.metadata();
-        ResourceKey::new(
-            self.kind(),
-            metadata.namespace.clone(),
-            metadata.name.clone(),
-        )
+        ResourceKey::new(self.kind(), metadata.namespace.clone(), metadata.name.clone())
     }
 }
 
@@ -129,6 +134,25 @@ impl Serialize for Resource {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.to_value().serialize(serializer)
     }
+}
+
+fn deserialize_object<T: Object>(fields: Value) -> Result<T, Finding> {
+    let mut object: T = serde_path_to_error::deserialize(fields).map_err(|error| {
+        let segments = error.path().iter().filter_map(|segment| match segment {
+            serde_path_to_error::Segment::Seq { index } => Some(Segment::Index(*index)),
+            serde_path_to_error::Segment::Map { key } => Some(Segment::Field(key.clone())),
+            _ => None,
+        });
+        let path = FieldPath::from(segments.collect::<Vec<_>>());
+        Finding::error(Code::WrongFormat, path, error.inner().to_string())
+    })?;
+    let metadata = object.metadata_mut();
+    if !T::KIND.namespaced() {
+        metadata.namespace.clear();
+    } else if metadata.namespace.is_empty() {
+        metadata.namespace.push_str("default");
+    }
+    Ok(object)
 }
 
 fn drop_nulls(value: &mut Value) {

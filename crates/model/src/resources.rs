@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use crate::meta::{Kind, ResourceKey};
 use crate::resource::{Object, Resource};
 use crate::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute,
-    ListenerSet, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
-    UdpRoute,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
+    ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
 };
 
 /// Resources of one kind by namespace, then name. Objects are shared, and so are whole namespaces until they change.
@@ -43,42 +42,30 @@ pub enum Delta {
 
 impl<T> Clone for Set<T> {
     fn clone(&self) -> Self {
-        Set {
-            namespaces: self.namespaces.clone(),
-        }
+        Set { namespaces: self.namespaces.clone() }
     }
 }
 
 impl<T> Default for Set<T> {
     fn default() -> Self {
-        Set {
-            namespaces: BTreeMap::new(),
-        }
+        Set { namespaces: BTreeMap::new() }
     }
 }
 
 impl<T: PartialEq> PartialEq for Set<T> {
     fn eq(&self, other: &Self) -> bool {
         self.namespaces.len() == other.namespaces.len()
-            && self.namespaces.iter().zip(&other.namespaces).all(
-                |((name, ours), (other_name, theirs))| {
-                    name == other_name && (Arc::ptr_eq(ours, theirs) || same_objects(ours, theirs))
-                },
-            )
+            && self.namespaces.iter().zip(&other.namespaces).all(|((name, ours), (other_name, theirs))| {
+                name == other_name && (Arc::ptr_eq(ours, theirs) || same_objects(ours, theirs))
+            })
     }
 }
 
-fn same_objects<T: PartialEq>(
-    ours: &BTreeMap<Arc<str>, Arc<T>>,
-    theirs: &BTreeMap<Arc<str>, Arc<T>>,
-) -> bool {
+fn same_objects<T: PartialEq>(ours: &BTreeMap<Arc<str>, Arc<T>>, theirs: &BTreeMap<Arc<str>, Arc<T>>) -> bool {
     ours.len() == theirs.len()
-        && ours
-            .iter()
-            .zip(theirs)
-            .all(|((name, ours), (other_name, theirs))| {
-                name == other_name && (Arc::ptr_eq(ours, theirs) || ours == theirs)
-            })
+        && ours.iter().zip(theirs).all(|((name, ours), (other_name, theirs))| {
+            name == other_name && (Arc::ptr_eq(ours, theirs) || ours == theirs)
+        })
 }
 
 impl<T: Object> Set<T> {
@@ -89,17 +76,12 @@ impl<T: Object> Set<T> {
 
     /// All, sorted by namespace, then name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
-        self.namespaces
-            .values()
-            .flat_map(|objects| objects.values())
+        self.namespaces.values().flat_map(|objects| objects.values())
     }
 
     /// Those of one namespace, sorted by name.
     pub fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = &Arc<T>> {
-        self.namespaces
-            .get(namespace)
-            .into_iter()
-            .flat_map(|objects| objects.values())
+        self.namespaces.get(namespace).into_iter().flat_map(|objects| objects.values())
     }
 
     /// How many there are.
@@ -115,11 +97,7 @@ impl<T: Object> Set<T> {
     /// Puts one in; an equal one stays as it is.
     pub fn upsert(&mut self, object: Arc<T>) -> Upserted {
         let metadata = object.metadata();
-        let namespace = if T::KIND.namespaced() {
-            metadata.namespace.as_str()
-        } else {
-            ""
-        };
+        let namespace = if T::KIND.namespaced() { metadata.namespace.as_str() } else { "" };
         let before = self.get(namespace, &metadata.name);
         let upserted = match before {
             Some(before) if Arc::ptr_eq(before, &object) || *before == object => {
@@ -168,14 +146,8 @@ impl<T: Object> Set<T> {
             if after.is_some_and(|after| Arc::ptr_eq(after, objects)) {
                 continue;
             }
-            for name in objects
-                .keys()
-                .filter(|name| !after.is_some_and(|after| after.contains_key(*name)))
-            {
-                into.push((
-                    ResourceKey::new(T::KIND, &**namespace, &**name),
-                    Delta::Removed,
-                ));
+            for name in objects.keys().filter(|name| !after.is_some_and(|after| after.contains_key(*name))) {
+                into.push((ResourceKey::new(T::KIND, &**namespace, &**name), Delta::Removed));
             }
         }
     }
@@ -308,11 +280,7 @@ mod tests {
 
     fn route(namespace: &str, name: &str, host: &str) -> Resource {
         let mut route = HttpRoute {
-            metadata: ObjectMeta {
-                name: name.into(),
-                namespace: namespace.into(),
-                ..ObjectMeta::default()
-            },
+            metadata: ObjectMeta { name: name.into(), namespace: namespace.into(), ..ObjectMeta::default() },
             spec: Default::default(),
         };
         route.spec.hostnames.push(host.into());
@@ -322,18 +290,9 @@ mod tests {
     #[test]
     fn equal_resources_are_dropped() {
         let mut resources = Resources::default();
-        assert_eq!(
-            resources.upsert(route("shop", "cart", "a.example")),
-            Upserted::Added
-        );
-        assert_eq!(
-            resources.upsert(route("shop", "cart", "a.example")),
-            Upserted::Same
-        );
-        assert_eq!(
-            resources.upsert(route("shop", "cart", "b.example")),
-            Upserted::Changed
-        );
+        assert_eq!(resources.upsert(route("shop", "cart", "a.example")), Upserted::Added);
+        assert_eq!(resources.upsert(route("shop", "cart", "a.example")), Upserted::Same);
+        assert_eq!(resources.upsert(route("shop", "cart", "b.example")), Upserted::Changed);
         let other = route("shop", "cart", "b.example");
         assert_eq!(resources.get(&other.key()), Some(other.clone()));
         assert_eq!(resources.remove(&other.key()), Some(other.clone()));
@@ -344,11 +303,7 @@ mod tests {
     #[test]
     fn names_without_namespace_are_found_from_anywhere() {
         let mut resources = Resources::default();
-        let metadata = ObjectMeta {
-            name: "shop".into(),
-            namespace: "stray".into(),
-            ..ObjectMeta::default()
-        };
+        let metadata = ObjectMeta { name: "shop".into(), namespace: "stray".into(), ..ObjectMeta::default() };
         resources.upsert(Namespace { metadata }.into());
         assert!(resources.namespace("", "shop").is_some());
         assert!(resources.namespace("other", "shop").is_some());
@@ -356,9 +311,7 @@ mod tests {
 
     #[test]
     fn one_change_among_ten_thousand_is_found_and_shares_the_rest() {
-        let old: Resources = (0..10_000)
-            .map(|i| route("shop", &format!("r{i}"), "a.example"))
-            .collect();
+        let old: Resources = (0..10_000).map(|i| route("shop", &format!("r{i}"), "a.example")).collect();
         let mut new = old.clone();
         new.upsert(route("shop", "r17", "b.example"));
         new.upsert(route("other", "x", "b.example"));

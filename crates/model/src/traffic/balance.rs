@@ -40,20 +40,7 @@ inherit!(LoadBalancing {
 });
 
 /// The algorithm that picks an endpoint; all respect weights.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Algorithm {
     /// One after the other.
     RoundRobin,
@@ -85,9 +72,7 @@ pub struct HashKey {
 }
 
 /// What is hashed.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum HashKeyType {
     /// The value of a request header.
     Header,
@@ -131,11 +116,7 @@ pub struct SlowStart {
     pub min_percent: Option<u32>,
 }
 
-inherit!(SlowStart {
-    window,
-    aggression,
-    min_percent
-});
+inherit!(SlowStart { window, aggression, min_percent });
 
 /// Preference for endpoints of the proxy's own zone.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -152,27 +133,10 @@ pub struct ZonePreference {
     pub min_healthy_percent: Option<u32>,
 }
 
-inherit!(ZonePreference {
-    preference,
-    min_endpoints,
-    min_healthy_percent
-});
+inherit!(ZonePreference { preference, min_endpoints, min_healthy_percent });
 
 /// How strong the preference for the own zone is.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ZoneMode {
     /// The own zone while it has enough healthy endpoints, then all. Without effect when the own zone is unknown.
     #[default]

@@ -82,16 +82,10 @@ pub struct TcpKeepalive {
     pub probes: Option<u32>,
 }
 
-inherit!(TcpKeepalive {
-    time,
-    interval,
-    probes
-});
+inherit!(TcpKeepalive { time, interval, probes });
 
 /// Version of the PROXY protocol.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ProxyProtocolVersion {
     /// Version 1, text.
     V1,
@@ -114,27 +108,10 @@ pub struct UpstreamHttp2 {
     pub connection_window: Option<u32>,
 }
 
-inherit!(UpstreamHttp2 {
-    max_concurrent_streams,
-    stream_window,
-    connection_window
-});
+inherit!(UpstreamHttp2 { max_concurrent_streams, stream_window, connection_window });
 
 /// HTTP version towards backends.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum UpstreamProtocol {
     /// As `appProtocol` of the Service port and ALPN say; HTTP/2 for gRPC; else HTTP/1.1.
     #[default]

@@ -46,20 +46,7 @@ pub struct HealthCheck {
 }
 
 /// What a health check probes.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum HealthCheckType {
     /// An HTTP request, with the protocol and TLS of the backend.
     #[default]
@@ -111,26 +98,17 @@ impl TryFrom<StatusText> for StatusRange {
             }
         };
         match (first, last) {
-            (Some(first), Some(last))
-                if (100..=599).contains(&first) && first <= last && last <= 599 =>
-            {
+            (Some(first), Some(last)) if (100..=599).contains(&first) && first <= last && last <= 599 => {
                 Ok(StatusRange { first, last })
             }
-            _ => Err(
-                "not a status code or a range of them: write 200 or 200-299, within 100 to 599"
-                    .to_owned(),
-            ),
+            _ => Err("not a status code or a range of them: write 200 or 200-299, within 100 to 599".to_owned()),
         }
     }
 }
 
 impl From<StatusRange> for String {
     fn from(range: StatusRange) -> Self {
-        if range.first == range.last {
-            range.first.to_string()
-        } else {
-            format!("{}-{}", range.first, range.last)
-        }
+        if range.first == range.last { range.first.to_string() } else { format!("{}-{}", range.first, range.last) }
     }
 }
 
@@ -184,11 +162,7 @@ pub struct SuccessRate {
     pub stdev_factor: Option<f64>,
 }
 
-inherit!(SuccessRate {
-    minimum_hosts,
-    request_volume,
-    stdev_factor
-});
+inherit!(SuccessRate { minimum_hosts, request_volume, stdev_factor });
 
 #[cfg(test)]
 mod tests {
@@ -197,27 +171,9 @@ mod tests {
     #[test]
     fn statuses_are_codes_or_ranges() {
         let read = |text: &str| serde_json::from_str::<StatusRange>(text).ok();
-        assert_eq!(
-            read("204"),
-            Some(StatusRange {
-                first: 204,
-                last: 204
-            })
-        );
-        assert_eq!(
-            read("\"204\""),
-            Some(StatusRange {
-                first: 204,
-                last: 204
-            })
-        );
-        assert_eq!(
-            read("\"200-399\""),
-            Some(StatusRange {
-                first: 200,
-                last: 399
-            })
-        );
+        assert_eq!(read("204"), Some(StatusRange { first: 204, last: 204 }));
+        assert_eq!(read("\"204\""), Some(StatusRange { first: 204, last: 204 }));
+        assert_eq!(read("\"200-399\""), Some(StatusRange { first: 200, last: 399 }));
         for bad in ["99", "600", "\"399-200\"", "\"\"", "\"2xx\"", "\"200-\""] {
             assert_eq!(read(bad), None, "{bad}");
         }

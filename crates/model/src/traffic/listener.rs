@@ -39,20 +39,7 @@ inherit!(ListenerSettings {
 });
 
 /// Whether connections start with a PROXY protocol header.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum ProxyProtocolMode {
     /// None is read.
     #[default]
@@ -78,27 +65,10 @@ pub struct HeaderLimits {
     pub underscores: Option<UnderscoreMode>,
 }
 
-inherit!(HeaderLimits {
-    max_count,
-    max_bytes,
-    underscores
-});
+inherit!(HeaderLimits { max_count, max_bytes, underscores });
 
 /// What is done with header names that hold an underscore.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum UnderscoreMode {
     /// They pass.
     #[default]
@@ -131,13 +101,7 @@ pub struct ListenerTimeouts {
     pub max_connection_age: Option<Duration>,
 }
 
-inherit!(ListenerTimeouts {
-    handshake,
-    header,
-    idle,
-    body_min_rate,
-    max_connection_age
-});
+inherit!(ListenerTimeouts { handshake, header, idle, body_min_rate, max_connection_age });
 
 /// HTTP/2 towards clients.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -160,13 +124,7 @@ pub struct DownstreamHttp2 {
     pub ping_timeout: Option<Duration>,
 }
 
-inherit!(DownstreamHttp2 {
-    max_concurrent_streams,
-    stream_window,
-    connection_window,
-    ping_interval,
-    ping_timeout
-});
+inherit!(DownstreamHttp2 { max_concurrent_streams, stream_window, connection_window, ping_interval, ping_timeout });
 
 /// How request targets are treated before routing. Dot segments are always resolved and needless percent-encoding
 /// is always undone.
@@ -181,26 +139,10 @@ pub struct Normalization {
     pub escaped_slashes: Option<EscapedSlashes>,
 }
 
-inherit!(Normalization {
-    merge_slashes,
-    escaped_slashes
-});
+inherit!(Normalization { merge_slashes, escaped_slashes });
 
 /// What is done with an encoded slash or backslash in a path.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum EscapedSlashes {
     /// It stays encoded.
     #[default]

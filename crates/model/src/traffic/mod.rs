@@ -64,9 +64,7 @@ pub struct TrafficTarget {
 }
 
 /// Kinds that a TrafficPolicy can target.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum TrafficTargetKind {
     /// All traffic of the namespace.
     Namespace,
@@ -203,10 +201,7 @@ mod tests {
     #[test]
     fn a_specific_target_keeps_its_own_and_inherits_the_rest() {
         let mut rule = TrafficSettings {
-            timeouts: Some(Timeouts {
-                request: Some(Duration::from_secs(1)),
-                ..Timeouts::default()
-            }),
+            timeouts: Some(Timeouts { request: Some(Duration::from_secs(1)), ..Timeouts::default() }),
             health_checks: Some(Vec::new()),
             ..TrafficSettings::default()
         };
@@ -217,10 +212,7 @@ mod tests {
                 stream_idle: None,
             }),
             health_checks: Some(vec![HealthCheck::default()]),
-            hedging: Some(Hedging {
-                delay: Some(Duration::from_millis(20)),
-                max_attempts: None,
-            }),
+            hedging: Some(Hedging { delay: Some(Duration::from_millis(20)), max_attempts: None }),
             ..TrafficSettings::default()
         };
         rule.inherit(&route);

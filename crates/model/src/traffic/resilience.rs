@@ -23,11 +23,7 @@ pub struct Timeouts {
     pub stream_idle: Option<Duration>,
 }
 
-inherit!(Timeouts {
-    request,
-    backend_request,
-    stream_idle
-});
+inherit!(Timeouts { request, backend_request, stream_idle });
 
 /// When failed requests are sent again. A retry goes to another endpoint if there is one, and only happens while
 /// nothing of the response has reached the client.
@@ -62,9 +58,7 @@ pub struct Retry {
 inherit!(Retry { attempts, codes, retry_on, methods, per_try_timeout, max_body_bytes; backoff, budget });
 
 /// Something that is retried.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryCondition {
     /// The connection could not be opened.
@@ -122,11 +116,7 @@ pub struct RetryBudget {
     pub min_concurrency: Option<u32>,
 }
 
-inherit!(RetryBudget {
-    percent,
-    min_retries_per_second,
-    min_concurrency
-});
+inherit!(RetryBudget { percent, min_retries_per_second, min_concurrency });
 
 /// Sends a second copy of slow requests to another endpoint and uses the first answer. Only requests that may be
 /// repeated are hedged, within the retry budget.
@@ -140,10 +130,7 @@ pub struct Hedging {
     pub max_attempts: Option<u32>,
 }
 
-inherit!(Hedging {
-    delay,
-    max_attempts
-});
+inherit!(Hedging { delay, max_attempts });
 
 /// Delays or fails a share of the requests on purpose (Envoy fault filter).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -220,16 +207,10 @@ pub struct Compression {
     pub content_types: Option<Vec<String>>,
 }
 
-inherit!(Compression {
-    algorithms,
-    min_bytes,
-    content_types
-});
+inherit!(Compression { algorithms, min_bytes, content_types });
 
 /// A content coding.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CompressionAlgorithm {
     /// RFC 1952.
@@ -252,7 +233,4 @@ pub struct RequestLimits {
     pub max_target_bytes: Option<u32>,
 }
 
-inherit!(RequestLimits {
-    max_body_bytes,
-    max_target_bytes
-});
+inherit!(RequestLimits { max_body_bytes, max_target_bytes });

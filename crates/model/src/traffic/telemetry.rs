@@ -45,31 +45,10 @@ pub struct AccessLog {
     pub sampling: Option<f64>,
 }
 
-inherit!(AccessLog {
-    enabled,
-    format,
-    template,
-    fields,
-    path,
-    condition,
-    sampling
-});
+inherit!(AccessLog { enabled, format, template, fields, path, condition, sampling });
 
 /// Format of access log lines.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum AccessLogFormat {
     /// One JSON object per line.
     #[default]
@@ -105,8 +84,4 @@ pub struct Tracing {
     pub attributes: Option<BTreeMap<String, String>>,
 }
 
-inherit!(Tracing {
-    sampling,
-    follow_caller,
-    attributes
-});
+inherit!(Tracing { sampling, follow_caller, attributes });

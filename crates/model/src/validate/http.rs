@@ -1,0 +1,219 @@
+//! Rules of HTTPRoute and GRPCRoute.
+
+mod filter;
+
+use filter::{grpc_filters, http_filters};
+
+use super::route::{backend, hostnames, parents, rule_names};
+use super::{Report, full_match_regex, header_name, match_path};
+use crate::diagnostic::Code;
+use crate::duration::Duration;
+use crate::field_path::At;
+use crate::grpc::{GrpcMethodMatch, GrpcMethodMatchType, GrpcRoute};
+use crate::http::{
+    CookieLifetime, HeaderMatch, HttpFilterType, HttpQueryParamMatch, HttpRoute, HttpRouteFilter, HttpRouteMatch,
+    HttpRouteRetry, HttpRouteRule, HttpRouteTimeouts, PathMatchType, PathModifierType, SessionPersistence,
+    SessionPersistenceType, ValueMatchType,
+};
+
+/// Most matches of all rules of a route together.
+const MAX_MATCHES: usize = 128;
+
+pub(super) fn http_route(report: &mut Report, route: &HttpRoute, spec: &At<'_>) {
+    parents(report, &route.spec.parent_refs, &spec.field("parentRefs"));
+    hostnames(report, &route.spec.hostnames, &spec.field("hostnames"));
+    let rules = spec.field("rules");
+    rule_names(report, route.spec.rules.iter().map(|rule| rule.name.as_deref()), &rules);
+    match_count(report, route.spec.rules.iter().map(|rule| rule.matches.len()).sum(), &rules);
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        http_rule(report, rule, &rules.index(index));
+    }
+}
+
+pub(super) fn grpc_route(report: &mut Report, route: &GrpcRoute, spec: &At<'_>) {
+    parents(report, &route.spec.parent_refs, &spec.field("parentRefs"));
+    hostnames(report, &route.spec.hostnames, &spec.field("hostnames"));
+    let rules = spec.field("rules");
+    rule_names(report, route.spec.rules.iter().map(|rule| rule.name.as_deref()), &rules);
+    match_count(report, route.spec.rules.iter().map(|rule| rule.matches.len()).sum(), &rules);
+    for (index, rule) in route.spec.rules.iter().enumerate() {
+        let at = rules.index(index);
+        let matches = at.field("matches");
+        for (index, one) in rule.matches.iter().enumerate() {
+            let at = matches.index(index);
+            if let Some(method) = &one.method {
+                grpc_method(report, method, &at.field("method"));
+            }
+            headers(report, &one.headers, &at.field("headers"));
+        }
+        grpc_filters(report, &rule.filters, &at.field("filters"));
+        let backends = at.field("backendRefs");
+        for (index, one) in rule.backend_refs.iter().enumerate() {
+            let at = backends.index(index);
+            backend(report, &one.backend, &at);
+            grpc_filters(report, &one.filters, &at.field("filters"));
+        }
+        if let Some(session) = &rule.session_persistence {
+            session_persistence(report, session, &at.field("sessionPersistence"));
+        }
+    }
+}
+
+fn match_count(report: &mut Report, count: usize, at: &At<'_>) {
+    if count > MAX_MATCHES {
+        let message = format!("{count} matches in all rules are too many; at most {MAX_MATCHES} are allowed");
+        report.error(Code::WrongLength, at, message);
+    }
+}
+
+fn http_rule(report: &mut Report, rule: &HttpRouteRule, at: &At<'_>) {
+    let matches = at.field("matches");
+    for (index, one) in rule.matches.iter().enumerate() {
+        http_match(report, one, &matches.index(index));
+    }
+    http_filters(report, &rule.filters, &at.field("filters"));
+    replaced_prefix(report, rule, &rule.filters, &at.field("filters"));
+    let backends = at.field("backendRefs");
+    let redirects = |filter: &HttpRouteFilter| filter.filter_type == HttpFilterType::RequestRedirect;
+    if !rule.backend_refs.is_empty() && rule.filters.iter().any(redirects) {
+        let message = "a rule with a RequestRedirect filter cannot have backends";
+        report.error(Code::ConflictingFields, &backends, message);
+    }
+    for (index, one) in rule.backend_refs.iter().enumerate() {
+        let at = backends.index(index);
+        backend(report, &one.backend, &at);
+        http_filters(report, &one.filters, &at.field("filters"));
+        replaced_prefix(report, rule, &one.filters, &at.field("filters"));
+    }
+    if let Some(limits) = &rule.timeouts {
+        timeouts(report, limits, &at.field("timeouts"));
+    }
+    if let Some(again) = &rule.retry {
+        retry(report, again, &at.field("retry"));
+    }
+    if let Some(session) = &rule.session_persistence {
+        session_persistence(report, session, &at.field("sessionPersistence"));
+    }
+}
+
+fn http_match(report: &mut Report, one: &HttpRouteMatch, at: &At<'_>) {
+    let path = at.field("path");
+    let value = path.field("value");
+    match one.path.match_type {
+        PathMatchType::Exact | PathMatchType::PathPrefix => {
+            report.check(Code::InvalidPath, &value, match_path(&one.path.value));
+        }
+        PathMatchType::RegularExpression => regex(report, &one.path.value, &value),
+    }
+    headers(report, &one.headers, &at.field("headers"));
+    query_params(report, &one.query_params, &at.field("queryParams"));
+}
+
+fn headers(report: &mut Report, headers: &[HeaderMatch], at: &At<'_>) {
+    let names: Vec<&str> = headers.iter().map(|header| header.name.as_str()).collect();
+    report.unique(at, &names, "header", |name| (*name).to_owned());
+    for (index, header) in headers.iter().enumerate() {
+        let item = at.index(index);
+        report.check(Code::InvalidHeaderName, &item.field("name"), header_name(&header.name));
+        if header.match_type == ValueMatchType::RegularExpression {
+            regex(report, &header.value, &item.field("value"));
+        }
+    }
+}
+
+fn query_params(report: &mut Report, params: &[HttpQueryParamMatch], at: &At<'_>) {
+    let names: Vec<&str> = params.iter().map(|param| param.name.as_str()).collect();
+    report.unique(at, &names, "query parameter", |name| (*name).to_owned());
+    for (index, param) in params.iter().enumerate() {
+        let item = at.index(index);
+        report.check(Code::InvalidHeaderName, &item.field("name"), header_name(&param.name));
+        if param.match_type == ValueMatchType::RegularExpression {
+            regex(report, &param.value, &item.field("value"));
+        }
+    }
+}
+
+pub(super) fn regex(report: &mut Report, pattern: &str, at: &At<'_>) {
+    report.check(Code::InvalidRegex, at, full_match_regex(pattern).map(|_| ()));
+}
+
+/// `replacePrefixMatch` needs exactly one match, of type PathPrefix: otherwise there is no one prefix to replace.
+fn replaced_prefix(report: &mut Report, rule: &HttpRouteRule, filters: &[HttpRouteFilter], at: &At<'_>) {
+    let one_prefix = matches!(rule.matches.as_slice(), [one] if one.path.match_type == PathMatchType::PathPrefix);
+    if one_prefix {
+        return;
+    }
+    for (index, filter) in filters.iter().enumerate() {
+        let redirect = filter.request_redirect.as_ref().and_then(|redirect| redirect.path.as_ref());
+        let rewrite = filter.url_rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref());
+        for path in [redirect, rewrite].into_iter().flatten() {
+            if path.modifier_type == PathModifierType::ReplacePrefixMatch {
+                let message = "`replacePrefixMatch` needs a rule with exactly one match, of type PathPrefix";
+                report.error(Code::ConflictingFields, &at.index(index), message);
+            }
+        }
+    }
+}
+
+fn timeouts(report: &mut Report, timeouts: &HttpRouteTimeouts, at: &At<'_>) {
+    if let (Some(request), Some(backend)) = (timeouts.request, timeouts.backend_request)
+        && request > Duration::ZERO
+        && backend > request
+    {
+        let message = format!("`backendRequest` ({backend}) is longer than `request` ({request}), which holds it");
+        report.error(Code::InvalidTimeout, &at.field("backendRequest"), message);
+    }
+}
+
+fn retry(report: &mut Report, retry: &HttpRouteRetry, at: &At<'_>) {
+    codes(report, &retry.codes, &at.field("codes"));
+}
+
+/// Status codes that can be retried.
+pub(super) fn codes(report: &mut Report, codes: &[u16], at: &At<'_>) {
+    report.unique(at, codes, "status code", u16::to_string);
+    for (index, code) in codes.iter().enumerate() {
+        if !(400..=599).contains(code) {
+            report.error(Code::OutOfRange, &at.index(index), format!("{code} is not a status code of 400 to 599"));
+        }
+    }
+}
+
+fn session_persistence(report: &mut Report, session: &SessionPersistence, at: &At<'_>) {
+    let Some(cookie) = &session.cookie_config else { return };
+    if session.persistence_type == SessionPersistenceType::Header {
+        let message = "`cookieConfig` is only for type Cookie";
+        report.error(Code::InconsistentUnion, &at.field("cookieConfig"), message);
+    }
+    if cookie.lifetime_type == CookieLifetime::Permanent && session.absolute_timeout.is_none() {
+        let message = "a permanent cookie needs `absoluteTimeout`";
+        report.error(Code::MissingField, &at.field("absoluteTimeout"), message);
+    }
+}
+
+fn grpc_method(report: &mut Report, method: &GrpcMethodMatch, at: &At<'_>) {
+    if method.service.is_none() && method.method.is_none() {
+        report.error(Code::MissingField, at, "one of `service` and `method`, or both, must be given");
+    }
+    let identifier = |text: &str| {
+        let mut bytes = text.bytes();
+        bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    for (field, value) in [("service", &method.service), ("method", &method.method)] {
+        let Some(value) = value else { continue };
+        let at = at.field(field);
+        match method.match_type {
+            GrpcMethodMatchType::RegularExpression => regex(report, value, &at),
+            GrpcMethodMatchType::Exact => {
+                let fits = match field {
+                    "service" => value.strip_prefix('.').unwrap_or(value).split('.').all(identifier),
+                    _ => identifier(value),
+                };
+                if !fits {
+                    report.error(Code::WrongFormat, &at, format!("`{value}` is not the name of a gRPC {field}"));
+                }
+            }
+        }
+    }
+}
