@@ -8,8 +8,11 @@ pub mod codec;
 pub mod drain;
 pub mod error;
 pub mod io;
+pub mod sniff;
+pub mod split;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
 pub mod worker;
 
 pub use body::Body;
