@@ -1,28 +1,33 @@
 //! Telling connections to finish, and waiting until they have.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::watch;
 
 /// Held by whoever may say "finish what you have begun": one per listener, and one for the process.
 #[derive(Debug)]
-pub struct Drainer(watch::Sender<bool>);
+pub struct Drainer(watch::Sender<bool>, Arc<AtomicBool>);
 
 /// Held by every connection (clone it); dropping it says "I am done".
 #[derive(Debug, Clone)]
-pub struct Drain(watch::Receiver<bool>);
+pub struct Drain(watch::Receiver<bool>, Arc<AtomicBool>);
 
 impl Default for Drainer {
     fn default() -> Self {
-        Self(watch::Sender::new(false))
+        Self(watch::Sender::new(false), Arc::default())
     }
 }
 
 impl Drainer {
     pub fn subscribe(&self) -> Drain {
-        Drain(self.0.subscribe())
+        Drain(self.0.subscribe(), self.1.clone())
     }
 
     /// Tells all connections, present and future, to finish.
     pub fn start(&self) {
+        self.1.store(true, Ordering::Release);
         self.0.send_replace(true);
     }
 
@@ -37,9 +42,21 @@ impl Drainer {
     }
 }
 
+impl Drop for Drainer {
+    fn drop(&mut self) {
+        // Nobody is left who could say it later.
+        self.1.store(true, Ordering::Release);
+    }
+}
+
 impl Drain {
     pub fn is_draining(&self) -> bool {
-        *self.0.borrow()
+        self.1.load(Ordering::Acquire)
+    }
+
+    /// What [`Drain::is_draining`] reads, for who has given the drain itself to a future that waits.
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.1.clone()
     }
 
     /// Resolves when draining starts (or the drainer is gone).

@@ -1,0 +1,47 @@
+//! Requests that are refused before they become one: the only answers that are not made by `reply`.
+
+use super::{date, out::Out};
+use crate::Error;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use selvedge_wire::http1::{FramingError, HeadError, Persist, WriteLength, write_response};
+
+/// Why a request is refused; the connection is closed after it.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) error: Error,
+}
+
+impl Refusal {
+    pub(super) fn new(status: u16, message: &'static str) -> Self {
+        Self {
+            status: StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST),
+            error: Error::bad_request(status, message),
+        }
+    }
+
+    /// Writes the answer.
+    pub(super) fn write(&self, out: &mut Out) {
+        let text = format!("{}\n", self.error.message);
+        let mut headers = HeaderMap::with_capacity(2);
+        headers.insert(header::DATE, date::now());
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        let length = WriteLength::Length(text.len() as u64);
+        write_response(self.status, &headers, length, Persist::Close, out.small());
+        out.small().extend_from_slice(text.as_bytes());
+    }
+}
+
+impl From<HeadError> for Refusal {
+    fn from(error: HeadError) -> Self {
+        let status = error.status();
+        Self { status, error: Error::bad_request(status.as_u16(), error.to_string()) }
+    }
+}
+
+impl From<FramingError> for Refusal {
+    fn from(error: FramingError) -> Self {
+        let status = error.status();
+        Self { status, error: Error::bad_request(status.as_u16(), error.to_string()) }
+    }
+}

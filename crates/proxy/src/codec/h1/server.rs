@@ -1,0 +1,585 @@
+//! The side that talks to clients.
+//!
+//! A client that ends its side of the connection (FIN) while its request is served counts as gone, and the request is
+//! given up, as nginx and Envoy do; unless it had said that this is its last request (`Connection: close`, HTTP/1.0),
+//! for such clients like to shut their side down when they have nothing more to say.
+
+use super::{
+    date,
+    incoming::{self, Asked},
+    link::Link,
+    out::Out,
+    pump::{Filled, Pump, PumpError},
+    reject::Refusal,
+    timer::{Timer, due},
+};
+use crate::{
+    Body, Error, Response,
+    codec::Service,
+    drain::Drain,
+    error::{Kind, Side},
+    io::Io,
+};
+use http::{StatusCode, Version, header};
+use http_body::Body as _;
+use selvedge_compile::snapshot::HttpOptions;
+use selvedge_wire::http1::{
+    Framing, HeadError, HeadLimits, HeadReader, Persist, RequestHead, WriteLength, connection_options, write_continue,
+    write_response,
+};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    time::{Instant, timeout},
+};
+
+/// What is read of a request body that nobody wanted, to keep the connection; as nginx's default buffer for it.
+const MOST_DISCARDED: u64 = 64 * 1024;
+/// How long that may take, and how long a client has to read its last response before the socket is closed under it.
+const LINGER: Duration = Duration::from_secs(1);
+/// What is read and dropped of a connection that is being closed.
+const MOST_LINGERED: u64 = 1024 * 1024;
+
+/// Serves the requests of a connection, one after the other, until it ends.
+///
+/// An error means that an exchange was cut; a connection that ends between requests, or with a refusal that the client
+/// was told about, is no error.
+pub async fn serve<S: Service>(io: Io, service: Arc<S>, options: &HttpOptions, drain: Drain) -> Result<(), Error> {
+    let mut server = Server::new(io, options, drain);
+    loop {
+        let head = match server.next_head().await {
+            Ok(Some(head)) => head,
+            Ok(None) => return Box::pin(server.goodbye(false)).await,
+            Err(Stop::Refused(refusal)) => return Box::pin(server.refuse(&*service, *refusal)).await,
+            Err(Stop::Lost(error)) => return Err(error),
+        };
+        let (request, asked) = match incoming::request(head, &server.link, options) {
+            Ok(made) => made,
+            Err(refusal) => return Box::pin(server.refuse(&*service, refusal)).await,
+        };
+        server.begun();
+        let response = {
+            // On the heap, so that an idle connection does not keep the room that a request needs.
+            let mut call = Box::pin(service.call(request));
+            poll_fn(|cx| server.poll_answer(call.as_mut(), &asked, cx)).await?
+        };
+        if !server.respond(response, &asked).await? {
+            return Ok(());
+        }
+    }
+}
+
+struct Server<'a> {
+    link: Arc<Link>,
+    options: &'a HttpOptions,
+    limits: HeadLimits,
+    head: HeadReader,
+    out: Out,
+    timer: Timer,
+    drain: Signal,
+    /// Requests so far.
+    requests: u32,
+    /// The request at hand came with a body that was not all there.
+    streams: bool,
+    /// Since when the connection waits for what it waits for.
+    since: Instant,
+}
+
+/// Why there is no next request.
+enum Stop {
+    Refused(Box<Refusal>),
+    Lost(Error),
+}
+
+impl From<HeadError> for Stop {
+    fn from(error: HeadError) -> Self {
+        Self::Refused(Box::new(error.into()))
+    }
+}
+
+impl<'a> Server<'a> {
+    fn new(io: Io, options: &'a HttpOptions, drain: Drain) -> Self {
+        let max_bytes = options.max_header_bytes as usize;
+        let limits = HeadLimits {
+            max_headers: options.max_headers as usize,
+            max_bytes,
+            max_target: HeadLimits::default().max_target.min(max_bytes),
+            ..HeadLimits::default()
+        };
+        let since = Instant::now();
+        Self {
+            link: Link::new(io),
+            options,
+            limits,
+            head: HeadReader::default(),
+            out: Out::default(),
+            timer: Timer::new(due(since, options.idle_timeout)),
+            drain: Signal::new(drain),
+            requests: 0,
+            streams: false,
+            since,
+        }
+    }
+
+    /// Waits for a request; `None` when the connection ends before one begins.
+    async fn next_head(&mut self) -> Result<Option<RequestHead>, Stop> {
+        self.since = Instant::now();
+        let mut begun = None;
+        poll_fn(|cx| self.poll_head(&mut begun, cx)).await
+    }
+
+    /// `begun` is when the first byte of the head came.
+    fn poll_head(
+        &mut self,
+        begun: &mut Option<Instant>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<RequestHead>, Stop>> {
+        let mut wire = self.link.lock();
+        let wire = &mut *wire;
+        loop {
+            if !wire.input.is_empty()
+                && let Some(head) = self.head.request(&mut wire.input.bytes, &self.limits)?
+            {
+                return Poll::Ready(Ok(Some(head)));
+            }
+            // Empty lines that old clients send behind a body have been taken out by now.
+            let idle = wire.input.is_empty();
+            if idle && self.drain.poll(cx) {
+                return Poll::Ready(Ok(None));
+            }
+            let lost = match wire.input.poll_read(&mut wire.io, cx) {
+                Poll::Ready(Ok(1..)) => continue,
+                Poll::Ready(Ok(0)) => None,
+                Poll::Ready(Err(error)) => Some(error),
+                Poll::Pending => {
+                    let (from, limit) = if idle {
+                        wire.input.release();
+                        self.out.release();
+                        (self.since, self.options.idle_timeout)
+                    } else {
+                        (*begun.get_or_insert_with(Instant::now), self.options.header_timeout)
+                    };
+                    ready!(self.timer.poll(due(from, limit), cx));
+                    return Poll::Ready(if idle { Ok(None) } else { Err(slow_head()) });
+                }
+            };
+            wire.ended = true;
+            return Poll::Ready(if idle { Ok(None) } else { Err(Stop::Lost(lost_in("its request head", lost))) });
+        }
+    }
+
+    fn begun(&mut self) {
+        self.requests = self.requests.saturating_add(1);
+        self.streams = self.link.lock().is_open();
+        self.since = Instant::now();
+    }
+
+    /// Waits for the service, and meanwhile passes interim responses on and watches the client.
+    fn poll_answer<F: Future<Output = Response>>(
+        &mut self,
+        mut call: Pin<&mut F>,
+        asked: &Asked,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Response, Error>> {
+        if self.streams {
+            self.link.lock().driven_by(cx.waker());
+        }
+        loop {
+            let answer = call.as_mut().poll(cx);
+            self.interim(asked, cx);
+            if let Poll::Ready(response) = answer {
+                return Poll::Ready(Ok(response));
+            }
+            let mut wire = self.link.lock();
+            let wire = &mut *wire;
+            if wire.take_continue() && !self.out.is_full() {
+                write_continue(self.out.small());
+            }
+            if !self.out.is_empty()
+                && let Poll::Ready(Err(error)) = write(&mut self.out, &mut wire.io, cx)
+            {
+                return Poll::Ready(Err(lost_in("an interim response", Some(error))));
+            }
+            if wire.is_open() {
+                ready!(self.timer.poll(due(wire.moved(), self.options.stream_idle_timeout), cx));
+                // The body fails, and the service answers to that.
+                wire.time_out();
+                self.since = Instant::now();
+                continue;
+            }
+            if let Poll::Ready(gone) = wire.poll_gone(self.limits.max_bytes, cx)
+                && (gone.is_err() || asked.keep)
+            {
+                return Poll::Ready(Err(cancelled(gone.err())));
+            }
+            ready!(self.timer.poll(due(self.since, self.options.stream_idle_timeout), cx));
+            return Poll::Ready(Ok(empty(StatusCode::GATEWAY_TIMEOUT)));
+        }
+    }
+
+    /// Takes the interim responses that wait.
+    fn interim(&mut self, asked: &Asked, cx: &mut Context<'_>) {
+        let Some(informational) = &asked.informational else { return };
+        while let Poll::Ready(interim) = informational.poll_next(cx) {
+            if !self.out.is_full() {
+                let (status, headers) = (interim.status(), interim.headers());
+                write_response(status, headers, WriteLength::Omit, Persist::Keep, self.out.small());
+            }
+        }
+    }
+
+    /// Writes a response; `false` if the connection is over.
+    async fn respond(&mut self, mut response: Response, asked: &Asked) -> Result<bool, Error> {
+        let switches =
+            response.status() == StatusCode::SWITCHING_PROTOCOLS || (asked.connect && response.status().is_success());
+        match response.body_mut().take_tunnel() {
+            Some(tunnel) if switches && !self.link.lock().is_open() => {
+                Box::pin(self.tunnel(response, tunnel)).await?;
+                return Ok(false);
+            }
+            None if !switches && !response.status().is_informational() => {}
+            // A change of protocol that nobody carries out, or one that did not happen.
+            _ => response = empty(StatusCode::BAD_GATEWAY),
+        }
+        let (framing, length) = framing(&response, asked);
+        self.settle().await?;
+        if self.is_shared() && self.link.lock().take_withheld() {
+            // The response was made before the body was read, and has it still.
+            write_continue(self.out.small());
+        }
+        let keep = self.keeps(&response, asked, framing);
+        let persist = match (keep, asked.version) {
+            (false, _) => Persist::Close,
+            (true, Version::HTTP_10) => Persist::KeepAlive,
+            (true, _) => Persist::Keep,
+        };
+        let (mut parts, body) = response.into_parts();
+        if !parts.headers.contains_key(header::DATE) {
+            parts.headers.insert(header::DATE, date::now());
+        }
+        write_response(parts.status, &parts.headers, length, persist, self.out.small());
+        drop(parts);
+        let mut pump = Pump::new(body, framing, asked.trailers);
+        self.since = Instant::now();
+        let mut failed = None;
+        poll_fn(|cx| self.poll_respond(&mut pump, &mut failed, asked, cx)).await.inspect_err(|_| {
+            if framing == Framing::Close {
+                self.reset();
+            }
+        })?;
+        drop(pump);
+        self.link.lock().next_request();
+        let keep = keep && self.is_clear().await;
+        if !keep {
+            Box::pin(self.goodbye(asked.keep)).await?;
+        }
+        Ok(keep)
+    }
+
+    /// Interim responses must not fill the buffer that the final one goes to.
+    async fn settle(&mut self) -> Result<(), Error> {
+        if !self.out.is_full() {
+            return Ok(());
+        }
+        let due = due(Instant::now(), self.options.stream_idle_timeout);
+        poll_fn(|cx| {
+            let mut wire = self.link.lock();
+            match self.out.poll_write(&mut wire.io, cx) {
+                Poll::Pending => self.timer.poll(due, cx).map(|()| Err(stalled())),
+                Poll::Ready(wrote) => Poll::Ready(wrote.map_err(|e| lost_in("an interim response", Some(e)))),
+            }
+        })
+        .await
+    }
+
+    /// Whether the connection can have another request after this response.
+    fn keeps(&self, response: &Response, asked: &Asked, framing: Framing) -> bool {
+        let last = self.options.max_requests_per_connection;
+        if !asked.keep
+            || framing == Framing::Close
+            || self.drain.is_draining()
+            || (last > 0 && self.requests >= last)
+            || connection_options(response.headers()).close
+        {
+            return false;
+        }
+        let wire = self.link.lock();
+        // A body that nobody has asked for may come or not; one that nobody reads any more is read only if it is small.
+        let unread = wire.is_withheld()
+            || (wire.is_open() && !self.is_shared() && wire.left().is_some_and(|left| left > MOST_DISCARDED));
+        !wire.ended && !wire.is_failed() && !unread
+    }
+
+    /// Whether somebody still has the body of the request.
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.link) > 1
+    }
+
+    /// `failed` keeps the error of a body until what came before it has been written.
+    fn poll_respond(
+        &mut self,
+        pump: &mut Pump,
+        failed: &mut Option<Error>,
+        asked: &Asked,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Error>> {
+        if self.streams {
+            self.link.lock().driven_by(cx.waker());
+        }
+        loop {
+            let before = self.out.written();
+            let filled = if failed.is_some() {
+                Filled::Ended
+            } else {
+                pump.poll_fill(&mut self.out, cx).unwrap_or_else(|error| {
+                    pump.drop_body();
+                    *failed = Some(body_failed(error));
+                    Filled::Ended
+                })
+            };
+            let mut wire = self.link.lock();
+            let wire = &mut *wire;
+            let wrote = write(&mut self.out, &mut wire.io, cx);
+            if self.out.written() != before {
+                self.since = Instant::now();
+            }
+            match (wrote, filled) {
+                (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(lost_in("its response", Some(error)))),
+                (Poll::Ready(Ok(())), Filled::Ended) => return Poll::Ready(failed.take().map_or(Ok(()), Err)),
+                (Poll::Ready(Ok(())), Filled::Full) => continue,
+                (Poll::Ready(Ok(())), Filled::Waiting) | (Poll::Pending, _) => {}
+            }
+            if !wire.is_open()
+                && let Poll::Ready(gone) = wire.poll_gone(self.limits.max_bytes, cx)
+                && (gone.is_err() || asked.keep)
+            {
+                return Poll::Ready(Err(cancelled(gone.err())));
+            }
+            let since = self.since.max(wire.moved());
+            ready!(self.timer.poll(due(since, self.options.stream_idle_timeout), cx));
+            return Poll::Ready(Err(stalled()));
+        }
+    }
+
+    /// Reads what is left of the request body, if it is little and comes soon; whether a next request can follow.
+    async fn is_clear(&mut self) -> bool {
+        {
+            let wire = self.link.lock();
+            if !wire.is_open() {
+                return !wire.is_failed() && !wire.ended;
+            }
+        }
+        Box::pin(async {
+            let mut limit = MOST_DISCARDED;
+            let discard = poll_fn(|cx| self.link.lock().poll_discard(&mut limit, cx));
+            timeout(LINGER, discard).await.unwrap_or(false)
+        })
+        .await
+    }
+
+    /// Hands the connection over once the head is written.
+    async fn tunnel(
+        &mut self,
+        response: Response,
+        tunnel: impl FnOnce(Io) -> Pin<Box<dyn Future<Output = ()> + Send>>,
+    ) -> Result<(), Error> {
+        let (parts, _) = response.into_parts();
+        self.settle().await?;
+        let persist = if parts.status == StatusCode::SWITCHING_PROTOCOLS { Persist::Upgrade } else { Persist::Keep };
+        write_response(parts.status, &parts.headers, WriteLength::Omit, persist, self.out.small());
+        self.write_all("its response").await?;
+        let io = {
+            let mut wire = self.link.lock();
+            let mut io = std::mem::replace(&mut wire.io, Io::other(tokio::io::empty()));
+            let input = std::mem::take(&mut wire.input);
+            if !input.is_empty() {
+                io.unread(input.bytes.freeze());
+            }
+            io
+        };
+        self.out.release();
+        tunnel(io).await;
+        Ok(())
+    }
+
+    async fn refuse<S: Service>(&mut self, service: &S, refusal: Refusal) -> Result<(), Error> {
+        service.rejected(refusal.status, &refusal.error);
+        refusal.write(&mut self.out);
+        self.write_all("a refusal").await?;
+        self.goodbye(true).await
+    }
+
+    /// Writes what waits, within the time that a stalled client is given.
+    async fn write_all(&mut self, what: &'static str) -> Result<(), Error> {
+        let due = due(Instant::now(), self.options.stream_idle_timeout);
+        poll_fn(|cx| {
+            let mut wire = self.link.lock();
+            match write(&mut self.out, &mut wire.io, cx) {
+                Poll::Pending => self.timer.poll(due, cx).map(|()| Err(stalled())),
+                Poll::Ready(wrote) => Poll::Ready(wrote.map_err(|error| lost_in(what, Some(error)))),
+            }
+        })
+        .await
+    }
+
+    /// Closes the connection so that the client gets all that was written: a socket that is closed with unread bytes
+    /// in it is reset, which takes the response away from the client. `waits` is whether it may still be sending.
+    async fn goodbye(&mut self, waits: bool) -> Result<(), Error> {
+        let (mut io, lingers) = self.take_io(waits);
+        if !lingers {
+            let _ = timeout(LINGER, io.shutdown()).await;
+            return Ok(());
+        }
+        let _ = timeout(LINGER, async {
+            io.shutdown().await?;
+            let mut limit = MOST_LINGERED;
+            let mut input = super::input::Input::default();
+            loop {
+                let read = poll_fn(|cx| input.poll_read(&mut io, cx)).await? as u64;
+                input.bytes.clear();
+                if read == 0 || read > limit {
+                    return Ok::<(), std::io::Error>(());
+                }
+                limit -= read;
+            }
+        })
+        .await;
+        Ok(())
+    }
+
+    /// The connection, and whether it may have unread bytes in it.
+    fn take_io(&self, waits: bool) -> (Io, bool) {
+        let mut wire = self.link.lock();
+        let unread = wire.is_open() || wire.is_failed() || !wire.input.is_empty();
+        let io = std::mem::replace(&mut wire.io, Io::other(tokio::io::empty()));
+        wire.input.bytes.clear();
+        (io, !wire.ended && (waits || unread))
+    }
+
+    /// Makes the end of the connection a reset: the only way to tell a client that a body without length is cut short.
+    fn reset(&self) {
+        if let Some(tcp) = self.link.lock().io.tcp() {
+            let _ = tcp.set_zero_linger();
+        }
+    }
+}
+
+/// Writes and flushes; a flush that has to wait for TLS is taken up again by the next call.
+fn write(out: &mut Out, io: &mut Io, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    ready!(out.poll_write(io, cx))?;
+    tokio::io::AsyncWrite::poll_flush(Pin::new(io), cx)
+}
+
+/// How the body is framed, and what the head says about its length.
+fn framing(response: &Response, asked: &Asked) -> (Framing, WriteLength) {
+    let announced = response.headers().get(header::CONTENT_LENGTH);
+    let exact = response.body().size_hint().exact();
+    match response.status() {
+        StatusCode::NO_CONTENT => return (Framing::None, WriteLength::Omit),
+        status if asked.head_only || status == StatusCode::NOT_MODIFIED => {
+            let length = match exact {
+                _ if announced.is_some() => WriteLength::Keep,
+                Some(length @ 1..) => WriteLength::Length(length),
+                _ => WriteLength::Omit,
+            };
+            return (Framing::None, length);
+        }
+        _ => {}
+    }
+    let announced = || announced?.to_str().ok()?.parse().ok();
+    match exact.or_else(announced) {
+        Some(length) => (Framing::Length(length), WriteLength::Length(length)),
+        None if asked.version == Version::HTTP_11 => (Framing::Chunked, WriteLength::Chunked),
+        None => (Framing::Close, WriteLength::Omit),
+    }
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+    response
+}
+
+/// The drain as one connection sees it.
+struct Signal {
+    draining: Arc<AtomicBool>,
+    wait: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Who is woken already when draining begins.
+    known: Option<Waker>,
+}
+
+impl Signal {
+    fn new(mut drain: Drain) -> Self {
+        let draining = drain.flag();
+        Self { draining, wait: Box::pin(async move { drain.draining().await }), known: None }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether draining has begun; if not, the task is woken when it does.
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.is_draining() {
+            return true;
+        }
+        // The list of who waits is shared by all connections: it is touched once, not for each request.
+        if !self.known.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            if self.wait.as_mut().poll(cx).is_ready() {
+                return true;
+            }
+            self.known = Some(cx.waker().clone());
+        }
+        false
+    }
+}
+
+fn slow_head() -> Stop {
+    let message = "the request head was not complete within header_timeout";
+    Stop::Refused(Box::new(Refusal {
+        status: StatusCode::REQUEST_TIMEOUT,
+        error: Error::downstream(Kind::Timeout, message),
+    }))
+}
+
+fn lost_in(what: &'static str, error: Option<std::io::Error>) -> Error {
+    let lost = Error::downstream(Kind::Reset, format!("the client closed the connection in the middle of {what}"));
+    match error {
+        Some(error) => lost.with_source(error),
+        None => lost,
+    }
+}
+
+fn cancelled(error: Option<std::io::Error>) -> Error {
+    let lost = Error::downstream(Kind::Cancelled, "the client closed the connection before it had its response");
+    match error {
+        Some(error) => lost.with_source(error),
+        None => lost,
+    }
+}
+
+fn stalled() -> Error {
+    Error::downstream(Kind::Timeout, "no byte of the exchange moved for stream_idle_timeout")
+}
+
+fn body_failed(error: PumpError) -> Error {
+    match error {
+        PumpError::Body(error) => error,
+        PumpError::Long => {
+            Error::new(Kind::Protocol { status: 502 }, Side::Us, "the response body is longer than announced")
+        }
+        PumpError::Short => {
+            Error::new(Kind::Protocol { status: 502 }, Side::Us, "the response body is shorter than announced")
+        }
+    }
+}
