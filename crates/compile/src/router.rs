@@ -45,6 +45,8 @@ pub struct Entry {
     pub method: Option<Method>,
     pub headers: Vec<HeaderMatch>,
     pub query: Vec<QueryMatch>,
+    /// gRPC: a condition on the last path segment, for matches that name a method but no service.
+    pub grpc_method: Option<ValueMatch>,
     /// Index into the router's rules.
     pub rule: u32,
     pub age: Age,
@@ -102,6 +104,13 @@ impl Router {
         &self.rules
     }
 
+    /// Every hostname pattern with its entries in order of precedence; patterns sorted, the one for every host last.
+    pub fn table(&self) -> Vec<(Option<String>, Vec<&Entry>)> {
+        let mut table: Vec<_> = self.hosts.iter().map(|(host, paths)| (host, paths.entries().collect())).collect();
+        table.sort_by(|a: &(Option<String>, Vec<&Entry>), b| (a.0.is_none(), &a.0).cmp(&(b.0.is_none(), &b.0)));
+        table
+    }
+
     /// Hostname patterns that have routes.
     pub fn hostnames(&self) -> impl Iterator<Item = Option<String>> {
         self.hosts.iter().map(|(pattern, _)| pattern)
@@ -146,6 +155,11 @@ impl Entry {
         if let Some(header) = self.headers.iter().find(|h| !h.matches(request.headers)) {
             return Some(Mismatch::Header(header));
         }
+        if let Some(method) = &self.grpc_method
+            && !method.matches(request.path.rsplit('/').next().unwrap_or("").as_bytes())
+        {
+            return Some(Mismatch::GrpcMethod(method));
+        }
         self.query.iter().find(|q| !q.matches(request.query)).map(Mismatch::Query)
     }
 
@@ -153,6 +167,14 @@ impl Entry {
     fn precedence(&self) -> impl Ord + '_ {
         use std::cmp::Reverse;
         let unknown_age = self.age.created.is_empty();
-        (Reverse(self.method.is_some()), Reverse(self.headers.len()), Reverse(self.query.len()), unknown_age, &self.age)
+        let named = self.grpc_method.as_ref().map_or(0, ValueMatch::len);
+        (
+            Reverse(named),
+            Reverse(self.method.is_some()),
+            Reverse(self.headers.len()),
+            Reverse(self.query.len()),
+            unknown_age,
+            &self.age,
+        )
     }
 }

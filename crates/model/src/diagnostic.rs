@@ -303,6 +303,71 @@ codes! {
         "The setting has no meaning for the kind of target that the policy names.";
     InvalidTemplate = 121, "Template is invalid",
         "The template of an access log line has an unknown operator or an unclosed one.";
+
+    UnknownParent = 200, "Parent does not exist or is not accepted",
+        "A route or ListenerSet names a Gateway or ListenerSet that does not exist or is itself not accepted, so that it serves nothing. Correct the name or namespace, or repair the parent first.";
+    NoMatchingListener = 201, "No listener of that name or port",
+        "The parentRef selects listeners by sectionName or port, and the parent has none such. The message lists the listeners that it has.";
+    NotAllowedByParent = 202, "The parent does not admit it",
+        "The listeners admit routes by namespace and kind (allowedRoutes), and Gateways admit ListenerSets by namespace (allowedListeners). Change these, or move the resource.";
+    NoMatchingHostname = 203, "No hostname in common with the listener",
+        "A route serves the hostnames that it has in common with its listeners, and it has none in common with any.";
+    BackendNotFound = 204, "Backend does not exist",
+        "The Service, or the port of it, does not exist. Requests that fall to the backend are answered with 500.";
+    ReferenceNotPermitted = 205, "Reference into another namespace is not granted",
+        "References into another namespace need a ReferenceGrant in that namespace. The message says what it must allow.";
+    UnsupportedReference = 206, "Reference to a kind that is not supported",
+        "The reference names a kind of resource that has no meaning at this place.";
+    UnsupportedValue = 207, "Value is not supported",
+        "The value is valid but not supported here. The rule that holds it answers with 500 or is left out, as the message says.";
+    DroppedRule = 208, "Rule is left out",
+        "The rule cannot work and is left out; the other rules of the route are served.";
+    ListenerConflict = 209, "Listeners conflict",
+        "Listeners that share a port must have the same protocol family and different hostnames. Within one Gateway all that conflict are left out; otherwise the Gateway wins over its ListenerSets, and the older over the younger.";
+    UnknownClass = 210, "GatewayClass does not exist",
+        "Nothing serves the Gateway, because its class does not exist. In a folder, the class `selvedge` needs no GatewayClass.";
+    UnsupportedListener = 211, "Listener cannot be served",
+        "Protocol, TLS mode or hostname of the listener are not supported. Other listeners are served.";
+    UnsupportedRouteKind = 212, "Kind of route does not suit the listener",
+        "allowedRoutes.kinds names a kind of route that cannot attach to a listener of this protocol. The other kinds can.";
+    UnsupportedParameters = 213, "Parameters are not supported",
+        "parametersRef names parameters of a kind that Selvedge does not know. Remove it.";
+    UnusableAddress = 214, "Address cannot be used",
+        "The address is of a type that is not supported, or this machine cannot listen on it.";
+    UnsupportedBackendProtocol = 215, "Protocol of the backend does not suit the route",
+        "The protocol or appProtocol of the Service port is not one that this kind of route can speak.";
+    NoEndpoints = 216, "Backend has no endpoints",
+        "No endpoint is known for the Service port, so that requests to it are answered with 503. Check the EndpointSlices: their label kubernetes.io/service-name, their port names and the readiness of the endpoints.";
+    InvalidEndpoint = 217, "Endpoint is unusable",
+        "The address or port of the endpoint cannot be used. The other endpoints are.";
+    ShadowedRoute = 218, "Another route wins",
+        "Only one route can serve a TCP or UDP listener, or one name of a TLS listener: the oldest. This one gets no traffic there.";
+    ShadowedMatch = 219, "Match can never be met",
+        "An older route, or an earlier rule, has the same match on the same listener and hostname, so that this one gets no traffic.";
+
+    MissingCertificate = 300, "Certificate is missing",
+        "A listener that ends TLS needs at least one certificate. Name a Secret of type kubernetes.io/tls in tls.certificateRefs.";
+    InvalidCertificate = 301, "Certificate or key is unusable",
+        "The Secret does not exist, may not be used from here, does not hold PEM, or the key does not belong to the certificate.";
+    InvalidCaCertificate = 302, "CA certificates are unusable",
+        "The ConfigMap or Secret does not exist, may not be used from here, or its ca.crt does not hold PEM certificates. What depends on it refuses connections rather than trusting everyone.";
+    CertificateExpired = 303, "Certificate is expired or not yet valid",
+        "The certificate is served all the same, but clients will refuse it. Renew it, or check the clock.";
+    CertificateNameMismatch = 304, "Certificate is for other names",
+        "No certificate name covers the hostname of the listener, so that clients will refuse it.";
+    OverlappingTls = 305, "TLS listeners overlap",
+        "Two HTTPS listeners of one port share a hostname or a certificate. Clients may send requests for one on a connection of the other; they are answered with 421 and repeated by the client on a new connection.";
+    UnverifiedBackendName = 306, "Backend speaks TLS without a BackendTLSPolicy",
+        "The backend is asked for TLS by its appProtocol or port, but no BackendTLSPolicy says by which name and CA it is verified. Its own name and the roots of the operating system are used.";
+
+    TargetNotFound = 400, "Target of the policy does not exist",
+        "The policy names a resource or section that does not exist in its namespace. It has no effect there.";
+    PolicyConflict = 401, "Policies conflict",
+        "Two policies of the same kind set the same thing for the same target. The older wins.";
+    NoEffect = 402, "Setting has no effect",
+        "The setting has no effect at this place. Remove it, or attach the policy elsewhere.";
+    InvalidPolicyValue = 403, "Value of the policy is unusable",
+        "The value cannot be used, so that the policy is left out.";
 }
 
 /// The candidate most like `name`, if one is like enough to be what was meant.

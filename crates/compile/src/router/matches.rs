@@ -42,10 +42,19 @@ pub enum Mismatch<'a> {
     Method(&'a Method),
     Header(&'a HeaderMatch),
     Query(&'a QueryMatch),
+    GrpcMethod(&'a ValueMatch),
 }
 
 impl ValueMatch {
-    fn matches(&self, value: &[u8]) -> bool {
+    /// Characters of the text or expression: longer is more specific.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Exact(want) => want.len(),
+            Self::Regex(re) => re.as_str().len(),
+        }
+    }
+
+    pub(super) fn matches(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(want) => want.as_bytes() == value,
             // A value that is not UTF-8 never matches an expression; deny rules must not rely on it (see docs).

@@ -56,8 +56,9 @@ impl PathRouter {
     }
 }
 
-impl Serialize for PathRouter {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl PathRouter {
+    /// All entries: exact paths, expressions, prefixes; each in order of precedence.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let sorted = |map: &'_ AHashMap<String, Vec<Entry>>| {
             let mut keys: Vec<_> = map.keys().cloned().collect();
             keys.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
@@ -65,7 +66,12 @@ impl Serialize for PathRouter {
         };
         let exact = sorted(&self.exact).into_iter().flat_map(|k| self.exact[&k].iter());
         let prefix = sorted(&self.prefix).into_iter().flat_map(|k| self.prefix[&k].iter());
-        let all: Vec<&Entry> = exact.chain(self.regex.iter()).chain(prefix).collect();
-        serializer.collect_seq(all)
+        exact.chain(self.regex.iter()).chain(prefix)
+    }
+}
+
+impl Serialize for PathRouter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.entries())
     }
 }

@@ -1,10 +1,10 @@
 //! TLS, both ways. The only module that imports rustls.
 
-pub mod client;
+mod client;
 mod client_auth;
 mod config;
 mod peer;
-pub mod server;
+mod server;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,319 @@
+//! Puts the snapshot together: routes onto listeners, listeners onto sockets, clusters in order.
+
+use crate::{
+    Compiler, Context,
+    attach::Parents,
+    backend_tls::BackendTls,
+    backends::{self, ClusterUse},
+    conflicts::Sockets,
+    gateways::{GatewayState, SetState},
+    index,
+    l4_routes::{self, L4Outcome},
+    listeners::{Family, ListenerState, Speaks},
+    router::{HostMap, RouterBuilder},
+    routes::{self, Surroundings},
+    rules::{RouteOutcome, Situation},
+    snapshot::{
+        Action, Backend, Cluster, ClusterId, Filter, HttpListener, HttpOptions, L4Listener, L4Options, L4Route,
+        Listener, Protocol, Rule, Snapshot, SocketOptions, Target, Termination, TlsListener, TlsMode, TlsVersion,
+    },
+    status::ResourceStatus,
+};
+use ahash::AHashMap;
+use selvedge_model::{Code, Kind, ResourceKey};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+pub(crate) fn snapshot<'a>(
+    cx: &mut Context<'a>,
+    compiler: &mut Compiler,
+    gateways: &[GatewayState<'a>],
+    sets: &[SetState<'a>],
+    listeners: &mut [ListenerState<'a>],
+    sockets: &Sockets,
+) -> Snapshot {
+    let tls = BackendTls::new(cx, &mut compiler.tls);
+    let parents = Parents::new(gateways, sets, listeners);
+    let situations: Vec<Situation> = listeners.iter().map(|l| situation(&gateways[l.gateway])).collect();
+    let around = Surroundings { tls: &tls, parents: &parents, listeners, situations: &situations };
+    let routes = compile_routes(cx, around);
+    for (attachment, _) in routes.iter().flat_map(|r| &r.attachments) {
+        listeners[attachment.listener].attached += 1;
+    }
+    let streams = l4_routes::all(cx, &tls, &parents, listeners, &situations);
+    let clusters = Clusters::new(cx, &tls, gateways, &routes, &streams);
+    if !tls.is_empty() {
+        let reached = reached(gateways, listeners, &routes, &streams);
+        tls.write_status(cx, &reached);
+    }
+    let mut routers = routers(listeners.len(), &routes, &clusters);
+    let streams = stream_routes(cx, listeners, streams, &clusters);
+    let mut builder = Sheet { listeners, routers: &mut routers, streams: &streams, made: AHashMap::new() };
+    let list = sockets.iter().map(|(bind, on)| {
+        Arc::new(Listener { bind: *bind, options: SocketOptions::default(), protocol: builder.protocol(on) })
+    });
+    Snapshot { listeners: list.collect(), clusters: clusters.list, telemetry: cx.options.telemetry.clone() }
+}
+
+fn situation(gateway: &GatewayState<'_>) -> Situation {
+    let (namespace, name) = index::name(&gateway.gateway.metadata);
+    let client = gateway.client_certificate.as_ref().map(|_| (namespace.to_owned(), name.to_owned()));
+    Situation { client }
+}
+
+fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>) -> Vec<RouteOutcome> {
+    let http = cx.index.http_routes.clone();
+    let grpc = cx.index.grpc_routes.clone();
+    let mut outcomes = Vec::with_capacity(http.len() + grpc.len());
+    for route in http {
+        let outcome = routes::http(cx, around, route);
+        set_status(cx, Kind::HttpRoute, &route.metadata, &outcome);
+        outcomes.push(outcome);
+    }
+    for route in grpc {
+        let outcome = routes::grpc(cx, around, route);
+        set_status(cx, Kind::GrpcRoute, &route.metadata, &outcome);
+        outcomes.push(outcome);
+    }
+    outcomes
+}
+
+fn set_status(cx: &mut Context<'_>, kind: Kind, meta: &selvedge_model::ObjectMeta, outcome: &RouteOutcome) {
+    if !outcome.status.parents.is_empty() {
+        let key = ResourceKey::new(kind, &*meta.namespace, &*meta.name);
+        cx.status.set(key, ResourceStatus::Route(outcome.status.clone()));
+    }
+}
+
+/// The clusters of a snapshot, and where each use of one is.
+struct Clusters {
+    list: Vec<Arc<Cluster>>,
+    ids: AHashMap<ClusterUse, ClusterId>,
+}
+
+impl Clusters {
+    fn new(
+        cx: &mut Context<'_>,
+        tls: &BackendTls<'_>,
+        gateways: &[GatewayState<'_>],
+        routes: &[RouteOutcome],
+        streams: &[L4Outcome],
+    ) -> Self {
+        // A route that is attached nowhere reaches nothing.
+        let of_routes = routes.iter().filter(|r| !r.attachments.is_empty()).flat_map(|r| &r.uses);
+        let all: BTreeSet<&ClusterUse> = of_routes.chain(streams.iter().flat_map(|s| &s.uses)).collect();
+        let mut built: Vec<(&ClusterUse, Arc<Cluster>)> =
+            all.into_iter().map(|wanted| (wanted, backends::build(cx, tls, gateways, wanted))).collect();
+        built.sort_by(|a, b| a.1.key.cmp(&b.1.key));
+        let ids = built.iter().enumerate().map(|(i, (wanted, _))| ((*wanted).clone(), id(i))).collect();
+        Clusters { list: built.into_iter().map(|(_, cluster)| cluster).collect(), ids }
+    }
+
+    /// Final ids for positions in a list of uses.
+    fn of(&self, uses: &[ClusterUse]) -> Vec<ClusterId> {
+        uses.iter().map(|wanted| self.ids.get(wanted).copied().unwrap_or(ClusterId(u32::MAX))).collect()
+    }
+}
+
+fn id(position: usize) -> ClusterId {
+    ClusterId(u32::try_from(position).unwrap_or(u32::MAX))
+}
+
+/// Services with the Gateways that reach them, for the status of policies.
+fn reached(
+    gateways: &[GatewayState<'_>],
+    listeners: &[ListenerState<'_>],
+    routes: &[RouteOutcome],
+    streams: &[L4Outcome],
+) -> BTreeSet<((String, String), (String, String))> {
+    let mut reached = BTreeSet::new();
+    let mut add = |policed: &[(String, String)], listener: usize| {
+        let (namespace, name) = index::name(&gateways[listeners[listener].gateway].gateway.metadata);
+        for service in policed {
+            reached.insert((service.clone(), (namespace.to_owned(), name.to_owned())));
+        }
+    };
+    for route in routes {
+        for (attachment, _) in &route.attachments {
+            add(&route.policed, attachment.listener);
+        }
+    }
+    for stream in streams {
+        add(&stream.policed, stream.attachment.listener);
+    }
+    reached
+}
+
+/// One router for each listener that has HTTP routes.
+fn routers(count: usize, routes: &[RouteOutcome], clusters: &Clusters) -> Vec<Option<RouterBuilder>> {
+    let mut routers: Vec<Option<RouterBuilder>> = (0..count).map(|_| None).collect();
+    for route in routes.iter().filter(|r| !r.attachments.is_empty()) {
+        let ids = clusters.of(&route.uses);
+        let variants: Vec<Vec<Arc<Rule>>> = route
+            .variants
+            .iter()
+            .map(|rules| rules.iter().map(|rule| Arc::new(with_ids(rule.clone(), &ids))).collect())
+            .collect();
+        for (attachment, variant) in &route.attachments {
+            let router = routers[attachment.listener].get_or_insert_default();
+            let rules: Vec<u32> = variants[*variant].iter().map(|rule| router.rule(Arc::clone(rule))).collect();
+            for hostname in &attachment.hostnames {
+                for entry in &route.entries {
+                    let rule = rules[entry.rule as usize];
+                    router.entry(hostname.as_deref(), crate::router::Entry { rule, ..entry.clone() });
+                }
+            }
+        }
+    }
+    routers
+}
+
+fn with_ids(mut rule: Rule, ids: &[ClusterId]) -> Rule {
+    number_filters(&mut rule.filters, ids);
+    if let Action::Forward(split) = &mut rule.action {
+        number(&mut split.backends, ids);
+    }
+    rule
+}
+
+fn number(backends: &mut [Backend], ids: &[ClusterId]) {
+    for backend in backends {
+        if let Target::Cluster(id) = &mut backend.target {
+            *id = ids[id.0 as usize];
+        }
+        number_filters(&mut backend.filters, ids);
+    }
+}
+
+fn number_filters(filters: &mut [Filter], ids: &[ClusterId]) {
+    for filter in filters {
+        if let Filter::Mirror(mirror) = filter
+            && let Some(id) = &mut mirror.cluster
+        {
+            *id = ids[id.0 as usize];
+        }
+    }
+}
+
+/// The stream route that serves each hostname of each listener: the oldest.
+fn stream_routes(
+    cx: &mut Context<'_>,
+    listeners: &[ListenerState<'_>],
+    streams: Vec<L4Outcome>,
+    clusters: &Clusters,
+) -> Vec<HostMap<Arc<L4Route>>> {
+    let mut maps: Vec<HostMap<Arc<L4Route>>> = listeners.iter().map(|_| HostMap::default()).collect();
+    for mut stream in streams {
+        let ids = clusters.of(&stream.uses);
+        if let Some(split) = &mut stream.route.split {
+            number(&mut split.backends, &ids);
+        }
+        let listener = &listeners[stream.attachment.listener];
+        let route = Arc::new(stream.route);
+        for hostname in &stream.attachment.hostnames {
+            // A TCPRoute on a TLS listener serves all of the listener's names.
+            let hostname = hostname.as_deref();
+            let map = &mut maps[stream.attachment.listener];
+            if let Some(winner) = map.get_pattern(hostname) {
+                let key = ResourceKey::new(kind_of(&route), &*route.name.namespace, &*route.name.route);
+                let message = format!(
+                    "the older route {}/{} serves {} of listener {}, so that this one gets no traffic there",
+                    winner.name.namespace,
+                    winner.name.route,
+                    hostname.unwrap_or("everything"),
+                    listener.name
+                );
+                cx.report.warning(&key, Code::ShadowedRoute, "spec.parentRefs", &message);
+            } else {
+                map.insert(hostname, Arc::clone(&route));
+            }
+        }
+    }
+    maps
+}
+
+fn kind_of(route: &L4Route) -> Kind {
+    route.name.kind.parse().unwrap_or(Kind::TcpRoute)
+}
+
+/// Idle time of TCP connections and UDP sessions.
+const TCP_IDLE: Duration = Duration::from_secs(3600);
+const UDP_IDLE: Duration = Duration::from_secs(60);
+
+struct Sheet<'s, 'a> {
+    listeners: &'s [ListenerState<'a>],
+    routers: &'s mut [Option<RouterBuilder>],
+    streams: &'s [HostMap<Arc<L4Route>>],
+    made: AHashMap<usize, Arc<HttpListener>>,
+}
+
+impl Sheet<'_, '_> {
+    /// What a socket serves. All its listeners are of one family, which `conflicts` has seen to.
+    fn protocol(&mut self, on: &[usize]) -> Protocol {
+        let family = on.first().and_then(|&i| self.listeners[i].speaks.family());
+        match family {
+            Some(Family::Http) => {
+                let mut map = HostMap::default();
+                for &i in on {
+                    map.insert(self.listeners[i].hostname.as_deref(), self.http(i));
+                }
+                Protocol::Http(map)
+            }
+            Some(Family::Tls) => {
+                let mut map = HostMap::default();
+                for &i in on {
+                    map.insert(self.listeners[i].hostname.as_deref(), Arc::new(self.tls(i)));
+                }
+                Protocol::Tls(map)
+            }
+            Some(Family::Udp) => Protocol::Udp(self.stream(on, UDP_IDLE)),
+            Some(Family::Tcp) | None => Protocol::Tcp(self.stream(on, TCP_IDLE)),
+        }
+    }
+
+    fn stream(&self, on: &[usize], idle: Duration) -> Arc<L4Listener> {
+        let i = on.first().copied().unwrap_or(0);
+        let route = self.streams[i].get_pattern(None).cloned();
+        Arc::new(L4Listener { route, options: self.l4_options(i, idle) })
+    }
+
+    fn l4_options(&self, i: usize, idle_timeout: Duration) -> Arc<L4Options> {
+        Arc::new(L4Options { name: self.listeners[i].name.clone(), idle_timeout, access_log: Vec::new() })
+    }
+
+    /// A Gateway with several addresses has the very same listener on each of its sockets.
+    fn http(&mut self, i: usize) -> Arc<HttpListener> {
+        if let Some(made) = self.made.get(&i) {
+            return Arc::clone(made);
+        }
+        let listener = &self.listeners[i];
+        let made = Arc::new(HttpListener {
+            name: listener.name.clone(),
+            hostname: listener.hostname.clone(),
+            router: self.routers[i].take().unwrap_or_default().build(),
+            options: Arc::new(HttpOptions::default()),
+            access_log: Vec::new(),
+            tracing: None,
+        });
+        self.made.insert(i, Arc::clone(&made));
+        made
+    }
+
+    fn tls(&mut self, i: usize) -> TlsListener {
+        let listener = &self.listeners[i];
+        let termination = || Termination {
+            certificates: listener.certificates.clone(),
+            client: listener.client.clone(),
+            min_version: TlsVersion::V1_2,
+        };
+        let mode = match listener.speaks {
+            Speaks::Https => TlsMode::Http { tls: termination(), http: self.http(i) },
+            Speaks::TlsTerminate => TlsMode::Tcp {
+                tls: termination(),
+                routes: self.streams[i].clone(),
+                listener: self.l4_options(i, TCP_IDLE),
+            },
+            _ => TlsMode::Passthrough { routes: self.streams[i].clone(), listener: self.l4_options(i, TCP_IDLE) },
+        };
+        TlsListener { name: self.listeners[i].name.clone(), hostname: self.listeners[i].hostname.clone(), mode }
+    }
+}

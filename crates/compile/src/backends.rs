@@ -1,0 +1,360 @@
+//! From a backend reference to a cluster: references are checked while routes compile, clusters are built once each.
+
+use crate::{
+    Context,
+    backend_tls::BackendTls,
+    endpoints,
+    gateways::GatewayState,
+    grants::{self, From, To},
+    secrets::qualified,
+    snapshot::{Cluster, Connections, Discovery, Endpoint, LoadBalancing, Trust, UpstreamProtocol, UpstreamTls},
+    status::Fault,
+};
+use selvedge_model::{
+    Code, Kind, ResourceKey, SELVEDGE_GROUP, Service,
+    core::{ServicePort, ServiceType, TransportProtocol},
+    refs::{BackendObjectReference, BackendRef},
+};
+use std::{fmt, sync::Arc};
+
+/// What a route speaks to its backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Wire {
+    Http,
+    Grpc,
+    Tcp,
+    /// TLS that the client began: nothing may be added around it.
+    Passthrough,
+    Udp,
+}
+
+/// A backend as some rule uses it: what makes one cluster differ from another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ClusterUse {
+    /// A plain DNS name (`kind: Hostname`), not a Service.
+    pub(crate) hostname: bool,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) wire: Wire,
+    /// The Gateway whose client certificate is shown.
+    pub(crate) gateway: Option<(String, String)>,
+}
+
+/// The key of the cluster.
+impl fmt::Display for ClusterUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.namespace, self.name, self.port)?;
+        f.write_str(match self.wire {
+            Wire::Http => "",
+            Wire::Grpc => "+h2",
+            Wire::Tcp => "+tcp",
+            Wire::Passthrough => "+tls",
+            Wire::Udp => "+udp",
+        })?;
+        match &self.gateway {
+            Some((namespace, name)) => write!(f, "@{namespace}/{name}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A backend reference of any kind of route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reference<'a> {
+    group: &'a str,
+    kind: &'a str,
+    namespace: Option<&'a str>,
+    name: &'a str,
+    port: Option<u16>,
+}
+
+impl<'a> std::convert::From<&'a BackendRef> for Reference<'a> {
+    fn from(it: &'a BackendRef) -> Self {
+        Reference {
+            group: &it.group,
+            kind: &it.kind,
+            namespace: it.namespace.as_deref(),
+            name: &it.name,
+            port: it.port,
+        }
+    }
+}
+
+impl<'a> std::convert::From<&'a BackendObjectReference> for Reference<'a> {
+    fn from(it: &'a BackendObjectReference) -> Self {
+        Reference {
+            group: &it.group,
+            kind: &it.kind,
+            namespace: it.namespace.as_deref(),
+            name: &it.name,
+            port: it.port,
+        }
+    }
+}
+
+impl<'a> Reference<'a> {
+    pub(crate) fn is_service(&self) -> bool {
+        self.group.is_empty() && self.kind == "Service"
+    }
+
+    pub(crate) fn namespace_in(&self, own: &'a str) -> &'a str {
+        self.namespace.unwrap_or(own)
+    }
+
+    pub(crate) fn name(&self) -> &'a str {
+        self.name
+    }
+}
+
+/// Why a backend reference cannot be used: which field, which diagnostic, and the condition it makes.
+pub(crate) struct BadBackend {
+    pub(crate) code: Code,
+    pub(crate) field: &'static str,
+    pub(crate) fault: Fault,
+}
+
+fn bad(code: Code, field: &'static str, reason: &'static str, message: String) -> BadBackend {
+    BadBackend { code, field, fault: Fault::new(reason, message) }
+}
+
+/// Checks a reference. `client` is the Gateway that brings a client certificate, if it does.
+pub(crate) fn resolve(
+    cx: &Context<'_>,
+    tls: &BackendTls<'_>,
+    from: From<'_>,
+    reference: Reference<'_>,
+    wire: Wire,
+    client: Option<&(String, String)>,
+) -> Result<ClusterUse, BadBackend> {
+    let namespace = reference.namespace.unwrap_or(from.namespace);
+    let hostname = match (reference.group, reference.kind) {
+        ("", "Service") => false,
+        (SELVEDGE_GROUP, "Hostname") => true,
+        (group, kind) => {
+            let message = format!(
+                "a backend must be a Service, or a Hostname of group {SELVEDGE_GROUP}, not a {}",
+                qualified(group, kind)
+            );
+            return Err(bad(Code::UnsupportedReference, "kind", "InvalidKind", message));
+        }
+    };
+    let to = To { group: reference.group, kind: reference.kind, namespace, name: reference.name };
+    // A DNS name belongs to no namespace, so there is nobody to grant it.
+    if !hostname && !cx.index.grants.allow(from, to) {
+        return Err(bad(Code::ReferenceNotPermitted, "namespace", "RefNotPermitted", grants::advice(from, to)));
+    }
+    let mut found = ClusterUse {
+        hostname,
+        namespace: if hostname { from.namespace } else { namespace }.to_owned(),
+        name: reference.name.to_owned(),
+        port: 0,
+        wire,
+        gateway: None,
+    };
+    let Some(port) = reference.port else {
+        return Err(bad(Code::BackendNotFound, "port", "UnsupportedValue", "a backend needs a port".to_owned()));
+    };
+    found.port = port;
+    if hostname {
+        found.name = crate::hosts::normal(reference.name);
+        if !crate::hosts::valid(&found.name) || found.name.starts_with("*.") {
+            let message = format!("`{}` is no DNS name", reference.name);
+            return Err(bad(Code::BackendNotFound, "name", "BackendNotFound", message));
+        }
+        return Ok(found);
+    }
+    let service_port = service_port(cx, &found)?;
+    check_protocol(&found, service_port)?;
+    let policy = tls.policy(&found.namespace, &found.name, service_port.name.as_deref());
+    match policy.filter(|_| wire != Wire::Passthrough && wire != Wire::Udp) {
+        Some(Err(message)) => {
+            let message = format!("its BackendTLSPolicy is not usable: {message}");
+            return Err(bad(Code::InvalidCaCertificate, "name", "BackendNotFound", message));
+        }
+        Some(Ok(_)) => found.gateway = client.cloned(),
+        None => {}
+    }
+    // A Service port that says HTTP/2 by itself is one backend, whoever asks.
+    if wire == Wire::Grpc && natural(service_port) == Some(UpstreamProtocol::Http2) {
+        found.wire = Wire::Http;
+    }
+    Ok(found)
+}
+
+fn service_port<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Result<&'a ServicePort, BadBackend> {
+    let (namespace, name) = (wanted.namespace.as_str(), wanted.name.as_str());
+    let Some(service) = cx.index.services.get(&(namespace, name)) else {
+        let near = cx.index.services.keys().filter(|k| k.0 == namespace).map(|k| k.1);
+        let near = selvedge_model::diagnostic::nearest(name, near).map(|n| format!("; did you mean {n}?"));
+        let message = format!("Service {namespace}/{name} does not exist{}", near.unwrap_or_default());
+        return Err(bad(Code::BackendNotFound, "name", "BackendNotFound", message));
+    };
+    let transport = if wanted.wire == Wire::Udp { TransportProtocol::Udp } else { TransportProtocol::Tcp };
+    let of_number = || service.spec.ports.iter().filter(|p| p.port == wanted.port);
+    if let Some(port) = of_number().find(|p| p.protocol == transport) {
+        return Ok(port);
+    }
+    if of_number().next().is_some() {
+        let message = format!("port {} of Service {namespace}/{name} is not a {transport:?} port", wanted.port);
+        return Err(bad(Code::UnsupportedBackendProtocol, "port", "UnsupportedProtocol", message));
+    }
+    let ports: Vec<String> = service.spec.ports.iter().map(|p| p.port.to_string()).collect();
+    let message = format!("Service {namespace}/{name} has no port {}; it has: {}", wanted.port, ports.join(", "));
+    Err(bad(Code::BackendNotFound, "port", "BackendNotFound", message))
+}
+
+/// The protocol that `appProtocol` names; `None` for one that is not HTTP. Kubernetes KEP-3726 and IANA names.
+fn natural(port: &ServicePort) -> Option<UpstreamProtocol> {
+    let Some(name) = &port.app_protocol else { return Some(UpstreamProtocol::Http1) };
+    Some(match name.to_ascii_lowercase().as_str() {
+        "" | "http" | "kubernetes.io/ws" | "ws" | "kubernetes.io/wss" | "wss" => UpstreamProtocol::Http1,
+        "kubernetes.io/h2c" | "h2c" | "http2" | "grpc" | "kubernetes.io/grpc" => UpstreamProtocol::Http2,
+        "https" | "kubernetes.io/https" => UpstreamProtocol::Auto,
+        _ => return None,
+    })
+}
+
+/// Whether `appProtocol` asks for TLS.
+fn wants_tls(port: &ServicePort) -> bool {
+    let name = port.app_protocol.as_deref().unwrap_or("");
+    ["https", "kubernetes.io/https", "wss", "kubernetes.io/wss"].iter().any(|n| name.eq_ignore_ascii_case(n))
+}
+
+fn check_protocol(wanted: &ClusterUse, port: &ServicePort) -> Result<(), BadBackend> {
+    if matches!(wanted.wire, Wire::Http | Wire::Grpc) && natural(port).is_none() {
+        let message = format!(
+            "port {} of Service {}/{} has appProtocol {}, which is no HTTP: http, https, kubernetes.io/h2c, kubernetes.io/ws, kubernetes.io/wss and grpc are",
+            wanted.port,
+            wanted.namespace,
+            wanted.name,
+            port.app_protocol.as_deref().unwrap_or("")
+        );
+        return Err(bad(Code::UnsupportedBackendProtocol, "port", "UnsupportedProtocol", message));
+    }
+    Ok(())
+}
+
+/// Builds the cluster of a use that [`resolve`] has checked.
+pub(crate) fn build(
+    cx: &mut Context<'_>,
+    tls: &BackendTls<'_>,
+    gateways: &[GatewayState<'_>],
+    wanted: &ClusterUse,
+) -> Arc<Cluster> {
+    let service = cx.index.services.get(&(wanted.namespace.as_str(), wanted.name.as_str())).copied();
+    let mut cluster = match service.filter(|_| !wanted.hostname) {
+        Some(service) => of_service(cx, tls, wanted, service),
+        None => of_hostname(wanted),
+    };
+    if let Some((namespace, name)) = &wanted.gateway
+        && let Some(upstream) = &mut cluster.tls
+    {
+        let owner =
+            gateways.iter().find(|g| g.gateway.metadata.namespace == *namespace && g.gateway.metadata.name == *name);
+        Arc::make_mut(upstream).client_certificate = owner.and_then(|g| g.client_certificate.clone());
+    }
+    Arc::new(cluster)
+}
+
+fn blank(wanted: &ClusterUse, discovery: Discovery) -> Cluster {
+    Cluster {
+        key: wanted.to_string(),
+        discovery,
+        protocol: UpstreamProtocol::Raw,
+        tls: None,
+        load_balancing: LoadBalancing::default(),
+        connections: Connections::default(),
+        health_checks: Vec::new(),
+        outlier_detection: None,
+    }
+}
+
+/// A plain DNS name: port 443 means TLS, as a browser would read it.
+fn of_hostname(wanted: &ClusterUse) -> Cluster {
+    let mut cluster = blank(wanted, Discovery::Dns { host: wanted.name.clone(), port: wanted.port });
+    let secure = wanted.port == 443;
+    let http = matches!(wanted.wire, Wire::Http | Wire::Grpc);
+    cluster.protocol = match wanted.wire {
+        Wire::Http if secure => UpstreamProtocol::Auto,
+        Wire::Http => UpstreamProtocol::Http1,
+        Wire::Grpc => UpstreamProtocol::Http2,
+        Wire::Tcp | Wire::Passthrough | Wire::Udp => UpstreamProtocol::Raw,
+    };
+    if secure && http {
+        cluster.tls = Some(Arc::new(system_tls(wanted.name.clone())));
+    }
+    cluster
+}
+
+fn system_tls(sni: String) -> UpstreamTls {
+    UpstreamTls { sni, trust: Trust::System, subject_alt_names: Vec::new(), client_certificate: None }
+}
+
+fn of_service(cx: &mut Context<'_>, tls: &BackendTls<'_>, wanted: &ClusterUse, service: &Service) -> Cluster {
+    let transport = if wanted.wire == Wire::Udp { TransportProtocol::Udp } else { TransportProtocol::Tcp };
+    let port = service.spec.ports.iter().find(|p| p.port == wanted.port && p.protocol == transport);
+    let Some(port) = port else { return blank(wanted, Discovery::Static(Vec::new())) };
+    let key = ResourceKey::new(Kind::Service, &*wanted.namespace, &*wanted.name);
+    let mut cluster = blank(wanted, discovery(cx, &key, wanted, service, port));
+    if matches!(wanted.wire, Wire::Http | Wire::Grpc | Wire::Tcp) {
+        let policy = tls.policy(&wanted.namespace, &wanted.name, port.name.as_deref());
+        if let Some(Ok(upstream)) = policy {
+            cluster.tls = Some(Arc::clone(upstream));
+        }
+    }
+    if matches!(wanted.wire, Wire::Http | Wire::Grpc) {
+        if cluster.tls.is_none() && wants_tls(port) {
+            let sni = service.spec.external_name.as_deref().map(crate::hosts::normal);
+            let sni = sni.unwrap_or_else(|| format!("{}.{}.svc", wanted.name, wanted.namespace));
+            let message = format!(
+                "port {} asks for TLS by its appProtocol, but no BackendTLSPolicy says how it is verified: the name {sni} and the roots of the operating system are used",
+                wanted.port
+            );
+            cx.report.warning(&key, Code::UnverifiedBackendName, "spec.ports", &message);
+            cluster.tls = Some(Arc::new(system_tls(sni)));
+        }
+        cluster.protocol = match (wanted.wire, natural(port)) {
+            (Wire::Grpc, _) | (_, Some(UpstreamProtocol::Http2)) => UpstreamProtocol::Http2,
+            (_, Some(UpstreamProtocol::Http1)) if cluster.tls.is_some() && port.app_protocol.is_none() => {
+                UpstreamProtocol::Auto
+            }
+            (_, natural) => natural.unwrap_or(UpstreamProtocol::Http1),
+        };
+    }
+    cluster
+}
+
+fn discovery(
+    cx: &mut Context<'_>,
+    key: &ResourceKey,
+    wanted: &ClusterUse,
+    service: &Service,
+    port: &ServicePort,
+) -> Discovery {
+    if service.spec.service_type == ServiceType::ExternalName {
+        let host = service.spec.external_name.as_deref().map(crate::hosts::normal).unwrap_or_default();
+        if host.is_empty() {
+            cx.report.error(key, Code::NoEndpoints, "spec.externalName", "an ExternalName Service needs a name");
+            return Discovery::Static(Vec::new());
+        }
+        // An address is as good as a name here, and needs no look-up.
+        if let Ok(ip) = host.parse() {
+            let address = std::net::SocketAddr::new(ip, wanted.port);
+            return Discovery::Static(vec![Endpoint { address, weight: 1, zone: None }]);
+        }
+        return Discovery::Dns { host, port: wanted.port };
+    }
+    let slices = cx.index.slices.get(&(wanted.namespace.as_str(), wanted.name.as_str()));
+    let found = match slices {
+        Some(slices) => endpoints::of_slices(&mut cx.report, slices, service, port),
+        None => endpoints::of_cluster_ip(service, port),
+    };
+    if let Discovery::Static(list) = &found
+        && list.is_empty()
+    {
+        let message = format!("port {} has no endpoints: requests are answered with 503", port.port);
+        cx.report.warning(key, Code::NoEndpoints, "spec.ports", &message);
+    }
+    found
+}

@@ -1,0 +1,108 @@
+//! Resources sorted and looked up the way compiling needs them.
+
+use crate::grants::Grants;
+use ahash::AHashMap;
+use selvedge_model::{
+    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
+    ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, UdpRoute, gateway::FromNamespaces, refs::LabelSelector,
+};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Namespace and name.
+pub(crate) type Name<'a> = (&'a str, &'a str);
+
+/// All resources of one compilation. Lists are sorted by age where the standard lets the older win, else by name.
+#[derive(Default)]
+pub(crate) struct Index<'a> {
+    pub(crate) classes: BTreeMap<&'a str, &'a GatewayClass>,
+    pub(crate) gateways: Vec<&'a Gateway>,
+    pub(crate) listener_sets: Vec<&'a ListenerSet>,
+    pub(crate) http_routes: Vec<&'a Arc<HttpRoute>>,
+    pub(crate) grpc_routes: Vec<&'a Arc<GrpcRoute>>,
+    pub(crate) tls_routes: Vec<&'a TlsRoute>,
+    pub(crate) tcp_routes: Vec<&'a TcpRoute>,
+    pub(crate) udp_routes: Vec<&'a UdpRoute>,
+    pub(crate) backend_tls: Vec<&'a BackendTlsPolicy>,
+    pub(crate) namespaces: AHashMap<&'a str, &'a Namespace>,
+    pub(crate) services: AHashMap<Name<'a>, &'a Arc<Service>>,
+    /// By the Service they belong to.
+    pub(crate) slices: AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>>,
+    pub(crate) secrets: AHashMap<Name<'a>, &'a Arc<Secret>>,
+    pub(crate) config_maps: AHashMap<Name<'a>, &'a Arc<ConfigMap>>,
+    pub(crate) grants: Grants<'a>,
+}
+
+impl<'a> Index<'a> {
+    pub(crate) fn new(resources: &'a Resources) -> Self {
+        let mut slices: AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>> = AHashMap::new();
+        for slice in resources.endpoint_slices().iter() {
+            if let Some(service) = slice.service_name() {
+                slices.entry((&slice.metadata.namespace, service)).or_default().push(slice);
+            }
+        }
+        Index {
+            classes: resources.gateway_classes().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
+            gateways: by_age(resources.gateways().iter(), |it| &it.metadata),
+            listener_sets: by_age(resources.listener_sets().iter(), |it| &it.metadata),
+            http_routes: resources.http_routes().iter().collect(),
+            grpc_routes: resources.grpc_routes().iter().collect(),
+            tls_routes: by_age(resources.tls_routes().iter(), |it| &it.metadata),
+            tcp_routes: by_age(resources.tcp_routes().iter(), |it| &it.metadata),
+            udp_routes: by_age(resources.udp_routes().iter(), |it| &it.metadata),
+            backend_tls: by_age(resources.backend_tls_policies().iter(), |it| &it.metadata),
+            namespaces: resources.namespaces().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
+            services: resources.services().iter().map(|it| (name(&it.metadata), it)).collect(),
+            slices,
+            secrets: resources.secrets().iter().map(|it| (name(&it.metadata), it)).collect(),
+            config_maps: resources.config_maps().iter().map(|it| (name(&it.metadata), it)).collect(),
+            grants: Grants::new(resources.reference_grants().iter().map(|it| &**it)),
+        }
+    }
+
+    /// Whether something of namespace `from` may join something of namespace `own` (allowedRoutes, allowedListeners).
+    pub(crate) fn namespace_allowed(
+        &self,
+        rule: FromNamespaces,
+        selector: Option<&LabelSelector>,
+        own: &str,
+        from: &str,
+    ) -> bool {
+        match rule {
+            FromNamespaces::All => true,
+            FromNamespaces::Same => own == from,
+            FromNamespaces::None => false,
+            FromNamespaces::Selector => selector.is_some_and(|s| self.selects(s, from)),
+        }
+    }
+
+    /// Kubernetes gives every namespace its name as a label; folders need no Namespace resource for that.
+    fn selects(&self, selector: &LabelSelector, namespace: &str) -> bool {
+        const NAME: &str = "kubernetes.io/metadata.name";
+        match self.namespaces.get(namespace) {
+            Some(it) if it.metadata.labels.contains_key(NAME) => selector.matches(&it.metadata.labels),
+            it => {
+                let mut labels = it.map(|it| it.metadata.labels.clone()).unwrap_or_default();
+                labels.insert(NAME.to_owned(), namespace.to_owned());
+                selector.matches(&labels)
+            }
+        }
+    }
+}
+
+fn by_age<'a, T>(all: impl Iterator<Item = &'a Arc<T>>, meta: impl Fn(&T) -> &ObjectMeta) -> Vec<&'a T> {
+    let mut list: Vec<&'a T> = all.map(|it| &**it).collect();
+    list.sort_by(|a, b| age(meta(a)).cmp(&age(meta(b))));
+    list
+}
+
+/// Namespace and name of a resource.
+pub(crate) fn name(meta: &ObjectMeta) -> Name<'_> {
+    (&meta.namespace, &meta.name)
+}
+
+/// Sort key by which the older resource comes first (Gateway API "conflict resolution": creation time, then
+/// `namespace/name`). A resource of unknown age is the youngest.
+pub(crate) fn age(meta: &ObjectMeta) -> (bool, &str, &str, &str) {
+    let created = meta.creation_timestamp.as_deref().unwrap_or("");
+    (created.is_empty(), created, &meta.namespace, &meta.name)
+}

@@ -1,0 +1,64 @@
+//! Golden cases: `testdata/*.case` holds resources as YAML, a line `---expect---`, and what compiling them must say.
+//! `UPDATE=1 cargo test -p selvedge-compile --test cases` rewrites the expectations; read the difference before you commit it.
+
+use selvedge_compile::{Options, compile, summary};
+use selvedge_model::{Limits, Resources, parse};
+use std::{fs, path::PathBuf};
+
+const MARK: &str = "---expect---\n";
+
+#[test]
+fn cases() {
+    let update = std::env::var_os("UPDATE").is_some();
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let mut paths: Vec<PathBuf> = fs::read_dir(&folder).expect("testdata").map(|e| e.expect("entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "case"));
+    paths.sort();
+    assert!(!paths.is_empty(), "no cases in {}", folder.display());
+    let mut failed = Vec::new();
+    for path in &paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = fs::read_to_string(path).expect("case");
+        let (input, expected) = text.split_once(MARK).unwrap_or((&text, ""));
+        let found = run(input);
+        if found == expected {
+            continue;
+        }
+        if update {
+            fs::write(path, format!("{input}{MARK}{found}")).expect("write");
+        } else {
+            failed.push(name.clone());
+            eprintln!("=== {name}");
+            for line in diff(expected, &found) {
+                eprintln!("{line}");
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} cases differ: {failed:?}; UPDATE=1 rewrites them", failed.len(), paths.len());
+}
+
+/// Comments `# now: SECONDS` and `# assign: KIND/NS/NAME ADDRESS` before the first document set options.
+fn run(input: &str) -> String {
+    let parsed = parse("case", input.as_bytes(), &Limits::default());
+    let mut resources = Resources::default();
+    resources.extend(parsed.loaded.into_iter().filter_map(|l| l.resource));
+    let mut options = Options::default();
+    for line in input.lines().take_while(|l| l.starts_with('#')) {
+        if let Some(now) = line.strip_prefix("# now: ") {
+            options.now = now.trim().parse().expect("now");
+        }
+    }
+    let mut out = String::new();
+    for diagnostic in &parsed.diagnostics {
+        out.push_str(&format!("load: {diagnostic}\n"));
+    }
+    out.push_str(&summary(&compile(&resources, &options)));
+    out
+}
+
+/// Lines that differ, with a sign; good enough to read.
+fn diff(old: &str, new: &str) -> Vec<String> {
+    let gone = old.lines().filter(|l| !new.lines().any(|n| n == *l)).map(|l| format!("- {l}"));
+    let added = new.lines().filter(|l| !old.lines().any(|o| o == *l)).map(|l| format!("+ {l}"));
+    gone.chain(added).collect()
+}
