@@ -12,6 +12,8 @@ pub mod hop;
 pub mod host;
 pub mod http1;
 pub mod proxy_protocol;
+pub mod log_template;
+pub mod log_time;
 pub mod trace;
 pub mod uri;
 pub mod websocket;
