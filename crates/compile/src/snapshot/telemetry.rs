@@ -19,7 +19,7 @@ pub struct AccessLog {
     pub condition: LogCondition,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum LogOutput {
     Stdout,
     File(String),

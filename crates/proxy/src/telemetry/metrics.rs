@@ -7,23 +7,23 @@ use super::{
     encode::{Encoder, Format},
     families::Family,
     handle::listener_label,
+    kept::{Kept, lock},
     process,
 };
 use crate::worker::{WorkerCount, WorkerId};
 use selvedge_compile::snapshot::{Bind, ListenerName, RuleName};
 use std::{
-    collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// Where all metrics of the process are found.
 pub struct Registry {
     workers: WorkerCount,
-    sockets: Mutex<BTreeMap<Bind, Weak<SocketMetrics>>>,
-    listeners: Mutex<BTreeMap<ListenerName, Weak<ListenerMetrics>>>,
-    routes: Mutex<BTreeMap<RouteKey, Weak<RouteMetrics>>>,
+    sockets: Kept<Bind, SocketMetrics>,
+    listeners: Kept<ListenerName, ListenerMetrics>,
+    routes: Kept<RouteKey, RouteMetrics>,
     collectors: Mutex<Vec<Collector>>,
     pub process: ProcessMetrics,
 }
@@ -42,9 +42,9 @@ impl Registry {
     pub fn new(workers: WorkerCount) -> Self {
         Self {
             workers,
-            sockets: Mutex::default(),
-            listeners: Mutex::default(),
-            routes: Mutex::default(),
+            sockets: Kept::default(),
+            listeners: Kept::default(),
+            routes: Kept::default(),
             collectors: Mutex::default(),
             process: ProcessMetrics::default(),
         }
@@ -52,19 +52,17 @@ impl Registry {
 
     /// Counters of a socket: connections and handshakes. The same for the same [`Bind`] across reloads.
     pub fn socket(&self, bind: &Bind) -> Arc<SocketMetrics> {
-        kept(&self.sockets, bind, || SocketMetrics { bind: bind.to_string(), shards: Sharded::new(self.workers) })
+        self.sockets.get_or(bind, || SocketMetrics { bind: bind.to_string(), shards: Sharded::new(self.workers) })
     }
 
     pub fn listener(&self, name: &ListenerName) -> Arc<ListenerMetrics> {
-        kept(&self.listeners, name, || ListenerMetrics {
-            name: listener_label(name),
-            shards: Sharded::new(self.workers),
-        })
+        self.listeners
+            .get_or(name, || ListenerMetrics { name: listener_label(name), shards: Sharded::new(self.workers) })
     }
 
     /// Counters of a rule (`None`: of what matched no rule) as seen through one listener.
     pub fn route(&self, listener: &ListenerName, rule: Option<&RuleName>) -> Arc<RouteMetrics> {
-        kept(&self.routes, &(listener.clone(), rule.cloned()), || RouteMetrics {
+        self.routes.get_or(&(listener.clone(), rule.cloned()), || RouteMetrics {
             listener: listener_label(listener),
             rule: rule.cloned(),
             name: rule.map(RuleName::to_string).unwrap_or_default(),
@@ -80,36 +78,14 @@ impl Registry {
     /// All metrics as text.
     pub fn encode(&self, format: Format) -> String {
         let mut out = Encoder::default();
-        live(&self.sockets).iter().for_each(|s| s.encode(&mut out));
-        live(&self.listeners).iter().for_each(|l| l.encode(&mut out));
-        live(&self.routes).iter().for_each(|r| r.encode(&mut out));
+        self.sockets.live().iter().for_each(|s| s.encode(&mut out));
+        self.listeners.live().iter().for_each(|l| l.encode(&mut out));
+        self.routes.live().iter().for_each(|r| r.encode(&mut out));
         lock(&self.collectors).iter().for_each(|collect| collect(&mut out));
         self.process.encode(&mut out);
         process::encode(&mut out);
         out.finish(format)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A panic while a map is held leaves it whole: nothing in here runs foreign code.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn kept<K: Ord + Clone, V>(map: &Mutex<BTreeMap<K, Weak<V>>>, key: &K, make: impl FnOnce() -> V) -> Arc<V> {
-    let mut map = lock(map);
-    if let Some(kept) = map.get(key).and_then(Weak::upgrade) {
-        return kept;
-    }
-    let made = Arc::new(make());
-    map.insert(key.clone(), Arc::downgrade(&made));
-    made
-}
-
-/// What is still in use; forgets the rest.
-fn live<K: Ord, V>(map: &Mutex<BTreeMap<K, Weak<V>>>) -> Vec<Arc<V>> {
-    let mut found = Vec::new();
-    lock(map).retain(|_, weak| weak.upgrade().map(|v| found.push(v)).is_some());
-    found
 }
 
 /// Why a connection was closed before it carried a request.

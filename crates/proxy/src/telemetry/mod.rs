@@ -1,14 +1,19 @@
 //! Metrics, access logs and traces, all from the one [`Record`] of a request or connection.
 
+mod access_log;
 pub mod counter;
 pub mod encode;
 pub mod families;
 mod flags;
 mod handle;
+mod kept;
+mod log_output;
 pub mod metrics;
+mod otlp;
 mod process;
 mod record;
 mod recorded;
+mod trace;
 
 pub use flags::Flags;
 pub use handle::{ListenerHandle, Telemetry};

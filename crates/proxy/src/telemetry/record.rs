@@ -1,7 +1,10 @@
 //! The one account of one request or connection. Whatever happens to it, its [`Record`] is dropped exactly once, and
 //! dropping it is what counts, logs and traces it.
 
-use super::{Flags, Layer, ListenerHandle, RouteMetrics, handle::Capture, metrics::Outcome, recorded};
+use super::{
+    Flags, Layer, ListenerHandle, RouteMetrics, access_log::Values, handle::Capture, metrics::Outcome, recorded,
+    trace::Trace,
+};
 use crate::{
     Body, Error, Response,
     error::{Kind, Side},
@@ -17,7 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::time::Instant;
 
@@ -144,6 +147,7 @@ pub struct Record {
 #[derive(Debug, Default)]
 pub(super) struct Rare {
     pub rewritten: Option<PathAndQuery>,
+    pub trace: Option<Trace>,
 }
 
 impl Record {
@@ -252,6 +256,10 @@ impl Record {
             self.retries = self.retries.saturating_add(1);
         }
         self.attempts = self.attempts.saturating_add(1);
+        let at = self.offset();
+        if let Some(trace) = self.rare.as_mut().and_then(|rare| rare.trace.as_mut()) {
+            trace.tried(cluster, address, at);
+        }
         self.answered_by(cluster, address);
     }
 
@@ -302,7 +310,7 @@ impl Record {
 
     /// Takes flags and details from an error.
     pub fn failed(&mut self, error: &Error) {
-        self.flag(flags_of(error));
+        self.flag(Flags::of(error));
         self.details = error.message.clone();
     }
 
@@ -369,7 +377,7 @@ impl Record {
         offset_since(self.start)
     }
 
-    fn rare(&mut self) -> &mut Rare {
+    pub(super) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
 
@@ -413,29 +421,57 @@ impl Drop for Record {
                 grpc: self.grpc_status,
             },
         );
+        self.write(&listener, duration);
     }
 }
 
-/// The flags that tell an error's kind and side.
-pub fn flags_of(error: &Error) -> Flags {
-    match (error.kind, error.side) {
-        (Kind::Protocol { .. }, Side::Upstream) => Flags::UPSTREAM_PROTOCOL,
-        (Kind::Protocol { .. }, _) => Flags::DOWNSTREAM_PROTOCOL,
-        (Kind::Connect | Kind::Tls, Side::Upstream) => Flags::UPSTREAM_CONNECT_FAILURE,
-        (Kind::ConnectTimeout, _) => Flags::UPSTREAM_CONNECT_FAILURE,
-        (Kind::Connect | Kind::Tls, _) => Flags::DOWNSTREAM_PROTOCOL,
-        (Kind::Reset, Side::Upstream) => Flags::UPSTREAM_CLOSED,
-        (Kind::Refused, Side::Upstream) => Flags::UPSTREAM_RESET,
-        (Kind::Reset | Kind::Refused | Kind::Cancelled, Side::Downstream) => Flags::DOWNSTREAM_CLOSED,
-        (Kind::Reset | Kind::Refused | Kind::Cancelled, _) => Flags::LOCAL_RESET,
-        (Kind::Timeout, Side::Upstream) => Flags::UPSTREAM_TIMEOUT,
-        (Kind::Timeout, Side::Downstream) => Flags::STREAM_IDLE,
-        (Kind::Timeout, Side::Us) => Flags::DURATION_TIMEOUT,
-        (Kind::TooLarge { .. }, _) => Flags::TOO_LARGE,
-        (Kind::Overflow, _) => Flags::UPSTREAM_OVERFLOW,
-        (Kind::NoEndpoint, _) => Flags::NO_HEALTHY_UPSTREAM,
-        (Kind::Shed, _) => Flags::OVERLOAD,
-        (Kind::Internal, _) => Flags::NONE,
+impl Record {
+    /// Logs and spans.
+    fn write(&self, listener: &ListenerHandle, duration: Duration) {
+        let trace = self.trace().filter(|trace| trace.context.sampled);
+        let export = trace.zip(listener.tracer.as_ref().and_then(|tracer| tracer.export.as_ref()));
+        if listener.logs.is_empty() && export.is_none() {
+            return;
+        }
+        let values = Values {
+            record: self,
+            capture: &listener.capture,
+            listener: &listener.label,
+            route: self.route.as_ref().map_or("", |route| route.name()),
+            duration,
+            ended: SystemTime::now(),
+        };
+        for log in &listener.logs {
+            log.write(&values);
+        }
+        if let Some((trace, export)) = export {
+            trace.export(&values, export);
+        }
+    }
+}
+
+impl Flags {
+    /// The flags that tell an error's kind and side.
+    pub fn of(error: &Error) -> Flags {
+        match (error.kind, error.side) {
+            (Kind::Protocol { .. }, Side::Upstream) => Flags::UPSTREAM_PROTOCOL,
+            (Kind::Protocol { .. }, _) => Flags::DOWNSTREAM_PROTOCOL,
+            (Kind::Connect | Kind::Tls, Side::Upstream) => Flags::UPSTREAM_CONNECT_FAILURE,
+            (Kind::ConnectTimeout, _) => Flags::UPSTREAM_CONNECT_FAILURE,
+            (Kind::Connect | Kind::Tls, _) => Flags::DOWNSTREAM_PROTOCOL,
+            (Kind::Reset, Side::Upstream) => Flags::UPSTREAM_CLOSED,
+            (Kind::Refused, Side::Upstream) => Flags::UPSTREAM_RESET,
+            (Kind::Reset | Kind::Refused | Kind::Cancelled, Side::Downstream) => Flags::DOWNSTREAM_CLOSED,
+            (Kind::Reset | Kind::Refused | Kind::Cancelled, _) => Flags::LOCAL_RESET,
+            (Kind::Timeout, Side::Upstream) => Flags::UPSTREAM_TIMEOUT,
+            (Kind::Timeout, Side::Downstream) => Flags::STREAM_IDLE,
+            (Kind::Timeout, Side::Us) => Flags::DURATION_TIMEOUT,
+            (Kind::TooLarge { .. }, _) => Flags::TOO_LARGE,
+            (Kind::Overflow, _) => Flags::UPSTREAM_OVERFLOW,
+            (Kind::NoEndpoint, _) => Flags::NO_HEALTHY_UPSTREAM,
+            (Kind::Shed, _) => Flags::OVERLOAD,
+            (Kind::Internal, _) => Flags::NONE,
+        }
     }
 }
 
