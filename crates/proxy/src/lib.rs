@@ -4,12 +4,25 @@
 
 pub mod balance;
 pub mod body;
+pub mod breaker;
+pub mod cluster;
 pub mod codec;
+pub mod connect;
 pub mod drain;
+pub mod endpoint;
 pub mod error;
+pub mod gate;
+pub mod health;
 pub mod io;
+pub mod outlier;
+pub mod pool;
+pub mod resolve;
+mod shim;
+pub mod sniff;
+pub mod split;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
 pub mod worker;
 
 pub use body::Body;

@@ -94,6 +94,11 @@ impl Progress {
     pub fn sent(&self, n: u64) {
         self.sent.fetch_add(n, Relaxed);
     }
+
+    /// Bytes from and to the client so far.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.received.load(Relaxed), self.sent.load(Relaxed))
+    }
 }
 
 /// Microseconds since the start, at most 71 minutes; 0 is "did not happen".

@@ -1,10 +1,10 @@
 //! TLS, both ways. The only module that imports rustls.
 
-mod client;
+pub mod client;
 mod client_auth;
 mod config;
 mod peer;
-mod server;
+pub mod server;
 #[cfg(test)]
 mod tests;
 

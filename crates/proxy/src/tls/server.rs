@@ -18,7 +18,7 @@ use selvedge_compile::{
     router::HostMap,
     snapshot::{TlsListener, TlsMode},
 };
-use selvedge_wire::host;
+use selvedge_wire::client_hello::{self, ClientHello, HelloError, Sniff};
 use std::{io, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,9 +27,9 @@ use tokio::{
 };
 use tokio_rustls::StartHandshake;
 
-/// A ClientHello may have this many bytes. With a post-quantum key share, a ticket and a long ALPN list it has about
-/// 3 KB; Envoy allows 16 KiB too. Later handshake messages are limited to 64 KiB by rustls.
-pub const MAX_CLIENT_HELLO: usize = 16 * 1024;
+/// Bytes read at once while the ClientHello is not complete: most are shorter. Its limit is
+/// [`client_hello::MAX_HELLO`]; later handshake messages are limited to 64 KiB by rustls.
+const READ: usize = 2048;
 
 /// The TLS side of one socket, built anew when the socket's listeners change.
 pub struct Acceptor {
@@ -120,11 +120,7 @@ impl Acceptor {
 
     async fn handshake(&self, mut tcp: TcpStream, read: Bytes) -> Result<Accepted, Error> {
         let mut raw = BytesMut::from(read.as_ref());
-        let hello = read_hello(&mut tcp, &mut raw).await?;
-        let sni = match hello.client_hello().server_name() {
-            None => None,
-            Some(name) => Some(canonical(name, &mut tcp).await?),
-        };
+        let sni = read_hello(&mut tcp, &mut raw).await?.server_name;
         let entry = match &sni {
             Some(name) => self.hosts.find(name),
             None => self.hosts.get_pattern(None),
@@ -150,6 +146,7 @@ impl Acceptor {
                 Err(Error::new(Kind::Tls, Side::Us, message))
             }
             Some(Ok(config)) => {
+                let hello = start(&mut tcp, &raw).await?;
                 drop(raw);
                 let (io, session) = terminate(tcp, hello, config, sni).await?;
                 Ok(Accepted::Terminated { io: Box::new(io), listener, session })
@@ -158,24 +155,25 @@ impl Acceptor {
     }
 }
 
-/// Reads until the ClientHello is complete; `raw` then holds it and whatever came behind it.
-async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<rustls::server::Accepted, Error> {
-    let mut parser = rustls::server::Acceptor::default();
-    let mut fed = 0;
+/// Reads until the ClientHello is complete; `raw` then holds it and whatever came behind it. Our own parser reads it
+/// and not rustls, so that hellos of clients that rustls would refuse can be passed through.
+async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<ClientHello, Error> {
     loop {
-        feed(&mut parser, &raw[fed..])?;
-        fed = raw.len();
-        match parser.accept() {
-            Ok(Some(accepted)) => return Ok(accepted),
-            Ok(None) => {}
-            Err((error, bytes)) => return Err(refuse(tcp, error, bytes, raw).await),
+        match client_hello::sniff(raw) {
+            Ok(Sniff::Done(hello)) => return Ok(hello),
+            Ok(Sniff::Incomplete) => {}
+            Ok(Sniff::NotTls) => {
+                alert(tcp, Alert::UnexpectedMessage).await;
+                let what = if is_http(raw) { "plain HTTP" } else { "another protocol" };
+                return Err(Error::downstream(Kind::Tls, format!("the client spoke {what} to a TLS listener")));
+            }
+            Err(error) => {
+                let kind = if error == HelloError::ServerName { Alert::UnrecognizedName } else { Alert::DecodeError };
+                alert(tcp, kind).await;
+                return Err(Error::downstream(Kind::Tls, error.to_string()));
+            }
         }
-        if raw.len() >= MAX_CLIENT_HELLO {
-            alert(tcp, Alert::DecodeError).await;
-            let message = format!("the ClientHello has more than {MAX_CLIENT_HELLO} bytes");
-            return Err(Error::downstream(Kind::Tls, message));
-        }
-        raw.reserve(2048);
+        raw.reserve(READ);
         match tcp.read_buf(raw).await {
             Ok(0) if raw.is_empty() => {
                 return Err(Error::downstream(Kind::Reset, "the client closed the connection before a TLS handshake"));
@@ -187,13 +185,17 @@ async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<rustls::s
     }
 }
 
-async fn canonical(name: &str, tcp: &mut TcpStream) -> Result<String, Error> {
-    match host::parse_name(name.as_bytes()) {
-        Ok(name) => Ok(name.into_owned()),
-        Err(error) => {
-            alert(tcp, Alert::UnrecognizedName).await;
-            Err(Error::downstream(Kind::Tls, "the server name (SNI) is not a host name").with_source(error))
+/// Gives the ClientHello, and what came behind it, to rustls.
+async fn start(tcp: &mut TcpStream, raw: &[u8]) -> Result<rustls::server::Accepted, Error> {
+    let mut parser = rustls::server::Acceptor::default();
+    feed(&mut parser, raw)?;
+    match parser.accept() {
+        Ok(Some(accepted)) => Ok(accepted),
+        Ok(None) => {
+            alert(tcp, Alert::DecodeError).await;
+            Err(Error::downstream(Kind::Tls, "the ClientHello is cut in a way that is not understood"))
         }
+        Err((error, bytes)) => Err(refuse(tcp, error, bytes).await),
     }
 }
 
@@ -275,19 +277,13 @@ fn handshake_error(error: io::Error) -> Error {
 }
 
 /// Sends the alert for a ClientHello that is not accepted.
-async fn refuse(
-    tcp: &mut TcpStream,
-    error: rustls::Error,
-    mut alert: rustls::server::AcceptedAlert,
-    raw: &[u8],
-) -> Error {
+async fn refuse(tcp: &mut TcpStream, error: rustls::Error, mut alert: rustls::server::AcceptedAlert) -> Error {
     let mut bytes = Vec::new();
     if alert.write_all(&mut bytes).is_ok() {
         // The connection ends either way.
         let _ = tcp.write_all(&bytes).await;
     }
-    let message = if is_http(raw) { "the client spoke plain HTTP to a TLS listener" } else { "bad ClientHello" };
-    Error::downstream(Kind::Tls, message).with_source(error)
+    Error::downstream(Kind::Tls, "the ClientHello is not acceptable").with_source(error)
 }
 
 fn is_http(raw: &[u8]) -> bool {
@@ -297,6 +293,7 @@ fn is_http(raw: &[u8]) -> bool {
 /// Fatal alerts that are sent before there is a session.
 #[derive(Clone, Copy)]
 enum Alert {
+    UnexpectedMessage = 10,
     DecodeError = 50,
     InternalError = 80,
     UnrecognizedName = 112,

@@ -1,0 +1,310 @@
+//! Clusters as they live: endpoints with their health and load, connections, limits. A cluster keeps its state under
+//! its key for as long as some snapshot names it.
+
+mod members;
+mod registry;
+mod status;
+
+pub use registry::Clusters;
+pub use status::{ClusterStatus, EndpointStatus, Health, Limits, Resolution, Usage};
+
+use crate::{
+    Body, Error, Request, Response,
+    balance::{Pick, Picker},
+    breaker::{Budget, Limit, Permit},
+    codec::{Progress, SendError, h2},
+    connect::{ClientAddress, FreshConnection, Plan},
+    endpoint::{Clock, LiveEndpoint},
+    error::Kind,
+    gate::Gate,
+    io::Io,
+    outlier::{self, Outcome, Verdict},
+    pool::{self, Counted, Held, Lease, Seeker},
+    shim::h1,
+    worker::{WorkerCount, WorkerId},
+};
+use arc_swap::ArcSwap;
+use members::Members;
+use selvedge_compile::snapshot::{Algorithm, Cluster, RetryBudget};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout},
+};
+
+/// A cluster with its live state. Requests hold it through their table; it survives reloads.
+pub struct LiveCluster {
+    key: String,
+    settings: ArcSwap<Settings>,
+    picker: ArcSwap<Picker>,
+    members: Mutex<Members>,
+    requests: Arc<Limit>,
+    retries: Arc<Limit>,
+    budget: Budget,
+    pub(crate) gate: Arc<Gate>,
+    pub counters: Arc<Counters>,
+    pub(crate) workers: WorkerCount,
+    zone: Option<String>,
+    clock: Clock,
+    /// The picker does not show the endpoints as they are.
+    dirty: AtomicBool,
+    keeper: Arc<Notify>,
+    /// Whether endpoints have been looked for at least once.
+    ready: watch::Sender<bool>,
+    closed: AtomicBool,
+}
+
+/// What the configuration says, prepared for use.
+#[derive(Debug)]
+pub struct Settings {
+    pub config: Arc<Cluster>,
+    pub(crate) plan: Plan,
+    pub(crate) h1: h1::ClientOptions,
+    pub(crate) h2: h2::ClientOptions,
+    /// Changes when connections of before must not be used on.
+    pub(crate) epoch: u64,
+}
+
+/// Events since the cluster appeared.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub requests: AtomicU64,
+    pub retries: AtomicU64,
+    pub connect_failures: AtomicU64,
+    pub connections_opened: AtomicU64,
+    pub connections_closed: AtomicU64,
+    /// Requests that found their connection in the pool.
+    pub pool_hits: AtomicU64,
+    pub ejections: AtomicU64,
+    /// Outliers that were not ejected because too many are already.
+    pub ejections_spared: AtomicU64,
+    pub health_checks: AtomicU64,
+    pub health_check_failures: AtomicU64,
+    pub dns_resolutions: AtomicU64,
+    pub dns_failures: AtomicU64,
+    /// Requests that no endpoint could take.
+    pub no_endpoint: AtomicU64,
+}
+
+/// A request that could not be sent, or died before a response came.
+#[derive(Debug)]
+pub struct SendFailure {
+    pub error: Error,
+    pub progress: Progress,
+    /// It went out on a connection that had carried requests before. Together with [`Progress::Unsent`], or with
+    /// `Sent` and a safe request, that is worth a replay with [`FreshConnection`].
+    pub reused: bool,
+}
+
+impl LiveCluster {
+    /// `namespace/service:port`, as in the snapshot.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// The settings of now. A request takes them once.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// Waits until endpoints have been looked for once (DNS), at most for the connect timeout. Returns at once in
+    /// all other cases; to be called before [`pick`](Self::pick).
+    pub async fn ready(&self) {
+        if !*self.ready.borrow() {
+            let limit = self.settings.load().plan.timeout();
+            let _ = timeout(limit, self.ready.subscribe().wait_for(|ready| *ready)).await;
+        }
+    }
+
+    /// The endpoint for a request. Takes no lock and allocates only for the error.
+    ///
+    /// # Errors
+    /// [`Kind::NoEndpoint`] with the reason.
+    pub fn pick(&self, pick: &Pick<'_>) -> Result<Arc<LiveEndpoint>, Error> {
+        self.picker.load().pick(pick).map_err(|reason| {
+            self.counters.no_endpoint.fetch_add(1, Ordering::Relaxed);
+            Error::upstream(Kind::NoEndpoint, format!("cluster {} {reason}{}", self.key, self.unresolved()))
+        })
+    }
+
+    /// Counts a request; [`Kind::Overflow`] when too many are in flight.
+    pub fn start_request(&self) -> Result<Permit, Error> {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.budget.request();
+        self.requests.acquire(&self.key)
+    }
+
+    /// Counts a retry; [`Kind::Overflow`] when too many are in flight.
+    pub fn start_retry(&self) -> Result<Permit, Error> {
+        let permit = self.retries.acquire(&self.key)?;
+        self.counters.retries.fetch_add(1, Ordering::Relaxed);
+        Ok(permit)
+    }
+
+    /// Takes one retry from the budget; false when it is used up.
+    pub fn budget_try(&self, budget: &RetryBudget) -> bool {
+        self.budget.try_retry(budget)
+    }
+
+    /// One exchange with an endpoint, on a connection of this worker's pool or a new one.
+    ///
+    /// Of the request's extensions [`ClientAddress`] and [`FreshConnection`] are looked at. A response whose
+    /// connection has changed its protocol carries [`Held`] in its extensions, to be kept with the tunnel. Nothing
+    /// is replayed here: the request has been given away by then, and what is safe is known to the caller.
+    pub async fn send(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        endpoint: &Arc<LiveEndpoint>,
+        request: Request,
+    ) -> Result<Response, SendFailure> {
+        let settings = self.settings();
+        let seeker = Seeker {
+            cluster: self,
+            settings: &settings,
+            worker,
+            endpoint,
+            client: request.extensions().get().copied(),
+            fresh: request.extensions().get::<FreshConnection>().is_some(),
+        };
+        let unsent = |error| SendFailure { error, progress: Progress::Unsent, reused: false };
+        match pool::lease(seeker).await.map_err(unsent)? {
+            Lease::Http1 { connection, ticket, reused } => {
+                ticket.begin(endpoint);
+                let sent = connection.send(request, &settings.h1).await;
+                let mut response = sent.map_err(|e| SendFailure::new(e, reused))?;
+                if is_upgraded(&mut response) {
+                    response.extensions_mut().insert(Held::new(ticket));
+                }
+                Ok(response)
+            }
+            Lease::Http2 { connection, busy, reused } => {
+                let sent = connection.send(request).await;
+                let mut response = sent.map_err(|e| SendFailure::new(e, reused))?;
+                if is_upgraded(&mut response) {
+                    response.extensions_mut().insert(Held::new(Arc::new((busy, connection))));
+                } else if !response.body().is_empty() {
+                    let body = std::mem::take(response.body_mut());
+                    *response.body_mut() = Body::stream(Counted { body, busy: Some(busy) });
+                }
+                Ok(response)
+            }
+        }
+    }
+
+    /// A connection for bytes (TCP and TLS routes). Counts as open until the second value is dropped.
+    pub async fn connect_raw(
+        self: &Arc<Self>,
+        endpoint: &Arc<LiveEndpoint>,
+        client: Option<ClientAddress>,
+    ) -> Result<(Io, Held), Error> {
+        let settings = self.settings();
+        let seeker = Seeker { cluster: self, settings: &settings, worker: WorkerId(0), endpoint, client, fresh: true };
+        pool::raw(seeker).await
+    }
+
+    /// Tells how a request to an endpoint went: for outlier detection and latency. `latency` runs from sending to
+    /// the response head, or to the failure.
+    pub fn report(&self, endpoint: &LiveEndpoint, outcome: Outcome, latency: Duration) {
+        let settings = self.settings.load();
+        if outcome.is_failure() {
+            endpoint.counters.failures.fetch_add(1, Ordering::Relaxed);
+            if outcome == Outcome::Timeout {
+                endpoint.counters.timeouts.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        if let Algorithm::PeakEwma { decay, .. } = settings.config.load_balancing.algorithm {
+            // A refused connection is quick; it must not look like a quick endpoint.
+            let latency = if outcome.is_failure() { latency.max(FAILURE_LATENCY) } else { latency };
+            endpoint.ewma.observe(latency, self.clock.millis(), decay);
+        }
+        let Some(config) = &settings.config.outlier_detection else { return };
+        match endpoint.outlier.observe(outcome, config) {
+            Verdict::Nothing => {}
+            Verdict::Eject(detector) => self.eject(endpoint, detector, config),
+            Verdict::Restore => {
+                endpoint.outlier.restore();
+                endpoint.warm_from(self.clock.millis());
+                tracing::info!(cluster = self.key, endpoint = %endpoint.address, "endpoint is back from its ejection");
+                self.mark_dirty();
+            }
+        }
+    }
+
+    /// No snapshot names it any more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn eject(
+        &self,
+        endpoint: &LiveEndpoint,
+        detector: outlier::Detector,
+        config: &selvedge_compile::snapshot::OutlierDetection,
+    ) {
+        let (ejected, usable, total) = self.members().census();
+        let again = detector == outlier::Detector::Probation;
+        if !again && !outlier::may_eject(ejected, usable, total, config) {
+            self.counters.ejections_spared.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let Some(time) = endpoint.outlier.eject(detector, Instant::now(), config) else { return };
+        self.counters.ejections.fetch_add(1, Ordering::Relaxed);
+        endpoint.counters.ejections.fetch_add(1, Ordering::Relaxed);
+        let reason = detector.describe();
+        tracing::warn!(cluster = self.key, endpoint = %endpoint.address, reason, ?time, "endpoint ejected");
+        self.mark_dirty();
+    }
+
+    /// Closes one idle connection anywhere in the cluster, so that another may be opened.
+    pub(crate) fn evict_idle(&self) -> bool {
+        let endpoints = self.members().list();
+        endpoints.iter().any(|endpoint| endpoint.shelves.evict())
+    }
+
+    fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
+        self.keeper.notify_one();
+    }
+
+    fn members(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a failed request counts for at least in the latency of its endpoint.
+const FAILURE_LATENCY: Duration = Duration::from_secs(1);
+
+fn is_upgraded(response: &mut Response) -> bool {
+    match response.body_mut().take_upgraded() {
+        Some(io) => {
+            *response.body_mut() = Body::upgraded(io);
+            true
+        }
+        None => false,
+    }
+}
+
+impl SendFailure {
+    fn new(error: SendError, reused: bool) -> Self {
+        Self { error: error.error, progress: error.progress, reused }
+    }
+}
+
+impl From<SendFailure> for Error {
+    fn from(failure: SendFailure) -> Self {
+        failure.error
+    }
+}
+
+impl fmt::Debug for LiveCluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LiveCluster({})", self.key)
+    }
+}

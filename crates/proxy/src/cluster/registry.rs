@@ -1,0 +1,121 @@
+//! All clusters by key, and the task that keeps them.
+
+use super::{LiveCluster, members::Surroundings};
+use crate::{
+    resolve::{Lookup, SystemLookup},
+    worker::WorkerCount,
+};
+use ahash::AHashMap;
+use selvedge_compile::snapshot::Cluster;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{Instant, sleep},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The live clusters of the process.
+pub struct Clusters {
+    registry: Arc<Registry>,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+struct Registry {
+    by_key: Mutex<AHashMap<String, Arc<LiveCluster>>>,
+    around: Surroundings,
+}
+
+/// How often idle connections are looked at, and how long an ended ejection may go unnoticed at most.
+const TICK: Duration = Duration::from_secs(1);
+/// The same while something is ejected.
+const SHORT_TICK: Duration = Duration::from_millis(200);
+
+impl Clusters {
+    /// `runtime` runs health checks, DNS and upkeep; `zone` is where this proxy runs.
+    pub fn new(workers: WorkerCount, zone: Option<String>, runtime: Handle) -> Self {
+        Self::with_lookup(workers, zone, runtime, Arc::new(SystemLookup::default()))
+    }
+
+    /// As [`Clusters::new`], with DNS given.
+    pub fn with_lookup(workers: WorkerCount, zone: Option<String>, runtime: Handle, lookup: Arc<dyn Lookup>) -> Self {
+        let keeper = Arc::new(Notify::new());
+        let around = Surroundings { workers, zone, runtime: runtime.clone(), lookup, keeper };
+        let registry = Arc::new(Registry { by_key: Mutex::default(), around });
+        let task = runtime.spawn(keep(Arc::downgrade(&registry), registry.around.keeper.clone()));
+        Self { registry, _keeper: AbortOnDropHandle::new(task) }
+    }
+
+    /// The live clusters of a snapshot, in its order. Those that were there before keep their state; those that the
+    /// snapshot does not name are closed, and requests that still hold them finish.
+    pub fn link(&self, clusters: &[Arc<Cluster>]) -> Vec<Arc<LiveCluster>> {
+        let mut by_key = self.registry.lock();
+        let mut old = std::mem::take(&mut *by_key);
+        let mut linked = Vec::with_capacity(clusters.len());
+        for config in clusters {
+            let known = old.remove(&config.key).or_else(|| by_key.get(&config.key).cloned());
+            let live = match known {
+                Some(live) => {
+                    live.link(config, &self.registry.around);
+                    live
+                }
+                None => LiveCluster::new(config, &self.registry.around),
+            };
+            by_key.insert(config.key.clone(), live.clone());
+            linked.push(live);
+        }
+        drop(by_key);
+        old.values().for_each(|cluster| cluster.close());
+        linked
+    }
+
+    /// Visits all clusters, by key.
+    pub fn for_each(&self, visit: impl FnMut(&Arc<LiveCluster>)) {
+        let mut clusters = self.registry.all();
+        clusters.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+        clusters.iter().for_each(visit);
+    }
+
+    /// Closes all idle connections, when the process ends.
+    pub fn close_idle(&self) {
+        self.registry.all().iter().for_each(|cluster| cluster.close_idle());
+    }
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, AHashMap<String, Arc<LiveCluster>>> {
+        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> Vec<Arc<LiveCluster>> {
+        self.lock().values().cloned().collect()
+    }
+}
+
+/// Rebuilds what has changed as soon as it has, and looks after everything once in a while.
+async fn keep(registry: Weak<Registry>, wake: Arc<Notify>) {
+    let mut swept = Instant::now();
+    let mut tick = TICK;
+    loop {
+        tokio::select! {
+            () = wake.notified() => {}
+            () = sleep(tick) => {}
+        }
+        let Some(registry) = registry.upgrade() else { return };
+        let now = Instant::now();
+        let sweep = now.saturating_duration_since(swept) >= TICK;
+        if sweep {
+            swept = now;
+        }
+        tick = TICK;
+        for cluster in registry.all() {
+            cluster.keep(sweep);
+            if cluster.has_ejected() {
+                tick = SHORT_TICK;
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Making connections to endpoints: TCP, the PROXY protocol header, TLS; all within one timeout.
+
+use crate::{
+    Error,
+    error::{Kind, Side},
+    io::Io,
+    tls::{Alpn, Connector},
+};
+use selvedge_compile::snapshot::{Cluster, Connections, ProxyProtocolVersion, UpstreamProtocol};
+use selvedge_wire::proxy_protocol;
+use socket2::{SockRef, TcpKeepalive};
+use std::{net::SocketAddr, time::Duration};
+use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+
+/// In a request's extensions: whose connection it came by, for the PROXY protocol towards the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddress {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+}
+
+/// In a request's extensions: it must go out on a connection that nothing was sent on before. For the replay of a
+/// request that died on a connection from the pool: others there may be as dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreshConnection;
+
+/// How connections of a cluster are made; prepared once when it is linked.
+#[derive(Debug)]
+pub struct Plan {
+    pub(crate) protocol: UpstreamProtocol,
+    tls: Option<Result<Connector, String>>,
+    timeout: Duration,
+    keepalive: Duration,
+    proxy_protocol: Option<ProxyProtocolVersion>,
+}
+
+/// A connection as it was made.
+pub struct Connected {
+    pub io: Io,
+    /// HTTP/2 was agreed on (by ALPN, or beforehand).
+    pub h2: bool,
+}
+
+impl Plan {
+    pub fn new(config: &Cluster) -> Self {
+        let alpn = match config.protocol {
+            UpstreamProtocol::Http1 => Alpn::Http1,
+            UpstreamProtocol::Http2 => Alpn::Http2,
+            UpstreamProtocol::Auto => Alpn::Both,
+            UpstreamProtocol::Raw => Alpn::None,
+        };
+        // A cluster whose TLS cannot be set up refuses every connection, rather than fall back to plaintext.
+        let tls = config.tls.as_ref().map(|tls| {
+            Connector::new(tls, alpn).map_err(|error| {
+                tracing::error!(cluster = config.key, %error, "TLS to this cluster cannot be set up");
+                error.to_string()
+            })
+        });
+        let Connections { connect_timeout, tcp_keepalive, proxy_protocol, .. } = config.connections;
+        Self { protocol: config.protocol, tls, timeout: connect_timeout, keepalive: tcp_keepalive, proxy_protocol }
+    }
+
+    /// Whether every client needs connections of its own, since they carry its address.
+    pub fn is_per_client(&self) -> bool {
+        self.proxy_protocol.is_some()
+    }
+
+    /// Whether only a handshake will tell which HTTP the endpoints speak.
+    pub fn negotiates(&self) -> bool {
+        self.protocol == UpstreamProtocol::Auto && self.tls.is_some()
+    }
+
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Connects within the connect timeout.
+    pub async fn connect(&self, address: SocketAddr, client: Option<ClientAddress>) -> Result<Connected, Error> {
+        match timeout(self.timeout, self.establish(address, client)).await {
+            Ok(result) => result,
+            Err(_) => {
+                let message = format!("no connection to {address} within {:?}", self.timeout);
+                Err(Error::upstream(Kind::ConnectTimeout, message))
+            }
+        }
+    }
+
+    async fn establish(&self, address: SocketAddr, client: Option<ClientAddress>) -> Result<Connected, Error> {
+        let failed = |error: std::io::Error| {
+            Error::upstream(Kind::Connect, format!("cannot connect to {address}")).with_source(error)
+        };
+        let connector = match &self.tls {
+            None => None,
+            Some(Ok(connector)) => Some(connector),
+            Some(Err(reason)) => return Err(Error::new(Kind::Tls, Side::Us, reason.clone())),
+        };
+        let mut tcp = TcpStream::connect(address).await.map_err(failed)?;
+        self.set_options(&tcp).map_err(failed)?;
+        if let Some(version) = self.proxy_protocol {
+            tcp.write_all(&proxy_header(version, client)?).await.map_err(failed)?;
+        }
+        let Some(connector) = connector else {
+            return Ok(Connected { io: tcp.into(), h2: self.protocol == UpstreamProtocol::Http2 });
+        };
+        let (stream, negotiated) = connector.connect(tcp).await?;
+        Ok(Connected { io: stream.into(), h2: negotiated.h2 })
+    }
+
+    fn set_options(&self, tcp: &TcpStream) -> std::io::Result<()> {
+        tcp.set_nodelay(true)?;
+        if !self.keepalive.is_zero() {
+            // Three missed probes at a third of the idle time: a dead peer is known after twice that time.
+            let interval = (self.keepalive / 3).max(Duration::from_secs(1));
+            let idle = self.keepalive.max(Duration::from_secs(1));
+            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3);
+            SockRef::from(tcp).set_tcp_keepalive(&keepalive)?;
+        }
+        Ok(())
+    }
+}
+
+/// The header says LOCAL (v1: UNKNOWN) for connections of our own, such as health checks.
+fn proxy_header(version: ProxyProtocolVersion, client: Option<ClientAddress>) -> Result<Vec<u8>, Error> {
+    let addresses = client.map(|client| (client.source, client.destination));
+    let mut header = Vec::with_capacity(64);
+    match version {
+        ProxyProtocolVersion::V1 => proxy_protocol::write_v1(addresses, &mut header),
+        ProxyProtocolVersion::V2 => {
+            proxy_protocol::write_v2(addresses, &proxy_protocol::Tlvs::default(), &mut header)
+                .map_err(|error| Error::new(Kind::Internal, Side::Us, format!("PROXY protocol header: {error}")))?;
+        }
+    }
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selvedge_compile::snapshot::{Discovery, LoadBalancing};
+    use tokio::{io::AsyncReadExt, net::TcpListener};
+
+    fn plan(connections: Connections) -> Plan {
+        Plan::new(&Cluster {
+            key: "default/echo:80".to_owned(),
+            discovery: Discovery::Static(Vec::new()),
+            protocol: UpstreamProtocol::Http1,
+            tls: None,
+            load_balancing: LoadBalancing::default(),
+            connections,
+            health_checks: Vec::new(),
+            outlier_detection: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_says_where() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let error = plan(Connections::default()).connect(address, None).await.err().unwrap();
+        assert_eq!(error.kind, Kind::Connect);
+        assert!(error.to_string().starts_with(&format!("cannot connect to {address}: ")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_client_is_announced() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Connections { proxy_protocol: Some(ProxyProtocolVersion::V1), ..Connections::default() };
+        let client =
+            ClientAddress { source: "192.0.2.1:5000".parse().unwrap(), destination: "192.0.2.9:443".parse().unwrap() };
+        let connected = plan(config).connect(address, Some(client)).await.unwrap();
+        assert!(!connected.h2 && connected.io.is_plain_tcp());
+        drop(connected);
+        let mut received = String::new();
+        listener.accept().await.unwrap().0.read_to_string(&mut received).await.unwrap();
+        assert_eq!(received, "PROXY TCP4 192.0.2.1 192.0.2.9 5000 443\r\n");
+    }
+}

@@ -1,0 +1,263 @@
+//! How many connections a cluster may have open, over all workers, and the queue of requests that wait for one
+//! because there are that many.
+
+use crate::{
+    Error,
+    endpoint::LiveEndpoint,
+    error::{Kind, Side},
+    pool::Ticket,
+    shim::h1::Connection,
+    worker::WorkerId,
+};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::oneshot;
+
+/// Counts open connections. Waiting is first come, first served, except that a connection which becomes idle goes
+/// to somebody who can use it as it is: the same endpoint on the same worker.
+#[derive(Debug)]
+pub struct Gate {
+    open: AtomicU32,
+    max_open: AtomicU32,
+    max_waiting: AtomicU32,
+    waiting: AtomicU32,
+    refused: AtomicU64,
+    queue: Mutex<VecDeque<Waiter>>,
+}
+
+/// The right to have one connection open; gives it to the next in the queue when dropped.
+#[derive(Debug)]
+pub struct Open(Option<Arc<Gate>>);
+
+/// Where a connection can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    endpoint: usize,
+    worker: usize,
+}
+
+impl Place {
+    pub(crate) fn new(endpoint: &Arc<LiveEndpoint>, worker: WorkerId) -> Self {
+        Self { endpoint: Arc::as_ptr(endpoint) as usize, worker: worker.0 }
+    }
+
+    /// Takes no connection that was used before.
+    pub(crate) fn nowhere() -> Self {
+        Self { endpoint: 0, worker: usize::MAX }
+    }
+}
+
+#[derive(Debug)]
+struct Waiter {
+    place: Place,
+    /// Times that somebody behind was served first.
+    passed: u8,
+    grant: oneshot::Sender<Grant>,
+}
+
+/// What waiting has brought.
+#[derive(Debug)]
+pub(crate) enum Grant {
+    /// An idle HTTP/1.1 connection of the waiter's place.
+    Connection(Connection, Arc<Ticket>),
+    /// Open one.
+    Open(Open),
+    /// A stream of a shared connection has ended: look again.
+    Recheck,
+}
+
+/// How far down the queue somebody is looked for who can use a connection as it is.
+const LOOK_AHEAD: usize = 32;
+/// Nobody is passed over more often than this.
+const MAX_PASSED: u8 = 16;
+
+impl Gate {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            open: AtomicU32::new(0),
+            max_open: AtomicU32::new(0),
+            max_waiting: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
+            queue: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn set_limits(self: &Arc<Self>, max_open: u32, max_waiting: u32) {
+        self.max_waiting.store(max_waiting, Ordering::SeqCst);
+        self.max_open.store(max_open.max(1), Ordering::SeqCst);
+        self.serve();
+    }
+
+    pub(crate) fn try_open(self: &Arc<Self>) -> Option<Open> {
+        let max = self.max_open.load(Ordering::SeqCst);
+        let more = |open| (open < max).then_some(open + 1);
+        self.open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
+        Some(Open(Some(self.clone())))
+    }
+
+    /// Waits for a connection, at most for `limit`.
+    pub(crate) async fn wait(self: &Arc<Self>, cluster: &str, place: Place, limit: Duration) -> Result<Grant, Error> {
+        let (grant, granted) = oneshot::channel();
+        {
+            let mut queue = self.lock();
+            queue.retain(|waiter| !waiter.grant.is_closed());
+            let max = self.max_waiting.load(Ordering::SeqCst);
+            if queue.len() >= max as usize {
+                self.waiting.store(queue.len() as u32, Ordering::SeqCst);
+                return Err(self.refuse(format!(
+                    "cluster {cluster} has all of its {} connections in use and {max} requests waiting for one",
+                    self.max_open()
+                )));
+            }
+            queue.push_back(Waiter { place, passed: 0, grant });
+            self.waiting.store(queue.len() as u32, Ordering::SeqCst);
+        }
+        // Somebody may have left between the caller's look and our place in the queue.
+        self.serve();
+        match tokio::time::timeout(limit, granted).await {
+            Ok(Ok(grant)) => Ok(grant),
+            _ => Err(self.refuse(format!(
+                "a request waited {limit:?} for one of the {} connections of cluster {cluster}",
+                self.max_open()
+            ))),
+        }
+    }
+
+    /// Offers a connection that has become idle. It comes back when nobody waits; when only others wait it is closed,
+    /// so that they can open theirs.
+    pub(crate) fn offer(&self, place: Place, connection: Connection, ticket: &Arc<Ticket>) -> Option<Connection> {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return Some(connection);
+        }
+        let mut connection = connection;
+        loop {
+            match self.take(place) {
+                Taken::Nobody => return Some(connection),
+                // The lock is free again: dropping the connection serves the queue.
+                Taken::Other => return None,
+                Taken::Same(grant) => match grant.send(Grant::Connection(connection, ticket.clone())) {
+                    Err(Grant::Connection(back, _)) => connection = back,
+                    _ => return None,
+                },
+            }
+        }
+    }
+
+    /// A stream of a shared connection has ended.
+    pub(crate) fn capacity(&self, place: Place) {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        while let Taken::Same(grant) = self.take(place) {
+            if grant.send(Grant::Recheck).is_ok() {
+                return;
+            }
+        }
+    }
+
+    pub fn open(&self) -> u32 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub fn max_open(&self) -> u32 {
+        self.max_open.load(Ordering::Relaxed)
+    }
+
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    pub fn max_waiting(&self) -> u32 {
+        self.max_waiting.load(Ordering::Relaxed)
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn refuse(&self, message: String) -> Error {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Error::new(Kind::Overflow, Side::Us, message)
+    }
+
+    /// Lets those at the head open connections while there is room.
+    fn serve(self: &Arc<Self>) {
+        while self.waiting.load(Ordering::SeqCst) > 0 {
+            let Some(open) = self.try_open() else { return };
+            let head = self.pop(|_| Some(0));
+            // Without a taker `open` is dropped quietly: its Drop would come back here for ever.
+            match head {
+                Some(waiter) => {
+                    if let Err(Grant::Open(open)) = waiter.grant.send(Grant::Open(open)) {
+                        open.forget();
+                    }
+                }
+                None => return open.forget(),
+            }
+        }
+    }
+
+    fn take(&self, place: Place) -> Taken {
+        let mut head_passed = false;
+        let found = self.pop(|queue| {
+            queue.retain(|waiter| !waiter.grant.is_closed());
+            let head = queue.front()?;
+            if head.passed >= MAX_PASSED && head.place != place {
+                head_passed = true;
+                return None;
+            }
+            let index = queue.iter().take(LOOK_AHEAD).position(|waiter| waiter.place == place);
+            head_passed = index.is_none();
+            queue.iter_mut().take(index.unwrap_or(0)).for_each(|waiter| waiter.passed += 1);
+            index
+        });
+        match found {
+            Some(waiter) => Taken::Same(waiter.grant),
+            None if head_passed => Taken::Other,
+            None => Taken::Nobody,
+        }
+    }
+
+    fn pop(&self, choose: impl FnOnce(&mut VecDeque<Waiter>) -> Option<usize>) -> Option<Waiter> {
+        let mut queue = self.lock();
+        let waiter = choose(&mut queue).and_then(|index| queue.remove(index));
+        self.waiting.store(queue.len() as u32, Ordering::SeqCst);
+        waiter
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Taken {
+    Same(oneshot::Sender<Grant>),
+    /// Only others wait.
+    Other,
+    Nobody,
+}
+
+impl Open {
+    /// Gives it back without looking for the next.
+    fn forget(mut self) {
+        if let Some(gate) = self.0.take() {
+            gate.open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(gate) = self.0.take() {
+            gate.open.fetch_sub(1, Ordering::SeqCst);
+            gate.serve();
+        }
+    }
+}

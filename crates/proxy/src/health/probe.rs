@@ -1,0 +1,228 @@
+//! The checks: a task for each, on the control runtime, with connections of their own.
+
+use crate::{
+    Body, Request, Response,
+    cluster::{LiveCluster, Settings},
+    codec::{SendError, h2},
+    connect::Connected,
+    endpoint::LiveEndpoint,
+    shim::h1,
+};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+use http_body::Body as _;
+use selvedge_compile::snapshot::{Check, HealthCheck};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Bytes of an answer to a gRPC check that are looked at; a real one has seven.
+const MAX_ANSWER: usize = 1024;
+/// Below this a check would be load.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Runs the check of this index until the endpoint is gone.
+pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>, index: usize) {
+    // Not all endpoints of all clusters in the same instant, but soon: traffic waits for the first result.
+    let mut pause = Duration::from_millis(rand::random_range(0..100));
+    loop {
+        sleep(pause).await;
+        let (Some(live), Some(target)) = (cluster.upgrade(), endpoint.upgrade()) else { return };
+        let settings = live.settings();
+        let Some(config) = settings.config.health_checks.get(index) else { return };
+        drop(live);
+        let limit = config.timeout;
+        let result = match timeout(limit, check(&settings, config, target.address)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {limit:?}")),
+        };
+        let Some(live) = cluster.upgrade() else { return };
+        live.counters.health_checks.fetch_add(1, Ordering::Relaxed);
+        if let Err(reason) = &result {
+            live.counters.health_check_failures.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(cluster = live.key(), endpoint = %target.address, reason, "health check failed");
+        }
+        if target.health.record(index, config, result) {
+            live.health_changed(&target);
+        }
+        let interval = config.interval.max(MIN_INTERVAL);
+        pause = interval.mul_f64(rand::random_range(0.9..1.1));
+    }
+}
+
+/// One check; the error says what was wrong with the endpoint.
+async fn check(settings: &Settings, config: &HealthCheck, mut address: SocketAddr) -> Result<(), String> {
+    if let Some(port) = config.port {
+        address.set_port(port);
+    }
+    let connected = settings.plan.connect(address, None).await.map_err(|error| error.to_string())?;
+    match &config.check {
+        Check::Tcp => Ok(()),
+        Check::Http { method, path, host, expected, headers } => {
+            let default_host = || settings.config.tls.as_ref().map_or(address.to_string(), |tls| tls.sni.clone());
+            let host = host.clone().unwrap_or_else(default_host);
+            let request = http_request(method, path, &host, headers)?;
+            let (response, _driver) = exchange(settings, connected, request).await?;
+            let status = response.status().as_u16();
+            let expected = if expected.is_empty() { &[(200, 299)][..] } else { expected };
+            if expected.iter().any(|(low, high)| (*low..=*high).contains(&status)) {
+                Ok(())
+            } else {
+                Err(format!("{method} {path} was answered with status {status}"))
+            }
+        }
+        Check::Grpc { service } => grpc(settings, connected, address, service).await,
+    }
+}
+
+fn http_request(
+    method: &str,
+    path: &str,
+    host: &str,
+    headers: &std::collections::BTreeMap<String, String>,
+) -> Result<Request, String> {
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?;
+    let uri = http::Uri::builder()
+        .scheme("http")
+        .authority(host)
+        .path_and_query(path)
+        .build()
+        .map_err(|_| format!("{host:?} and {path:?} make no URI"))?;
+    let mut request = Request::new(Body::empty());
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    let map = request.headers_mut();
+    let host = HeaderValue::from_str(host).map_err(|_| format!("{host:?} is not a host"))?;
+    map.insert(header::HOST, host);
+    map.insert(header::USER_AGENT, HeaderValue::from_static("selvedge-health"));
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is not a header name"))?;
+        let value = HeaderValue::from_str(value).map_err(|_| format!("{value:?} is not a header value"))?;
+        map.insert(name, value);
+    }
+    Ok(request)
+}
+
+/// The connection of a check is used once.
+struct Nowhere;
+
+impl h1::Home for Nowhere {
+    fn give_back(&self, _: h1::Connection) {}
+}
+
+/// Sends the request; what is returned beside the response keeps an HTTP/2 connection going.
+async fn exchange(
+    settings: &Settings,
+    connected: Connected,
+    request: Request,
+) -> Result<(Response, Option<AbortOnDropHandle<()>>), String> {
+    let failed = |failure: SendError| failure.error.to_string();
+    if !connected.h2 {
+        let connection = h1::Connection::new(connected.io, Arc::new(Nowhere));
+        return Ok((connection.send(request, &settings.h1).await.map_err(failed)?, None));
+    }
+    let (connection, driver) = h2::connect(connected.io, &settings.h2).await.map_err(|error| error.to_string())?;
+    let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+    Ok((connection.send(request).await.map_err(failed)?, Some(driver)))
+}
+
+/// `grpc.health.v1.Health/Check`: HTTP/2 even where the cluster is not known to speak it.
+async fn grpc(settings: &Settings, mut connected: Connected, address: SocketAddr, service: &str) -> Result<(), String> {
+    connected.h2 = true;
+    let host = settings.config.tls.as_ref().map_or(address.to_string(), |tls| tls.sni.clone());
+    let mut request = http_request("POST", "/grpc.health.v1.Health/Check", &host, &Default::default())?;
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(header::HOST);
+    request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+    *request.body_mut() = Body::full(health_request(service));
+    let (response, _driver) = exchange(settings, connected, request).await?;
+    let status = response.status().as_u16();
+    if status != 200 {
+        return Err(format!("the gRPC health check was answered with HTTP status {status}"));
+    }
+    let (head, body) = response.into_parts();
+    let (answer, trailers) = collect(body).await?;
+    let grpc_status = trailers.get("grpc-status").or_else(|| head.headers.get("grpc-status"));
+    match grpc_status.map(HeaderValue::as_bytes) {
+        Some(b"0") => {}
+        Some(b"5") => return Err(format!("the gRPC health service does not know the service {service:?}")),
+        Some(b"12") => return Err("the server has no gRPC health service (UNIMPLEMENTED)".to_owned()),
+        Some(code) => return Err(format!("gRPC status {}", String::from_utf8_lossy(code))),
+        None => return Err("the answer has no grpc-status".to_owned()),
+    }
+    match serving_status(&answer) {
+        Some(1) => Ok(()),
+        Some(2) => Err("NOT_SERVING".to_owned()),
+        Some(3) => Err(format!("the service {service:?} is unknown (SERVICE_UNKNOWN)")),
+        Some(_) => Err("UNKNOWN".to_owned()),
+        None => Err("the answer is not a gRPC health response".to_owned()),
+    }
+}
+
+async fn collect(mut body: Body) -> Result<(Bytes, HeaderMap), String> {
+    let mut data = BytesMut::new();
+    let mut trailers = HeaderMap::new();
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match frame.map_err(|error| error.to_string())?.into_data() {
+            Ok(bytes) if data.len() + bytes.len() > MAX_ANSWER => return Err("the answer is too long".to_owned()),
+            Ok(bytes) => data.extend_from_slice(&bytes),
+            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
+        }
+    }
+    Ok((data.freeze(), trailers))
+}
+
+/// A length-prefixed `HealthCheckRequest { string service = 1; }`.
+fn health_request(service: &str) -> Vec<u8> {
+    let mut message = Vec::with_capacity(service.len() + 4);
+    if !service.is_empty() {
+        message.push(0x0a);
+        let mut length = service.len();
+        while length >= 0x80 {
+            message.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend_from_slice(service.as_bytes());
+    }
+    let mut framed = vec![0];
+    framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+    framed.extend_from_slice(&message);
+    framed
+}
+
+/// `HealthCheckResponse { ServingStatus status = 1; }`; zero (UNKNOWN) is not written by encoders.
+fn serving_status(answer: &[u8]) -> Option<u8> {
+    let (prefix, message) = answer.split_at_checked(5)?;
+    let length = u32::from_be_bytes(prefix[1..].try_into().ok()?) as usize;
+    match (prefix[0], message.get(..length)?) {
+        (0, []) => Some(0),
+        (0, [0x08, status, ..]) => Some(*status),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_health_protocol_is_encoded_by_hand() {
+        assert_eq!(health_request(""), [0, 0, 0, 0, 0]);
+        assert_eq!(health_request("shop"), b"\x00\x00\x00\x00\x06\x0a\x04shop");
+        let long = health_request(&"a".repeat(200));
+        assert_eq!(long[..8], [0, 0, 0, 0, 203, 0x0a, 0xc8, 0x01]);
+        assert_eq!(serving_status(&[0, 0, 0, 0, 2, 8, 1]), Some(1));
+        assert_eq!(serving_status(&[0, 0, 0, 0, 0]), Some(0));
+        for bad in [&[][..], &[0, 0, 0, 0, 2, 8], &[1, 0, 0, 0, 2, 8, 1], &[0, 0, 0, 0, 2, 9, 1]] {
+            assert_eq!(serving_status(bad), None, "{bad:?}");
+        }
+    }
+}
