@@ -38,9 +38,10 @@ use std::time::Duration;
 const MAX_SEND_BUFFER: usize = 128 * 1024;
 
 /// What DATA frames under 256 bytes may cost before they are read, at (256 - length) each. A stream window full of
-/// the smallest gRPC messages (6 bytes) costs 2.7 MiB of it, so several slow streams of them fit; the real cost of a
-/// frame is about 120 bytes, so this bounds the memory of a flood at 8 MiB.
-const DATA_FRAME_BUDGET: usize = 16 * 1024 * 1024;
+/// the smallest gRPC messages (6 bytes) costs 2.7 MiB of it, so several slow streams of them fit (the default of `h2`,
+/// half the connection window, would end the connection of one). A buffered frame really takes 350 to 750 bytes, so
+/// this bounds the memory of a flood at 25 MiB.
+const DATA_FRAME_BUDGET: usize = 8 * 1024 * 1024 + 512 * 1024;
 
 /// Streams that we had to reset because of the peer's errors, over a connection's life; then ENHANCE_YOUR_CALM
 /// (CVE-2025-8671).
