@@ -12,7 +12,7 @@ use crate::{
     Body, Error, Request, Response,
     balance::{Pick, Picker},
     breaker::{Budget, Limit, Permit},
-    codec::{Progress, SendError, h2},
+    codec::{Progress, SendError, h1, h2},
     connect::{ClientAddress, FreshConnection, Plan},
     endpoint::{Clock, LiveEndpoint},
     error::Kind,
@@ -20,7 +20,6 @@ use crate::{
     io::Io,
     outlier::{self, Outcome, Verdict},
     pool::{self, Counted, Held, Lease, Seeker},
-    shim::h1,
     worker::{WorkerCount, WorkerId},
 };
 use arc_swap::ArcSwap;

@@ -6,7 +6,7 @@ use crate::{
     endpoint::LiveEndpoint,
     error::{Kind, Side},
     pool::Ticket,
-    shim::h1::Connection,
+    codec::h1::Connection,
     worker::WorkerId,
 };
 use std::{

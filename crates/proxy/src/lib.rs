@@ -17,7 +17,6 @@ pub mod io;
 pub mod outlier;
 pub mod pool;
 pub mod resolve;
-mod shim;
 pub mod sniff;
 pub mod split;
 pub mod telemetry;

@@ -9,11 +9,10 @@ pub(crate) use lease::{Lease, Seeker, lease, raw};
 use crate::{
     Body, Error,
     cluster::{Counters, LiveCluster, Settings},
-    codec::h2,
+    codec::{h1, h2},
     endpoint::LiveEndpoint,
     error::{Kind, Side},
     gate::{Open, Place},
-    shim::h1,
     worker::{WorkerCount, WorkerId},
 };
 use bytes::Bytes;

@@ -304,3 +304,6 @@ impl Group {
         self.endpoints.get(random.below(self.endpoints.len()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,14 +4,13 @@ use super::{Counters, LiveCluster, Resolution, Settings};
 use crate::{
     balance::Picker,
     breaker::{Budget, Limit},
-    codec::h2,
+    codec::{h1, h2},
     connect::Plan,
     endpoint::{Clock, LiveEndpoint, Protocol},
     gate::Gate,
     health,
     outlier::{self, Standing},
     resolve::{self, Lookup},
-    shim::h1,
     worker::WorkerCount,
 };
 use arc_swap::ArcSwap;

@@ -3,10 +3,9 @@
 use crate::{
     Body, Request, Response,
     cluster::{LiveCluster, Settings},
-    codec::{SendError, h2},
+    codec::{SendError, h1, h2},
     connect::Connected,
     endpoint::LiveEndpoint,
-    shim::h1,
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};

@@ -4,13 +4,12 @@ use super::{Busy, Held, Idle, Landing, Missed, Shared, Ticket};
 use crate::{
     Error,
     cluster::{LiveCluster, Settings},
-    codec::h2,
+    codec::{h1, h2},
     connect::{ClientAddress, Connected},
     endpoint::{LiveEndpoint, Protocol},
     error::Kind,
     gate::{Grant, Open, Place},
     io::Io,
-    shim::h1,
     worker::WorkerId,
 };
 use selvedge_compile::snapshot::UpstreamProtocol;
