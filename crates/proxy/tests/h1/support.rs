@@ -1,7 +1,7 @@
 //! Both ends of the codec, over pipes.
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{StatusCode, header};
 use http_body_util::BodyExt;
 use selvedge_compile::snapshot::HttpOptions;
 use selvedge_proxy::{
@@ -27,7 +27,7 @@ pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// A service made of a function, which remembers what the codec refused.
 pub struct Handler<F> {
-    answer: F,
+    pub answer: F,
     pub rejected: Mutex<Vec<u16>>,
 }
 
@@ -233,7 +233,7 @@ pub async fn forward(request: Request, upstream: &Upstream) -> Response {
 pub struct Upstream {
     pub pool: Arc<Pool>,
     pub seen: Arc<Mutex<Vec<u8>>>,
-    answers: Arc<Mutex<u32>>,
+    pub answers: Arc<Mutex<u32>>,
     /// Instead of 200.
     pub answer: Option<&'static str>,
 }
@@ -287,8 +287,4 @@ pub fn message_length(bytes: &[u8]) -> Option<usize> {
     }
     let body = length("content-length:").map_or(0, |v| v.parse().unwrap());
     (bytes.len() >= head + body).then_some(head + body)
-}
-
-pub fn headers(response: &Response) -> &HeaderMap {
-    response.headers()
 }

@@ -27,7 +27,11 @@ pub(super) struct Asked {
 }
 
 /// Makes the request that the service is called with.
-pub(super) fn request(head: RequestHead, link: &Arc<Link>, options: &HttpOptions) -> Result<(Request, Asked), Refusal> {
+pub(super) fn request(
+    head: RequestHead,
+    link: &Arc<Link>,
+    options: &HttpOptions,
+) -> Result<(Request, Asked), Box<Refusal>> {
     let RequestHead { method, target, version, mut headers } = head;
     let framing = request_framing(&method, version, &headers, FramingOptions::default())?;
     let expects = match expectation(version, &headers, framing) {
@@ -60,7 +64,7 @@ pub(super) fn request(head: RequestHead, link: &Arc<Link>, options: &HttpOptions
 }
 
 /// The target in one of the four forms of RFC 9112 section 3.2; what it says is judged by the normaliser.
-fn uri(method: &Method, target: bytes::Bytes) -> Result<(Uri, Option<RawTarget>), Refusal> {
+fn uri(method: &Method, target: bytes::Bytes) -> Result<(Uri, Option<RawTarget>), Box<Refusal>> {
     let wrong = || Refusal::new(400, "the request target has a form that its method does not allow");
     // A fragment is never sent; `Uri` would drop it silently.
     if target.contains(&b'#') {

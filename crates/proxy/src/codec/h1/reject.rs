@@ -13,11 +13,11 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(status: u16, message: &'static str) -> Self {
-        Self {
+    pub(super) fn new(status: u16, message: &'static str) -> Box<Self> {
+        Box::new(Self {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST),
             error: Error::bad_request(status, message),
-        }
+        })
     }
 
     /// Writes the answer.
@@ -32,16 +32,16 @@ impl Refusal {
     }
 }
 
-impl From<HeadError> for Refusal {
+impl From<HeadError> for Box<Refusal> {
     fn from(error: HeadError) -> Self {
         let status = error.status();
-        Self { status, error: Error::bad_request(status.as_u16(), error.to_string()) }
+        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()) })
     }
 }
 
-impl From<FramingError> for Refusal {
+impl From<FramingError> for Box<Refusal> {
     fn from(error: FramingError) -> Self {
         let status = error.status();
-        Self { status, error: Error::bad_request(status.as_u16(), error.to_string()) }
+        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()) })
     }
 }

@@ -53,27 +53,40 @@ const MOST_LINGERED: u64 = 1024 * 1024;
 ///
 /// An error means that an exchange was cut; a connection that ends between requests, or with a refusal that the client
 /// was told about, is no error.
-pub async fn serve<S: Service>(io: Io, service: Arc<S>, options: &HttpOptions, drain: Drain) -> Result<(), Error> {
+pub fn serve<S: Service>(
+    io: Io,
+    service: Arc<S>,
+    options: &HttpOptions,
+    drain: Drain,
+) -> impl Future<Output = Result<(), Error>> + Send {
+    // Made here, and requests and responses passed on by functions, so that an idle connection has room for none of it.
     let mut server = Server::new(io, options, drain);
-    loop {
-        let head = match server.next_head().await {
-            Ok(Some(head)) => head,
-            Ok(None) => return Box::pin(server.goodbye(false)).await,
-            Err(Stop::Refused(refusal)) => return Box::pin(server.refuse(&*service, *refusal)).await,
-            Err(Stop::Lost(error)) => return Err(error),
-        };
-        let (request, asked) = match incoming::request(head, &server.link, options) {
-            Ok(made) => made,
-            Err(refusal) => return Box::pin(server.refuse(&*service, refusal)).await,
-        };
-        server.begun();
-        let response = {
-            // On the heap, so that an idle connection does not keep the room that a request needs.
-            let mut call = Box::pin(service.call(request));
-            poll_fn(|cx| server.poll_answer(call.as_mut(), &asked, cx)).await?
-        };
-        if !server.respond(response, &asked).await? {
-            return Ok(());
+    async move {
+        loop {
+            let asked = match server.next_head().await {
+                Ok(Some(head)) => server.call(&*service, head),
+                Ok(None) => {
+                    Box::pin(server.goodbye(false)).await;
+                    return Ok(());
+                }
+                Err(Stop::Refused(refusal)) => Err(refusal),
+                Err(Stop::Lost(error)) => return Err(error),
+            };
+            let (mut call, asked) = match asked {
+                Ok(called) => called,
+                Err(refusal) => return Box::pin(server.refuse(&*service, *refusal)).await,
+            };
+            let begun = poll_fn(|cx| server.poll_answer(call.as_mut(), &asked, cx)).await?;
+            drop(call);
+            match begun {
+                Begun::Body(mut reply) => {
+                    poll_fn(|cx| server.poll_respond(&mut reply, asked.keep, cx)).await?;
+                    if !server.finish(reply, &asked).await {
+                        return Ok(());
+                    }
+                }
+                Begun::Tunnel(tunnel) => return Box::pin(server.tunnel(tunnel)).await,
+            }
         }
     }
 }
@@ -94,6 +107,22 @@ struct Server<'a> {
     since: Instant,
 }
 
+/// A response that is being written.
+struct Reply {
+    pump: Pump,
+    framing: Framing,
+    keep: bool,
+    /// The error of the body, until what came before it has been written.
+    failed: Option<Error>,
+}
+
+enum Begun {
+    Body(Reply),
+    Tunnel(TunnelFn),
+}
+
+type TunnelFn = Box<dyn FnOnce(Io) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
 /// Why there is no next request.
 enum Stop {
     Refused(Box<Refusal>),
@@ -102,7 +131,7 @@ enum Stop {
 
 impl From<HeadError> for Stop {
     fn from(error: HeadError) -> Self {
-        Self::Refused(Box::new(error.into()))
+        Self::Refused(error.into())
     }
 }
 
@@ -177,10 +206,17 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn begun(&mut self) {
+    /// Calls the service. The call is on the heap, so that an idle connection does not keep the room that it needs.
+    fn call<'s, S: Service>(
+        &mut self,
+        service: &'s S,
+        head: RequestHead,
+    ) -> Result<(Pin<Box<impl Future<Output = Response> + Send + use<'s, S>>>, Asked), Box<Refusal>> {
+        let (request, asked) = incoming::request(head, &self.link, self.options)?;
         self.requests = self.requests.saturating_add(1);
         self.streams = self.link.lock().is_open();
         self.since = Instant::now();
+        Ok((Box::pin(service.call(request)), asked))
     }
 
     /// Waits for the service, and meanwhile passes interim responses on and watches the client.
@@ -189,7 +225,7 @@ impl<'a> Server<'a> {
         mut call: Pin<&mut F>,
         asked: &Asked,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<Response, Error>> {
+    ) -> Poll<Result<Begun, Error>> {
         if self.streams {
             self.link.lock().driven_by(cx.waker());
         }
@@ -197,7 +233,7 @@ impl<'a> Server<'a> {
             let answer = call.as_mut().poll(cx);
             self.interim(asked, cx);
             if let Poll::Ready(response) = answer {
-                return Poll::Ready(Ok(response));
+                return Poll::Ready(Ok(self.begin(response, asked)));
             }
             let mut wire = self.link.lock();
             let wire = &mut *wire;
@@ -222,8 +258,9 @@ impl<'a> Server<'a> {
                 return Poll::Ready(Err(cancelled(gone.err())));
             }
             ready!(self.timer.poll(due(self.since, self.options.stream_idle_timeout), cx));
-            return Poll::Ready(Ok(empty(StatusCode::GATEWAY_TIMEOUT)));
+            break;
         }
+        Poll::Ready(Ok(self.begin(empty(StatusCode::GATEWAY_TIMEOUT), asked)))
     }
 
     /// Takes the interim responses that wait.
@@ -237,21 +274,22 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Writes a response; `false` if the connection is over.
-    async fn respond(&mut self, mut response: Response, asked: &Asked) -> Result<bool, Error> {
-        let switches =
-            response.status() == StatusCode::SWITCHING_PROTOCOLS || (asked.connect && response.status().is_success());
+    /// Puts the head of a response where it will be written from.
+    fn begin(&mut self, mut response: Response, asked: &Asked) -> Begun {
+        let status = response.status();
+        let switches = status == StatusCode::SWITCHING_PROTOCOLS || (asked.connect && status.is_success());
         match response.body_mut().take_tunnel() {
             Some(tunnel) if switches && !self.link.lock().is_open() => {
-                Box::pin(self.tunnel(response, tunnel)).await?;
-                return Ok(false);
+                let switching = status == StatusCode::SWITCHING_PROTOCOLS;
+                let persist = if switching { Persist::Upgrade } else { Persist::Keep };
+                write_response(status, response.headers(), WriteLength::Omit, persist, self.out.small());
+                return Begun::Tunnel(tunnel);
             }
-            None if !switches && !response.status().is_informational() => {}
+            None if !switches && !status.is_informational() => {}
             // A change of protocol that nobody carries out, or one that did not happen.
             _ => response = empty(StatusCode::BAD_GATEWAY),
         }
         let (framing, length) = framing(&response, asked);
-        self.settle().await?;
         if self.is_shared() && self.link.lock().take_withheld() {
             // The response was made before the body was read, and has it still.
             write_continue(self.out.small());
@@ -267,38 +305,20 @@ impl<'a> Server<'a> {
             parts.headers.insert(header::DATE, date::now());
         }
         write_response(parts.status, &parts.headers, length, persist, self.out.small());
-        drop(parts);
-        let mut pump = Pump::new(body, framing, asked.trailers);
         self.since = Instant::now();
-        let mut failed = None;
-        poll_fn(|cx| self.poll_respond(&mut pump, &mut failed, asked, cx)).await.inspect_err(|_| {
-            if framing == Framing::Close {
-                self.reset();
-            }
-        })?;
-        drop(pump);
+        Begun::Body(Reply { pump: Pump::new(body, framing, asked.trailers), framing, keep, failed: None })
+    }
+
+    /// Ends an exchange whose response has been written; `false` if the connection is over.
+    async fn finish(&mut self, reply: Reply, asked: &Asked) -> bool {
+        let keep = reply.keep;
+        drop(reply);
         self.link.lock().next_request();
         let keep = keep && self.is_clear().await;
         if !keep {
-            Box::pin(self.goodbye(asked.keep)).await?;
+            Box::pin(self.goodbye(asked.keep)).await;
         }
-        Ok(keep)
-    }
-
-    /// Interim responses must not fill the buffer that the final one goes to.
-    async fn settle(&mut self) -> Result<(), Error> {
-        if !self.out.is_full() {
-            return Ok(());
-        }
-        let due = due(Instant::now(), self.options.stream_idle_timeout);
-        poll_fn(|cx| {
-            let mut wire = self.link.lock();
-            match self.out.poll_write(&mut wire.io, cx) {
-                Poll::Pending => self.timer.poll(due, cx).map(|()| Err(stalled())),
-                Poll::Ready(wrote) => Poll::Ready(wrote.map_err(|e| lost_in("an interim response", Some(e)))),
-            }
-        })
-        .await
+        keep
     }
 
     /// Whether the connection can have another request after this response.
@@ -324,14 +344,9 @@ impl<'a> Server<'a> {
         Arc::strong_count(&self.link) > 1
     }
 
-    /// `failed` keeps the error of a body until what came before it has been written.
-    fn poll_respond(
-        &mut self,
-        pump: &mut Pump,
-        failed: &mut Option<Error>,
-        asked: &Asked,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Error>> {
+    /// Writes the response. `watched` is whether a client that ends its side counts as gone.
+    fn poll_respond(&mut self, reply: &mut Reply, watched: bool, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let Reply { pump, failed, .. } = reply;
         if self.streams {
             self.link.lock().driven_by(cx.waker());
         }
@@ -354,13 +369,19 @@ impl<'a> Server<'a> {
             }
             match (wrote, filled) {
                 (Poll::Ready(Err(error)), _) => return Poll::Ready(Err(lost_in("its response", Some(error)))),
-                (Poll::Ready(Ok(())), Filled::Ended) => return Poll::Ready(failed.take().map_or(Ok(()), Err)),
+                (Poll::Ready(Ok(())), Filled::Ended) => {
+                    let Some(error) = failed.take() else { return Poll::Ready(Ok(())) };
+                    if reply.framing == Framing::Close {
+                        reset(&wire.io);
+                    }
+                    return Poll::Ready(Err(error));
+                }
                 (Poll::Ready(Ok(())), Filled::Full) => continue,
                 (Poll::Ready(Ok(())), Filled::Waiting) | (Poll::Pending, _) => {}
             }
             if !wire.is_open()
                 && let Poll::Ready(gone) = wire.poll_gone(self.limits.max_bytes, cx)
-                && (gone.is_err() || asked.keep)
+                && (gone.is_err() || watched)
             {
                 return Poll::Ready(Err(cancelled(gone.err())));
             }
@@ -387,15 +408,7 @@ impl<'a> Server<'a> {
     }
 
     /// Hands the connection over once the head is written.
-    async fn tunnel(
-        &mut self,
-        response: Response,
-        tunnel: impl FnOnce(Io) -> Pin<Box<dyn Future<Output = ()> + Send>>,
-    ) -> Result<(), Error> {
-        let (parts, _) = response.into_parts();
-        self.settle().await?;
-        let persist = if parts.status == StatusCode::SWITCHING_PROTOCOLS { Persist::Upgrade } else { Persist::Keep };
-        write_response(parts.status, &parts.headers, WriteLength::Omit, persist, self.out.small());
+    async fn tunnel(&mut self, tunnel: TunnelFn) -> Result<(), Error> {
         self.write_all("its response").await?;
         let io = {
             let mut wire = self.link.lock();
@@ -415,7 +428,8 @@ impl<'a> Server<'a> {
         service.rejected(refusal.status, &refusal.error);
         refusal.write(&mut self.out);
         self.write_all("a refusal").await?;
-        self.goodbye(true).await
+        self.goodbye(true).await;
+        Ok(())
     }
 
     /// Writes what waits, within the time that a stalled client is given.
@@ -433,11 +447,11 @@ impl<'a> Server<'a> {
 
     /// Closes the connection so that the client gets all that was written: a socket that is closed with unread bytes
     /// in it is reset, which takes the response away from the client. `waits` is whether it may still be sending.
-    async fn goodbye(&mut self, waits: bool) -> Result<(), Error> {
+    async fn goodbye(&mut self, waits: bool) {
         let (mut io, lingers) = self.take_io(waits);
         if !lingers {
             let _ = timeout(LINGER, io.shutdown()).await;
-            return Ok(());
+            return;
         }
         let _ = timeout(LINGER, async {
             io.shutdown().await?;
@@ -453,7 +467,6 @@ impl<'a> Server<'a> {
             }
         })
         .await;
-        Ok(())
     }
 
     /// The connection, and whether it may have unread bytes in it.
@@ -464,12 +477,12 @@ impl<'a> Server<'a> {
         wire.input.bytes.clear();
         (io, !wire.ended && (waits || unread))
     }
+}
 
-    /// Makes the end of the connection a reset: the only way to tell a client that a body without length is cut short.
-    fn reset(&self) {
-        if let Some(tcp) = self.link.lock().io.tcp() {
-            let _ = tcp.set_zero_linger();
-        }
+/// Makes the end of the connection a reset: the only way to tell a client that a body without length is cut short.
+fn reset(io: &Io) {
+    if let Some(tcp) = io.tcp() {
+        let _ = tcp.set_zero_linger();
     }
 }
 
