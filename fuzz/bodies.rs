@@ -3,6 +3,8 @@
 
 use bytes::BytesMut;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http_desync_guardian::RequestSafetyTier;
+use http_desync_guardian::request_analyzer::HttpRequestData;
 use selvedge_wire::http1::{
     ChunkedDecoder, Decoded, FramingOptions, HeadLimits, HeadReader, Persist, RequestHead, ResponseHead, WriteLength,
     chunk_prefix, expectation, persistent, request_framing, response_framing, write_last_chunk, write_request,
@@ -52,7 +54,7 @@ fn read_response(bytes: &[u8], step: usize) -> Option<(ResponseHead, usize)> {
     None
 }
 
-/// However a head is cut, it is read the same; what we accept and write is read again as the same.
+/// However a head is cut, it is read the same; what we accept and write is read again as the same, and is Compliant.
 pub fn h1_request_head(data: &[u8]) {
     let whole = read_request(data, data.len());
     let cut = read_request(data, 7);
@@ -70,6 +72,8 @@ pub fn h1_request_head(data: &[u8]) {
     let path = if head.method == Method::CONNECT { "a:1" } else { &*target.path_and_query };
     let mut out = BytesMut::new();
     write_request(&head.method, path, "host", &head.headers, framing.into(), Persist::Keep, &mut out);
+    let verdict = HttpRequestData::analyze_raw_request(&out);
+    assert_eq!(verdict.tier, RequestSafetyTier::Compliant, "{:?}", verdict.message);
     let (again, length) = read_request(&out, out.len()).expect("what we write is a request");
     assert_eq!(length, out.len());
     assert_eq!((&again.method, &again.target[..]), (&head.method, path.as_bytes()));
