@@ -66,21 +66,28 @@ static OTHER: [Common; 12] = [
     common("device-memory"),
 ];
 
-/// Whether `name` has the letters and digits of `Content-Length` or `Transfer-Encoding` without being it: some servers
-/// take `Content_Length` or `Transfer-Encoding-` for the real one.
+/// Whether `name` could be taken for `Content-Length` or `Transfer-Encoding` without being it: the same letters with other
+/// or more separators, with one strange character where the hyphen belongs, or cut short and padded with separators. Some
+/// servers and gateways normalise such names.
 pub(super) fn imitates_framing(name: &[u8]) -> bool {
     let first = name.iter().find(|b| b.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
-    let (real, letters): (&[u8], &[u8]) = match first {
-        Some(b'c') => (b"content-length", b"contentlength"),
-        Some(b't') => (b"transfer-encoding", b"transferencoding"),
+    let (real, letters, hyphen): (&[u8], &[u8], usize) = match first {
+        Some(b'c') => (b"content-length", b"contentlength", 7),
+        Some(b't') => (b"transfer-encoding", b"transferencoding", 8),
         _ => return false,
     };
     if name.len() < letters.len() || name.eq_ignore_ascii_case(real) {
         return false;
     }
+    let padded = name.last().is_some_and(|b| !b.is_ascii_alphanumeric());
+    let given = || name.iter().filter(|b| b.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
+    spells(given(), letters, padded) || spells(given().take(hyphen).chain(given().skip(hyphen + 1)), letters, padded)
+}
+
+/// Whether `given` is `letters`, or a beginning of it if that is enough.
+fn spells(mut given: impl Iterator<Item = u8>, letters: &[u8], beginning: bool) -> bool {
     let mut rest = letters.iter();
-    name.iter().filter(|b| b.is_ascii_alphanumeric()).all(|b| rest.next() == Some(&b.to_ascii_lowercase()))
-        && rest.next().is_none()
+    given.all(|b| rest.next() == Some(&b)) && (beginning || rest.next().is_none())
 }
 
 #[cfg(test)]
@@ -104,6 +111,9 @@ mod tests {
             "Transfer_Encoding",
             "transfer-encoding-",
             "-content-length",
+            "Transferq-Encoding",
+            "contentxlength",
+            "content-lengt~",
         ] {
             assert!(imitates_framing(name.as_bytes()), "{name}");
         }
