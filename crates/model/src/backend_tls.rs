@@ -38,10 +38,10 @@ pub struct BackendTlsPolicySpec {
 #[serde(rename_all = "camelCase")]
 pub struct PolicyTargetReference {
     /// API group; empty for a Service.
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind, such as `Service`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Name.
     #[schemars(length(min = 1, max = 253))]

@@ -55,9 +55,8 @@ pub struct GatewaySpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub addresses: Vec<GatewaySpecAddress>,
-    /// Ports to listen on, at most 64; further ones come from ListenerSets.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    /// Ports to listen on; further ones come from ListenerSets.
+    #[schemars(length(min = 1, max = 64))]
     pub listeners: Vec<Listener>,
     /// Which ListenerSets may add listeners.
     pub allowed_listeners: Option<AllowedListeners>,
@@ -262,10 +261,10 @@ pub enum FromNamespaces {
 pub struct RouteGroupKind {
     /// API group.
     #[serde(default = "gateway_group")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind, such as `HTTPRoute`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
 }
 
@@ -367,7 +366,7 @@ pub struct FrontendTlsConfig {
 #[serde(rename_all = "camelCase")]
 pub struct FrontendValidation {
     /// ConfigMaps (key `ca.crt`) or Secrets with the CA certificates that sign clients.
-    #[schemars(length(min = 1, max = 8))]
+    #[schemars(length(min = 1, max = 16))]
     pub ca_certificate_refs: Vec<ObjectReference>,
     /// What happens to clients without a valid certificate.
     #[serde(default)]
@@ -421,14 +420,14 @@ pub struct ListenerSetSpec {
 pub struct ParentGatewayReference {
     /// API group.
     #[serde(default = "gateway_group")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind.
     #[serde(default = "gateway_kind")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace; without it, the ListenerSet's own.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: Option<String>,
     /// Name.
     #[schemars(length(min = 1, max = 253))]
@@ -463,13 +462,13 @@ pub struct ReferenceGrantSpec {
 #[serde(rename_all = "camelCase")]
 pub struct ReferenceGrantFrom {
     /// API group; empty for the core group.
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: String,
 }
 
@@ -478,10 +477,10 @@ pub struct ReferenceGrantFrom {
 #[serde(rename_all = "camelCase")]
 pub struct ReferenceGrantTo {
     /// API group; empty for the core group.
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Name; without it, all of the kind in this namespace.
     #[schemars(length(min = 1, max = 253))]

@@ -16,7 +16,6 @@ pub struct GrpcRoute {
     /// Metadata.
     pub metadata: ObjectMeta,
     /// Hostnames, parents and rules.
-    #[serde(default)]
     pub spec: GrpcRouteSpec,
 }
 
@@ -32,7 +31,7 @@ pub struct GrpcRouteSpec {
     pub use_default_gateways: Option<DefaultScope>,
     /// Hostnames to match, maybe with a leading `*.` label; without any, those of the listener.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub hostnames: Vec<String>,
     /// The rules; without any, every call matches and none is answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -16,7 +16,6 @@ pub struct HttpRoute {
     /// Metadata.
     pub metadata: ObjectMeta,
     /// Hostnames, parents and rules.
-    #[serde(default)]
     pub spec: HttpRouteSpec,
 }
 
@@ -32,11 +31,11 @@ pub struct HttpRouteSpec {
     pub use_default_gateways: Option<DefaultScope>,
     /// Hostnames to match, maybe with a leading `*.` label; without any, those of the listener.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub hostnames: Vec<String>,
     /// The rules.
     #[serde(default = "default_rules")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
     pub rules: Vec<HttpRouteRule>,
 }
 
@@ -196,6 +195,19 @@ pub enum HttpMethod {
 }
 
 impl HttpMethod {
+    /// All methods.
+    pub const ALL: [HttpMethod; 9] = [
+        HttpMethod::Get,
+        HttpMethod::Head,
+        HttpMethod::Post,
+        HttpMethod::Put,
+        HttpMethod::Delete,
+        HttpMethod::Connect,
+        HttpMethod::Options,
+        HttpMethod::Trace,
+        HttpMethod::Patch,
+    ];
+
     /// The method as sent in a request.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -439,7 +451,7 @@ pub enum PathModifierType {
 pub struct Cors {
     /// Origins that may read responses: `https://shop.example`, `https://*.shop.example`, or `*` for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub allow_origins: Vec<String>,
     /// Whether cookies and other credentials may be sent.
     pub allow_credentials: Option<bool>,
@@ -449,11 +461,11 @@ pub struct Cors {
     pub allow_methods: Vec<String>,
     /// Request headers that may be sent, or `*` for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     pub allow_headers: Vec<String>,
     /// Response headers that scripts may read, or `*` for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     pub expose_headers: Vec<String>,
     /// Seconds for which browsers keep the answer to a preflight request.
     #[serde(default = "five")]
@@ -515,6 +527,7 @@ pub struct GrpcAuth {
 #[serde(rename_all = "camelCase")]
 pub struct HttpAuth {
     /// Prefix put before the path of the request.
+    #[schemars(length(max = 1024))]
     pub path: Option<String>,
     /// Request headers to send besides Host, Method, Path, Content-Length and Authorization.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -551,6 +564,7 @@ pub struct HttpRouteTimeouts {
 pub struct HttpRouteRetry {
     /// Status codes of the backend that are retried, 400 to 599, each once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 400, max = 599)))]
     pub codes: Vec<u16>,
     /// How many times a request is sent again.
     #[schemars(range(min = 1))]
@@ -568,7 +582,7 @@ pub struct SessionPersistence {
     pub session_name: Option<String>,
     /// Time after which a session ends in any case; required for permanent cookies.
     pub absolute_timeout: Option<Duration>,
-    /// Time after which an unused session ends.
+    /// Time after which an unused session ends (GEP-1619; the definitions of v1.6.1 leave it out).
     pub idle_timeout: Option<Duration>,
     /// Where the session is kept.
     #[serde(rename = "type", default)]

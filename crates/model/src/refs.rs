@@ -7,20 +7,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::GATEWAY_GROUP;
 
+/// Form of an API group.
+pub(crate) const GROUP_PATTERN: &str = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
+
+/// Form of a kind.
+pub(crate) const KIND_PATTERN: &str = "^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$";
+
+/// Form of a namespace: a DNS label.
+pub(crate) const NAMESPACE_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+
 /// A Gateway, ListenerSet or Service that a route attaches to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ParentReference {
     /// API group of the parent; empty for a Service.
     #[serde(default = "gateway_group")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind of the parent: `Gateway`, `ListenerSet` or `Service`.
     #[serde(default = "gateway_kind")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace of the parent; without it, the route's own.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: Option<String>,
     /// Name of the parent.
     #[schemars(length(min = 1, max = 253))]
@@ -39,14 +48,14 @@ pub struct ParentReference {
 pub struct BackendRef {
     /// API group of the backend; empty for the core group.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind of the backend.
     #[serde(default = "service_kind")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace of the backend; without it, the route's own. Another namespace needs a ReferenceGrant there.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: Option<String>,
     /// Name of the backend.
     #[schemars(length(min = 1, max = 253))]
@@ -66,14 +75,14 @@ pub struct BackendRef {
 pub struct BackendObjectReference {
     /// API group of the backend; empty for the core group.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind of the backend.
     #[serde(default = "service_kind")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace of the backend; without it, the referrer's own. Another namespace needs a ReferenceGrant there.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: Option<String>,
     /// Name of the backend.
     #[schemars(length(min = 1, max = 253))]
@@ -89,14 +98,14 @@ pub struct BackendObjectReference {
 pub struct SecretObjectReference {
     /// API group; empty for the core group.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind.
     #[serde(default = "secret_kind")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace; without it, the referrer's own. Another namespace needs a ReferenceGrant there.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: Option<String>,
     /// Name.
     #[schemars(length(min = 1, max = 253))]
@@ -108,14 +117,13 @@ pub struct SecretObjectReference {
 #[serde(rename_all = "camelCase")]
 pub struct ObjectReference {
     /// API group; empty for the core group.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind, such as `ConfigMap`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace; without it, the referrer's own. Another namespace needs a ReferenceGrant there.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::NAMESPACE_PATTERN))]
     pub namespace: Option<String>,
     /// Name.
     #[schemars(length(min = 1, max = 253))]
@@ -127,11 +135,10 @@ pub struct ObjectReference {
 #[serde(rename_all = "camelCase")]
 pub struct LocalObjectReference {
     /// API group; empty for the core group.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
     /// Kind, such as `ConfigMap`.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Name.
     #[schemars(length(min = 1, max = 253))]

@@ -28,12 +28,13 @@ pub struct TlsRouteSpec {
     pub parent_refs: Vec<ParentReference>,
     /// Whether the route also attaches to default Gateways (experimental).
     pub use_default_gateways: Option<DefaultScope>,
-    /// Server names to match, maybe with a leading `*.` label; without any, those of the listener.
+    /// Server names to match, maybe with a leading `*.` label. `v1` requires them; `v1alpha2` does without, and then
+    /// those of the listener match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 4096))]
+    #[schemars(length(max = 1024), inner(length(min = 1, max = 253)))]
     pub hostnames: Vec<String>,
-    /// The rules; the first is used.
-    #[schemars(length(min = 1, max = 4096))]
+    /// The rule; `v1alpha2` allows several, of which the first is used.
+    #[schemars(length(min = 1, max = 16))]
     pub rules: Vec<StreamRule>,
 }
 
@@ -69,7 +70,7 @@ pub struct StreamRouteSpec {
     pub parent_refs: Vec<ParentReference>,
     /// Whether the route also attaches to default Gateways (experimental).
     pub use_default_gateways: Option<DefaultScope>,
-    /// The rules; the first is used.
+    /// The rule; `v1alpha2` allows several, of which the first is used.
     #[schemars(length(min = 1, max = 16))]
     pub rules: Vec<StreamRule>,
 }
@@ -82,7 +83,6 @@ pub struct StreamRule {
     #[schemars(length(min = 1, max = 253))]
     pub name: Option<String>,
     /// Backends and their weights; a share that falls to an invalid backend is refused.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
     pub backend_refs: Vec<BackendRef>,
 }

@@ -82,8 +82,8 @@ impl StatusRange {
 #[serde(untagged)]
 #[schemars(inline)]
 enum StatusText {
-    Code(u16),
-    Range(String),
+    Code(#[schemars(range(min = 100, max = 599))] u16),
+    Range(#[schemars(regex(pattern = "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"))] String),
 }
 
 impl TryFrom<StatusText> for StatusRange {

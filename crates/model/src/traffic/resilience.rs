@@ -34,7 +34,7 @@ pub struct Retry {
     #[schemars(range(max = 100), extend("default" = 1))]
     pub attempts: Option<u32>,
     /// Status codes that are retried, 400 to 599.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), inner(range(min = 400, max = 599)))]
     pub codes: Option<Vec<u16>>,
     /// What is retried (Envoy retry_on).
     #[schemars(length(max = 16), extend("default" = ["connect-failure", "refused-stream"]))]

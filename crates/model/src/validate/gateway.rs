@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Report, dns_subdomain, hostname, wildcard_hostname};
+use super::{Report, dns_subdomain, hostname, label, wildcard_hostname};
 use crate::diagnostic::Code;
 use crate::field_path::At;
 use crate::gateway::{
@@ -31,6 +31,12 @@ pub(super) fn gateway(report: &mut Report, gateway: &Gateway, spec: &At<'_>) {
     }
     if let Some(infrastructure) = &gateway.spec.infrastructure {
         let at = spec.field("infrastructure");
+        for key in infrastructure.labels.keys() {
+            report.check(Code::InvalidLabel, &at.field("labels").field(key), label(key, ""));
+        }
+        for key in infrastructure.annotations.keys() {
+            report.check(Code::InvalidLabel, &at.field("annotations").field(key), label(key, ""));
+        }
         for (name, map) in [("labels", &infrastructure.labels), ("annotations", &infrastructure.annotations)] {
             if map.len() > 8 {
                 report.error(

@@ -1,12 +1,12 @@
 //! Rules of filters.
 
 use super::super::route::backend_object;
-use super::super::{Report, header_name, header_value, hostname, method, path_characters};
+use super::super::{Report, header_name, header_value, hostname, path_characters};
 use crate::diagnostic::Code;
 use crate::field_path::At;
 use crate::grpc::{GrpcFilterType, GrpcRouteFilter};
 use crate::http::{
-    Cors, ExternalAuth, ExternalAuthProtocol, HeaderModifier, HttpFilterType, HttpHeader, HttpPathModifier,
+    Cors, ExternalAuth, ExternalAuthProtocol, HeaderModifier, HttpFilterType, HttpHeader, HttpMethod, HttpPathModifier,
     HttpRouteFilter, PathModifierType, RequestMirror,
 };
 
@@ -115,11 +115,11 @@ fn union<T: PartialEq>(report: &mut Report, chosen: &T, fields: &[(&str, T, bool
     for (name, kind, set) in fields {
         match (kind == chosen, set) {
             (true, false) => {
-                let message = format!("`{name}` must be set for this type of filter");
+                let message = format!("`{name}` must be set for this type");
                 report.error(Code::InconsistentUnion, &at.field(name), message);
             }
             (false, true) => {
-                let message = format!("`{name}` does not fit the type of the filter");
+                let message = format!("`{name}` does not fit the type");
                 report.error(Code::InconsistentUnion, &at.field(name), message);
             }
             _ => {}
@@ -135,7 +135,7 @@ fn header_modifier(report: &mut Report, modifier: &HeaderModifier, at: &At<'_>) 
         for (index, HttpHeader { name, value }) in headers.iter().enumerate() {
             let item = list.index(index);
             report.check(Code::InvalidHeaderName, &item.field("name"), header_name(name));
-            report.check(Code::InvalidHeaderValue, &item.field("value"), header_value(value));
+            report.check(Code::InvalidHeaderValue, &item.field("value"), modified_value(value));
         }
     }
     let list = at.field("remove");
@@ -199,40 +199,54 @@ fn cors(report: &mut Report, cors: &Cors, at: &At<'_>) {
             let at = list.index(index);
             match name {
                 "allowOrigins" => report.check(Code::WrongFormat, &at, origin(item)),
-                "allowMethods" => report.check(Code::WrongFormat, &at, method(item)),
+                "allowMethods" => report.check(Code::UnknownValue, &at, cors_method(item)),
                 _ => report.check(Code::InvalidHeaderName, &at, header_name(item)),
             }
         }
     }
 }
 
-/// An origin as `scheme://host[:port]`, where the host may begin with a wildcard.
+/// One of the methods that routes know.
+fn cors_method(text: &str) -> Result<(), String> {
+    let names = HttpMethod::ALL.map(HttpMethod::as_str);
+    if names.contains(&text) {
+        return Ok(());
+    }
+    Err(format!("`{text}` is not one of {} or `*`", names.join(", ")))
+}
+
+/// An origin as `http(s)://host[:port]`, where the host may be or begin with a wildcard.
 fn origin(text: &str) -> Result<(), String> {
     let error =
         || format!("`{text}` is not an origin: write `https://shop.example`, `https://*.shop.example:8443` or `*`");
-    let (scheme, rest) = text.split_once("://").ok_or_else(error)?;
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (rest, None),
-    };
-    let scheme_fits = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let host_fits = !host.is_empty()
-        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._*[]:".contains(&byte))
-        && !host[1..].contains('*');
-    let port_fits = port.is_none_or(|port| port == "*" || port.parse::<u16>().is_ok_and(|port| port > 0));
-    if scheme_fits && host_fits && port_fits { Ok(()) } else { Err(error()) }
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).ok_or_else(error)?;
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    let label =
+        |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let host_fits = host == "*" || host.strip_prefix("*.").unwrap_or(host).split('.').all(label);
+    let port_fits = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    if host_fits && port_fits { Ok(()) } else { Err(error()) }
 }
 
 fn external_auth(report: &mut Report, auth: &ExternalAuth, at: &At<'_>) {
     backend_object(report, &auth.backend_ref, &at.field("backendRef"));
-    let misfits = [
-        ("grpc", auth.grpc.is_some() && auth.protocol != ExternalAuthProtocol::Grpc),
-        ("http", auth.http.is_some() && auth.protocol != ExternalAuthProtocol::Http),
+    let fields = [
+        ("grpc", ExternalAuthProtocol::Grpc, auth.grpc.is_some()),
+        ("http", ExternalAuthProtocol::Http, auth.http.is_some()),
     ];
-    for (name, misfit) in misfits {
-        if misfit {
-            report.error(Code::InconsistentUnion, &at.field(name), format!("`{name}` does not fit the protocol"));
-        }
+    union(report, &auth.protocol, &fields, at);
+}
+
+/// A header value as the standard allows it in filters: visible ASCII characters, single spaces and tabs between.
+fn modified_value(text: &str) -> Result<(), String> {
+    header_value(text)?;
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let fits = text.bytes().all(|byte| byte.is_ascii_graphic() || blank(&byte))
+        && !text.as_bytes().windows(2).any(|pair| pair.iter().all(blank))
+        && !text.as_bytes().first().is_some_and(blank)
+        && !text.as_bytes().last().is_some_and(blank);
+    if fits {
+        return Ok(());
     }
+    Err("the value may hold only visible ASCII characters with single spaces between".to_owned())
 }
