@@ -90,6 +90,27 @@ pub struct Counters {
     pub dns_failures: AtomicU64,
     /// Requests that no endpoint could take.
     pub no_endpoint: AtomicU64,
+    /// Tries by how they went, in the order of [`OUTCOMES`].
+    pub outcomes: [AtomicU64; OUTCOMES.len()],
+    /// Of tries, to the response head or the failure.
+    pub latency: crate::telemetry::counter::Histogram,
+}
+
+/// Names of [`Counters::outcomes`].
+pub const OUTCOMES: [&str; 9] = ["1xx", "2xx", "3xx", "4xx", "5xx", "connect_failure", "timeout", "reset", "ok"];
+
+impl Counters {
+    fn tried(&self, outcome: Outcome, latency: Duration) {
+        let index = match outcome {
+            Outcome::Status(status) => usize::from(status / 100).clamp(1, 5) - 1,
+            Outcome::ConnectFailure => 5,
+            Outcome::Timeout => 6,
+            Outcome::Reset => 7,
+            Outcome::Ok => 8,
+        };
+        self.outcomes[index].fetch_add(1, Ordering::Relaxed);
+        self.latency.observe(latency);
+    }
 }
 
 /// A request that could not be sent, or died before a response came.
@@ -212,6 +233,7 @@ impl LiveCluster {
     /// the response head, or to the failure.
     pub fn report(&self, endpoint: &LiveEndpoint, outcome: Outcome, latency: Duration) {
         let settings = self.settings.load();
+        self.counters.tried(outcome, latency);
         if outcome.is_failure() {
             endpoint.counters.failures.fetch_add(1, Ordering::Relaxed);
             if outcome == Outcome::Timeout {

@@ -66,28 +66,38 @@ families! {
         "Bytes received from clients.";
     StreamSent Counter "selvedge_stream_sent_bytes_total" ["listener", "route"]
         "Bytes sent to clients.";
-    UpstreamRequests Counter "selvedge_upstream_requests_total" ["cluster", "code"]
-        "Tries sent upstream by class of the answer (2xx … 5xx); error when none came.";
+    UpstreamRequests Counter "selvedge_upstream_requests_total" ["cluster", "outcome"]
+        "Tries sent upstream by class of the answer (2xx … 5xx), or why none came (connect_failure, timeout, reset).";
+    UpstreamDuration Histogram "selvedge_upstream_request_duration_seconds" ["cluster"]
+        "From sending a try to the head of its answer, or to its failure.";
     UpstreamActive Gauge "selvedge_upstream_requests_active" ["cluster"]
         "Tries in flight upstream.";
     UpstreamPending Gauge "selvedge_upstream_requests_pending" ["cluster"]
         "Requests that wait for a connection.";
     UpstreamRetries Counter "selvedge_upstream_retries_total" ["cluster"]
         "Retries sent.";
-    UpstreamTimeouts Counter "selvedge_upstream_timeouts_total" ["cluster"]
-        "Tries that ran out of time.";
     UpstreamConnectFailures Counter "selvedge_upstream_connect_failures_total" ["cluster"]
         "Connections that could not be made.";
     UpstreamConnections Counter "selvedge_upstream_connections_total" ["cluster"]
         "Connections opened.";
     UpstreamConnectionsActive Gauge "selvedge_upstream_connections_active" ["cluster"]
         "Connections open now.";
+    UpstreamPoolHits Counter "selvedge_upstream_pool_hits_total" ["cluster"]
+        "Requests that found their connection in the pool.";
     UpstreamOverflow Counter "selvedge_upstream_overflow_total" ["cluster", "limit"]
-        "Refused by a circuit breaker limit (connections, pending, requests, retries).";
+        "Refused by a circuit breaker limit (pending, requests, retries) or by the retry budget.";
+    UpstreamNoEndpoint Counter "selvedge_upstream_no_endpoint_total" ["cluster"]
+        "Requests that no endpoint could take.";
+    UpstreamHealthChecks Counter "selvedge_upstream_health_checks_total" ["cluster"]
+        "Active health checks made.";
+    UpstreamHealthCheckFailures Counter "selvedge_upstream_health_check_failures_total" ["cluster"]
+        "Active health checks that failed.";
+    UpstreamDnsFailures Counter "selvedge_upstream_dns_failures_total" ["cluster"]
+        "Resolutions that failed; the last addresses stay in use.";
     UpstreamEjections Counter "selvedge_upstream_ejections_total" ["cluster"]
         "Endpoints ejected by outlier detection.";
     UpstreamEndpoints Gauge "selvedge_upstream_endpoints" ["cluster", "state"]
-        "Endpoints by state (healthy, unhealthy, ejected).";
+        "Endpoints by state (healthy, pending, unhealthy, ejected, probation).";
     ConfigRevision Gauge "selvedge_config_revision" []
         "Number of the configuration that serves; it grows with each one installed.";
     ConfigReloads Counter "selvedge_config_reloads_total" ["outcome"]
@@ -97,7 +107,7 @@ families! {
     ConfigLastSuccess Gauge "selvedge_config_last_success_timestamp_seconds" []
         "When a configuration was last installed, in seconds since the epoch.";
     CertificateExpiry Gauge "selvedge_certificate_expiry_timestamp_seconds" ["secret", "fingerprint"]
-        "When a served certificate expires, in seconds since the epoch.";
+        "When a served certificate expires, in seconds since the epoch; fingerprint is the start of its SHA-256.";
     Draining Gauge "selvedge_draining" []
         "1 while the process drains its connections to end.";
     OverloadShed Counter "selvedge_overload_shed_total" ["cause"]

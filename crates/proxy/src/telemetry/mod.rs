@@ -14,8 +14,10 @@ mod process;
 mod record;
 mod recorded;
 mod trace;
+mod walk;
 
 pub use flags::Flags;
 pub use handle::{ListenerHandle, Telemetry};
 pub use metrics::{Handshake, Layer, Limit, Registry, Rejected, RouteMetrics, Shed, SocketMetrics};
 pub use record::{ConnectionFacts, Progress, Record, RequestId, TlsFacts};
+pub use walk::{encode_certificates, encode_clusters};
