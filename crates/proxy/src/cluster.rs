@@ -329,3 +329,6 @@ impl fmt::Debug for LiveCluster {
         write!(f, "LiveCluster({})", self.key)
     }
 }
+
+#[cfg(test)]
+mod tests;

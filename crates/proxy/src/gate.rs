@@ -3,10 +3,10 @@
 
 use crate::{
     Error,
+    codec::h1::Connection,
     endpoint::LiveEndpoint,
     error::{Kind, Side},
     pool::Ticket,
-    codec::h1::Connection,
     worker::WorkerId,
 };
 use std::{

@@ -103,8 +103,11 @@ fn tried_endpoints_are_avoided_while_there_are_others() {
     for algorithm in ALL {
         let picker = build(&endpoints(&[1, 1, 1]), &config(algorithm));
         let two: &'static [SocketAddr] = Vec::leak(vec![address(0), address(2)]);
-        let shares =
-            spread(&picker, 200, |i| Pick { tried: two, hash: Some((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)), sticky: None });
+        let shares = spread(&picker, 200, |i| Pick {
+            tried: two,
+            hash: Some((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            sticky: None,
+        });
         assert_eq!(shares, [0.0, 1.0, 0.0], "{algorithm:?}");
         let all: &'static [SocketAddr] = Vec::leak(vec![address(0), address(1), address(2)]);
         assert!(picker.pick(&Pick { tried: all, ..Pick::default() }).is_ok(), "better one of them than none");

@@ -87,12 +87,7 @@ fn http_request(
     headers: &std::collections::BTreeMap<String, String>,
 ) -> Result<Request, String> {
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?;
-    let uri = http::Uri::builder()
-        .scheme("http")
-        .authority(host)
-        .path_and_query(path)
-        .build()
-        .map_err(|_| format!("{host:?} and {path:?} make no URI"))?;
+    let uri: http::Uri = path.parse().map_err(|_| format!("{path:?} is not a path"))?;
     let mut request = Request::new(Body::empty());
     *request.method_mut() = method;
     *request.uri_mut() = uri;
@@ -137,7 +132,6 @@ async fn grpc(settings: &Settings, mut connected: Connected, address: SocketAddr
     let host = settings.config.tls.as_ref().map_or(address.to_string(), |tls| tls.sni.clone());
     let mut request = http_request("POST", "/grpc.health.v1.Health/Check", &host, &Default::default())?;
     *request.version_mut() = Version::HTTP_2;
-    request.headers_mut().remove(header::HOST);
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
     *request.body_mut() = Body::full(health_request(service));
