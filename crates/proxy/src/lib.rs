@@ -14,6 +14,7 @@ pub mod error;
 pub mod gate;
 pub mod health;
 pub mod io;
+pub mod l4;
 pub mod outlier;
 pub mod pool;
 pub mod resolve;
@@ -22,6 +23,7 @@ pub mod split;
 pub mod telemetry;
 pub mod tls;
 pub mod tunnel;
+pub mod udp;
 pub mod worker;
 
 pub use body::Body;

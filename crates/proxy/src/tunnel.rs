@@ -138,7 +138,7 @@ impl Tunnel {
 
 /// Lets the connection end with a reset when it is dropped, as its counterpart did: a client that sees an orderly end
 /// would take half an answer for a whole one.
-fn reset(io: &Io) {
+pub(crate) fn reset(io: &Io) {
     if let Some(tcp) = io.tcp() {
         // Where it cannot be set the connection ends in an orderly way.
         let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));

@@ -1,0 +1,358 @@
+//! TCP connections and TLS connections that are not HTTP: a backend by weight, an endpoint by balance, then bytes.
+
+use crate::{
+    Error,
+    balance::Pick,
+    cluster::LiveCluster,
+    connect::ClientAddress,
+    drain::Drain,
+    endpoint::LiveEndpoint,
+    error::Kind,
+    io::Io,
+    outlier::Outcome,
+    pool::Held,
+    split,
+    telemetry::{ConnectionFacts, Flags, ListenerHandle, Record, RouteMetrics},
+    tunnel::{self, End},
+    worker::WorkerId,
+};
+use http::HeaderMap;
+use selvedge_compile::snapshot::{HashKey, L4Options, L4Route, Target};
+use smallvec::SmallVec;
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+use tokio::time::Instant;
+
+/// An accepted connection whose bytes are to be passed on.
+pub struct Stream {
+    pub io: Io,
+    pub worker: WorkerId,
+    pub facts: Arc<ConnectionFacts>,
+    pub handle: Arc<ListenerHandle>,
+    /// Of the route.
+    pub metrics: Option<Arc<RouteMetrics>>,
+    pub options: Arc<L4Options>,
+    pub drain: Drain,
+}
+
+/// Endpoints tried for one connection.
+const MAX_TRIES: usize = 3;
+
+/// Serves a connection until it ends. A connection that cannot be served is reset, so that its client notices at once
+/// and does not take it for an empty answer.
+pub async fn serve(stream: Stream, route: Option<&L4Route>, clusters: &[Arc<LiveCluster>]) {
+    let mut record = Record::stream(stream.facts.clone());
+    record.listener(&stream.handle, &HeaderMap::new());
+    if let Some(metrics) = &stream.metrics {
+        record.matched(metrics);
+    }
+    let connected = match cluster(route, clusters) {
+        Ok(cluster) => connect(cluster, &stream.facts, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
+    let (upstream, _held, _active) = match connected {
+        Ok(connected) => connected,
+        Err(refusal) => {
+            refusal.note(&mut record);
+            tunnel::reset(&stream.io);
+            return;
+        }
+    };
+    record.connected();
+    let progress = record.progress().clone();
+    let outcome = tunnel::copy(stream.io, upstream, stream.options.idle_timeout, &progress, stream.drain).await;
+    match outcome.end {
+        End::Closed => {}
+        End::DownstreamReset => record.flag(Flags::DOWNSTREAM_CLOSED),
+        End::UpstreamReset => record.flag(Flags::UPSTREAM_CLOSED),
+        End::Idle => record.flag(Flags::STREAM_IDLE),
+        End::Drained => record.details("closed while draining"),
+    }
+    if let Some(error) = outcome.error {
+        record.details(error.to_string());
+    }
+}
+
+/// Why a connection or session is not served.
+pub(crate) struct Refusal {
+    flags: Flags,
+    details: Cow<'static, str>,
+    error: Option<Error>,
+}
+
+impl Refusal {
+    fn new(flags: Flags, details: impl Into<Cow<'static, str>>) -> Self {
+        Self { flags, details: details.into(), error: None }
+    }
+
+    pub(crate) fn note(self, record: &mut Record) {
+        match self.error {
+            Some(error) => record.failed(&error),
+            None => {
+                record.flag(self.flags);
+                record.details(self.details);
+            }
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { flags: Flags::NONE, details: Cow::Borrowed(""), error: Some(error) }
+    }
+}
+
+/// The cluster for a new connection: a draw by weight among the route's backends.
+pub(crate) fn cluster<'c>(
+    route: Option<&L4Route>,
+    clusters: &'c [Arc<LiveCluster>],
+) -> Result<&'c Arc<LiveCluster>, Refusal> {
+    let route = route.ok_or_else(|| Refusal::new(Flags::NO_ROUTE, "no route is attached for this connection"))?;
+    let none = || Refusal::new(Flags::NO_CLUSTER, "the route has no valid backend");
+    let split = route.split.as_ref().ok_or_else(none)?;
+    match &split::pick(split, &mut rand::rng()).target {
+        Target::Cluster(id) => clusters.get(id.0 as usize).ok_or_else(none),
+        Target::Invalid { reason, .. } => Err(Refusal::new(Flags::NO_CLUSTER, reason.clone())),
+    }
+}
+
+/// An endpoint; of hash keys only the client's address exists here.
+pub(crate) fn pick(cluster: &LiveCluster, client: IpAddr, tried: &[SocketAddr]) -> Result<Arc<LiveEndpoint>, Error> {
+    let settings = cluster.settings();
+    let by_source = settings.config.load_balancing.hash_keys.contains(&HashKey::SourceIp);
+    let hash = by_source.then(|| match client.to_canonical() {
+        IpAddr::V4(ip) => xxhash_rust::xxh3::xxh3_64(&ip.octets()),
+        IpAddr::V6(ip) => xxhash_rust::xxh3::xxh3_64(&ip.octets()),
+    });
+    cluster.pick(&Pick { hash, tried, sticky: None })
+}
+
+/// A connection to some endpoint: when one cannot be reached, another is tried, as nothing was sent yet.
+async fn connect(
+    cluster: &Arc<LiveCluster>,
+    facts: &ConnectionFacts,
+    record: &mut Record,
+) -> Result<(Io, Held, Active), Refusal> {
+    cluster.ready().await;
+    let config = cluster.settings().config.clone();
+    record.cluster(&config);
+    let client = ClientAddress { source: facts.client, destination: facts.local };
+    let mut tried: SmallVec<[SocketAddr; MAX_TRIES]> = SmallVec::new();
+    loop {
+        let endpoint = pick(cluster, facts.client.ip(), &tried)?;
+        record.upstream(&config, endpoint.address);
+        let start = Instant::now();
+        let error = match cluster.connect_raw(&endpoint, Some(client)).await {
+            Ok((io, held)) => {
+                cluster.report(&endpoint, Outcome::Ok, start.elapsed());
+                return Ok((io, held, Active::begin(&endpoint)));
+            }
+            Err(error) => error,
+        };
+        match error.kind {
+            Kind::Connect | Kind::ConnectTimeout | Kind::Tls | Kind::Reset => {
+                cluster.report(&endpoint, Outcome::ConnectFailure, start.elapsed());
+            }
+            // A limit of ours: another endpoint would not help.
+            _ => return Err(error.into()),
+        }
+        let again = tried.contains(&endpoint.address);
+        tried.push(endpoint.address);
+        if again || tried.len() == MAX_TRIES {
+            return Err(error.into());
+        }
+        tracing::debug!(cluster = cluster.key(), endpoint = %endpoint.address, %error, "trying another endpoint");
+    }
+}
+
+/// Counts as load of an endpoint while it exists.
+pub(crate) struct Active(Arc<LiveEndpoint>);
+
+impl Active {
+    pub(crate) fn begin(endpoint: &Arc<LiveEndpoint>) -> Self {
+        endpoint.begin();
+        Self(endpoint.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::{cluster::Clusters, drain::Drainer, telemetry::Telemetry, worker::WorkerCount};
+    use selvedge_compile::snapshot::{
+        Backend, Cluster, ClusterId, Connections, Discovery, Endpoint, ListenerName, LoadBalancing,
+        ProxyProtocolVersion, RuleName, Split, UpstreamProtocol,
+    };
+    use selvedge_testkit::tcp::{self, Server};
+    use std::time::Duration;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        runtime::Handle,
+        task::JoinHandle,
+    };
+
+    /// A cluster with these endpoints.
+    pub(crate) fn config(key: &str, addresses: &[SocketAddr]) -> Cluster {
+        let mut endpoints: Vec<_> =
+            addresses.iter().map(|address| Endpoint { address: *address, weight: 1, zone: None }).collect();
+        endpoints.sort();
+        Cluster {
+            key: key.to_owned(),
+            discovery: Discovery::Static(endpoints),
+            protocol: UpstreamProtocol::Raw,
+            tls: None,
+            load_balancing: LoadBalancing::default(),
+            connections: Connections::default(),
+            health_checks: Vec::new(),
+            outlier_detection: None,
+        }
+    }
+
+    pub(crate) fn route(targets: impl IntoIterator<Item = (u32, Option<u32>)>) -> L4Route {
+        let name = RuleName { kind: "TCPRoute", namespace: "default".into(), route: "db".into(), index: 0, name: None };
+        let backend = |(weight, target): (u32, Option<u32>)| Backend {
+            weight,
+            target: match target {
+                Some(id) => Target::Cluster(ClusterId(id)),
+                None => Target::Invalid { status: 500, reason: "Service default/gone does not exist".into() },
+            },
+            filters: Vec::new(),
+        };
+        let backends: Vec<_> = targets.into_iter().map(backend).collect();
+        let total = backends.iter().map(|b| b.weight).sum();
+        L4Route { name, split: Some(Split { backends, total }) }
+    }
+
+    pub(crate) fn options(idle: Duration) -> Arc<L4Options> {
+        let name =
+            ListenerName { kind: "Gateway", namespace: "default".into(), name: "edge".into(), section: "l4".into() };
+        Arc::new(L4Options { name, idle_timeout: idle, access_log: Vec::new() })
+    }
+
+    pub(crate) struct Bench {
+        pub clusters: Arc<[Arc<LiveCluster>]>,
+        pub telemetry: Arc<Telemetry>,
+        pub handle: Arc<ListenerHandle>,
+        pub drainer: Drainer,
+        _keep: Clusters,
+    }
+
+    impl Bench {
+        pub(crate) fn new(configs: Vec<Cluster>) -> Self {
+            let keep = Clusters::new(WorkerCount(1), None, Handle::current());
+            let configs: Vec<_> = configs.into_iter().map(Arc::new).collect();
+            let telemetry = Telemetry::new(WorkerCount(1));
+            let handle = telemetry.stream_listener(&options(Duration::ZERO));
+            Self { clusters: keep.link(&configs).into(), telemetry, handle, drainer: Drainer::default(), _keep: keep }
+        }
+
+        /// A client whose connection is served by `route`.
+        async fn connect(&self, route: Option<L4Route>) -> (TcpStream, JoinHandle<()>) {
+            let (client, server) = tcp::pair().await;
+            let facts = ConnectionFacts {
+                worker: WorkerId(0),
+                local: "192.0.2.9:443".parse().expect("an address"),
+                peer: "192.0.2.1:5000".parse().expect("an address"),
+                client: "192.0.2.1:5000".parse().expect("an address"),
+                tls: None,
+                listener: self.handle.clone(),
+            };
+            let stream = Stream {
+                io: server.into(),
+                worker: WorkerId(0),
+                facts: Arc::new(facts),
+                handle: self.handle.clone(),
+                metrics: None,
+                options: options(Duration::from_secs(60)),
+                drain: self.drainer.subscribe(),
+            };
+            let clusters = self.clusters.clone();
+            (client, tokio::spawn(async move { serve(stream, route.as_ref(), &clusters).await }))
+        }
+
+        pub(crate) fn metrics(&self) -> String {
+            self.telemetry.registry.encode(crate::telemetry::encode::Format::negotiate(None))
+        }
+    }
+
+    async fn all(mut client: TcpStream, send: &[u8]) -> std::io::Result<String> {
+        client.write_all(send).await?;
+        client.shutdown().await?;
+        let mut got = String::new();
+        client.read_to_string(&mut got).await?;
+        Ok(got)
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_and_are_counted() {
+        let server = Server::echo("hi ").await;
+        let bench = Bench::new(vec![config("default/db:5432", &[server.address])]);
+        let (client, served) = bench.connect(Some(route([(1, Some(0))]))).await;
+        assert_eq!(all(client, b"there").await.expect("an answer"), "hi there");
+        served.await.expect("an end");
+        let metrics = bench.metrics();
+        for line in ["selvedge_stream_received_bytes_total{", "selvedge_stream_sent_bytes_total{"] {
+            assert!(metrics.contains(line), "{metrics}");
+        }
+    }
+
+    #[tokio::test]
+    async fn another_endpoint_is_tried() {
+        let server = Server::echo("").await;
+        let dead = [tcp::closed_port().await, tcp::closed_port().await];
+        let bench = Bench::new(vec![config("default/db:5432", &[dead[0], server.address, dead[1]])]);
+        for _ in 0..10 {
+            let (client, _served) = bench.connect(Some(route([(1, Some(0))]))).await;
+            assert_eq!(all(client, b"x").await.expect("an answer"), "x");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_served_is_reset() {
+        let bench =
+            Bench::new(vec![config("default/db:5432", &[tcp::closed_port().await]), config("default/no:1", &[])]);
+        for route in [None, Some(route([(1, None)])), Some(route([(1, Some(0))])), Some(route([(1, Some(1))]))] {
+            let (client, served) = bench.connect(route).await;
+            let error = all(client, b"").await.expect_err("a reset");
+            assert!(matches!(
+                error.kind(),
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::NotConnected | std::io::ErrorKind::BrokenPipe
+            ));
+            served.await.expect("an end");
+        }
+    }
+
+    #[tokio::test]
+    async fn weights_are_followed() {
+        let (a, b) = (Server::echo("a").await, Server::echo("b").await);
+        let bench = Bench::new(vec![config("default/a:1", &[a.address]), config("default/b:1", &[b.address])]);
+        let mut hits = 0;
+        for _ in 0..100 {
+            let (client, _served) = bench.connect(Some(route([(80, Some(0)), (20, Some(1))]))).await;
+            hits += u32::from(all(client, b"").await.expect("an answer") == "b");
+        }
+        // Outside of this once in ten million runs.
+        assert!((2..=45).contains(&hits), "{hits}");
+    }
+
+    #[tokio::test]
+    async fn the_client_is_announced() {
+        let server = Server::echo("").await;
+        let mut cluster = config("default/db:5432", &[server.address]);
+        cluster.connections.proxy_protocol = Some(ProxyProtocolVersion::V1);
+        let bench = Bench::new(vec![cluster]);
+        let (client, _served) = bench.connect(Some(route([(1, Some(0))]))).await;
+        let expected = "PROXY TCP4 192.0.2.1 192.0.2.9 5000 443\r\nx";
+        assert_eq!(all(client, b"x").await.expect("an answer"), expected);
+    }
+}
