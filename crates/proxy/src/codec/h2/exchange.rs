@@ -125,6 +125,11 @@ impl<S: Service> Exchange<S> {
         upload: Option<Arc<Upload>>,
     ) {
         let (mut parts, mut body) = response.into_parts();
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS && tunnel.is_some() {
+            // What an HTTP/1.1 upstream says to the upgrade that an extended CONNECT became (RFC 8441 section 5).
+            parts.status = StatusCode::OK;
+            parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+        }
         if parts.status.is_informational() {
             tracing::debug!(status = %parts.status, "a final response with an informational status; stream reset");
             self.respond.send_reset(Reason::INTERNAL_ERROR);

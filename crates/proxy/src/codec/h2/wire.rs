@@ -3,7 +3,6 @@
 //! GOAWAY reaches a peer that is still sending instead of being destroyed by a TCP reset.
 
 use crate::io::Io;
-use bytes::BytesMut;
 use std::{
     io,
     pin::Pin,
@@ -164,7 +163,9 @@ impl AsyncWrite for Wire {
 struct Frames {
     /// Bytes of payload still to pass over.
     skip: u32,
-    head: BytesMut,
+    head: [u8; HEAD],
+    /// Bytes of `head` that are there.
+    have: usize,
     /// The frame being passed over belongs to a header block, and whether it ends it.
     block: Option<bool>,
 }
@@ -189,16 +190,16 @@ impl Frames {
             if bytes.is_empty() {
                 return;
             }
-            let n = (HEAD - self.head.len()).min(bytes.len());
-            self.head.extend_from_slice(&bytes[..n]);
+            let n = (HEAD - self.have).min(bytes.len());
+            self.head[self.have..self.have + n].copy_from_slice(&bytes[..n]);
+            self.have += n;
             bytes = &bytes[n..];
-            if self.head.len() < HEAD {
+            if self.have < HEAD {
                 return;
             }
-            let head = &self.head;
-            self.skip = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            let (kind, flags) = (head[3], head[4]);
-            self.head.clear();
+            self.have = 0;
+            let [high, middle, low, kind, flags, ..] = self.head;
+            self.skip = u32::from_be_bytes([0, high, middle, low]);
             if matches!(kind, HEADERS | CONTINUATION) {
                 if kind == HEADERS {
                     open(block);
