@@ -436,3 +436,45 @@ async fn refused_uploads_cost_nothing() {
     meter.check();
     drop(served.done);
 }
+
+/// A tunnel whose other side does not end keeps its place, so that resets do not multiply tunnels.
+#[tokio::test(start_paused = true)]
+async fn tunnels_that_outlive_their_streams() {
+    let _alone = ALONE.lock().await;
+    let meter = Meter::start();
+    let running = Arc::new(AtomicUsize::new(0));
+    let count = running.clone();
+    let served = serve(
+        service(move |_| {
+            let count = count.clone();
+            async move {
+                Response::new(Body::tunnel(move |io| async move {
+                    count.fetch_add(1, SeqCst);
+                    let _held = io;
+                    std::future::pending().await
+                }))
+            }
+        }),
+        HttpOptions::default(),
+    );
+    let mut raw = Raw::client(served.io, &[]).await;
+    let connect = hpack(&[(":method", "CONNECT"), (":authority", "a:1")]);
+    for stream in (1..900).step_by(2) {
+        raw.send(&frame(kind::HEADERS, END_HEADERS, stream, &connect)).await;
+        loop {
+            let answer = raw.next(&[kind::HEADERS, kind::RST_STREAM]).await.unwrap();
+            if answer.stream == stream {
+                if answer.kind == kind::RST_STREAM {
+                    assert_eq!(answer.code(), 7, "REFUSED_STREAM");
+                }
+                break;
+            }
+        }
+        // After the second that makes a reset suspicious.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        raw.send(&frame(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes())).await;
+    }
+    assert_eq!(running.load(SeqCst), 200);
+    meter.check();
+    drop(served.done);
+}

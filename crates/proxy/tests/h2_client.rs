@@ -352,6 +352,20 @@ async fn response_heads_have_limits() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_length_in_an_answer_to_head_is_not_that_of_its_body() {
+    let (connection, mut raw) = raw(&[], &ClientOptions::default()).await;
+    let request = http::Request::head("http://a/").body(Body::empty()).unwrap();
+    let send = tokio::spawn(async move { connection.send(request).await });
+    raw.next(&[kind::HEADERS]).await.unwrap();
+    raw.send(&frame(kind::HEADERS, END_HEADERS, 1, &hpack(&[(":status", "200"), ("content-length", "5")]))).await;
+    let response = send.await.unwrap().unwrap();
+    assert_eq!(response.headers()["content-length"], "5");
+    assert_eq!(http_body::Body::size_hint(response.body()).exact(), Some(0));
+    raw.send(&frame(kind::DATA, END_STREAM, 1, b"")).await;
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "");
+}
+
 fn websocket() -> Request {
     let mut request = http::Request::new(Body::empty());
     *request.method_mut() = Method::CONNECT;

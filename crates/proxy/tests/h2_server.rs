@@ -477,6 +477,36 @@ async fn extended_connect_becomes_a_tunnel() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_101_to_extended_connect_is_a_200() {
+    let served = serve(
+        service(|_| async {
+            let mut response = Response::new(Body::tunnel(|mut io| async move {
+                io.write_all(b"hi").await.unwrap();
+                io.shutdown().await.unwrap();
+            }));
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            for (name, value) in [("upgrade", "websocket"), ("connection", "upgrade"), ("sec-websocket-accept", "x")] {
+                response.headers_mut().insert(name, HeaderValue::from_static(value));
+            }
+            response
+        }),
+        HttpOptions::default(),
+    );
+    let (mut sender, _connection) = client(served.io).await;
+    while !sender.is_extended_connect_protocol_enabled() {
+        tokio::task::yield_now().await;
+    }
+    let mut request = http::Request::new(());
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = "http://a/chat".parse().unwrap();
+    request.extensions_mut().insert(h2::ext::Protocol::from("websocket"));
+    let (response, _stream) = sender.send_request(request, false).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!((response.status(), response.headers().len()), (StatusCode::OK, 0));
+    assert_eq!(collect(response.into_body()).await.unwrap().0, "hi");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_connect_is_an_ordinary_response() {
     let served = serve(
         service(|_| async {

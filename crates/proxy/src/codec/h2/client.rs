@@ -286,6 +286,7 @@ impl Connection {
         let (mut parts, body) = request.into_parts();
         let informational = parts.extensions.remove::<Informational>();
         let connect = parts.method == Method::CONNECT;
+        let is_head = parts.method == Method::HEAD;
         if let Some(ExtendedConnect(protocol)) = parts.extensions.remove() {
             self.extended_connect_allowed().await?;
             parts.extensions.insert(Protocol::from(protocol.as_str()));
@@ -310,12 +311,13 @@ impl Connection {
         }
         let pump = (!end).then(|| Pump::new(body, stream, length));
         let (response, pump) = Exchange { response, pump, informational, interim: 0 }.run().await?;
-        self.response(response, pump, slot)
+        self.response(response, is_head, pump, slot)
     }
 
     fn response(
         &self,
         response: http::Response<RecvStream>,
+        is_head: bool,
         pump: Option<Pump>,
         slot: Slot,
     ) -> Result<Response, SendError> {
@@ -333,8 +335,9 @@ impl Connection {
         if recv.is_end_stream() {
             return Ok(http::Response::from_parts(parts, Body::empty()));
         }
-        // No length for HEAD and 304, whose streams end with the head anyway.
-        let length = content_length(&parts.headers).unwrap_or(None);
+        // Some servers end the stream of a response without content in a frame of its own.
+        let no_body = is_head || matches!(parts.status.as_u16(), 204 | 304);
+        let length = if no_body { Some(0) } else { content_length(&parts.headers).unwrap_or(None) };
         let pump = pump.map(|pump| Box::new(Background::spawn(pump)) as _);
         let body = Incoming::new(recv, Side::Upstream, length, options.max_headers).holding(Box::new(slot), pump);
         Ok(http::Response::from_parts(parts, body.into_body()))

@@ -160,6 +160,9 @@ struct Server<S> {
     wire: Arc<WireState>,
     limits: Limits,
     header_timeout: Duration,
+    /// Twice the streams at once: `h2` counts a stream only until it is closed, but the service, or the other side of
+    /// a tunnel, may need a moment more to notice.
+    max_exchanges: usize,
     /// Requests until GOAWAY; `None` is unlimited.
     requests_left: Option<u32>,
     keepalive: Option<KeepAlive>,
@@ -194,6 +197,7 @@ impl<S: Service> Server<S> {
             wire,
             limits: Limits { head: HeadLimits::from(options), stream_idle: options.stream_idle_timeout },
             header_timeout: options.header_timeout,
+            max_exchanges: (http2.max_concurrent_streams as usize).saturating_mul(2).max(1),
             requests_left: (options.max_requests_per_connection > 0).then_some(options.max_requests_per_connection),
             keepalive,
             idle_timeout: options.idle_timeout,
@@ -270,6 +274,9 @@ impl<S: Service> Server<S> {
     }
 
     fn accept(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        if self.shared.active.load(Relaxed) >= self.max_exchanges {
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
         let open = OpenStream::new(&self.shared);
         let (mut parts, recv) = request.into_parts();
         match self.limits.head.accept(&mut parts, recv.is_end_stream()) {
