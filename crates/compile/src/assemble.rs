@@ -10,17 +10,20 @@ use crate::{
     index,
     l4_routes::{self, L4Outcome},
     listeners::{Family, ListenerState, Speaks},
+    policy::{Front, Policies},
     router::{HostMap, RouterBuilder},
     routes::{self, Surroundings},
     rules::{RouteOutcome, Situation},
     snapshot::{
-        Action, Backend, Cluster, ClusterId, Filter, HttpListener, HttpOptions, L4Listener, L4Options, L4Route,
-        Listener, Protocol, Rule, Snapshot, SocketOptions, Target, Termination, TlsListener, TlsMode, TlsVersion,
+        AccessLog, Action, Backend, Cluster, ClusterId, Filter, HttpListener, HttpOptions, L4Listener, L4Options,
+        L4Route, Listener, Protocol, Rule, Snapshot, SocketOptions, Target, Termination, TlsListener, TlsMode,
+        TlsVersion, Tracing,
     },
     status::ResourceStatus,
+    traffic,
 };
 use ahash::AHashMap;
-use selvedge_model::{Code, Kind, ResourceKey};
+use selvedge_model::{Code, Kind, ResourceKey, traffic::TrafficSettings};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 pub(crate) fn snapshot<'a>(
@@ -33,31 +36,58 @@ pub(crate) fn snapshot<'a>(
 ) -> Snapshot {
     let tls = BackendTls::new(cx, &mut compiler.tls);
     let parents = Parents::new(gateways, sets, listeners);
-    let situations: Vec<Situation> = listeners.iter().map(|l| situation(&gateways[l.gateway])).collect();
-    let around = Surroundings { tls: &tls, parents: &parents, listeners, situations: &situations };
+    let policies = Policies::new(cx);
+    let mut fronts: Vec<Front> = Vec::new();
+    let situations: Vec<Situation> =
+        listeners.iter().map(|l| situation(l, &gateways[l.gateway], &policies, &mut fronts)).collect();
+    let around = Surroundings {
+        tls: &tls,
+        policies: &policies,
+        fronts: &fronts,
+        parents: &parents,
+        listeners,
+        situations: &situations,
+    };
     let routes = compile_routes(cx, around);
     for (attachment, _) in routes.iter().flat_map(|r| &r.attachments) {
         listeners[attachment.listener].attached += 1;
     }
-    let streams = l4_routes::all(cx, &tls, &parents, listeners, &situations);
-    let clusters = Clusters::new(cx, &tls, gateways, &routes, &streams);
+    let streams = l4_routes::all(cx, &tls, &policies, &parents, listeners, &situations);
+    let clusters = Clusters::new(cx, &tls, &policies, gateways, &routes, &streams);
     if !tls.is_empty() {
         let reached = reached(gateways, listeners, &routes, &streams);
         tls.write_status(cx, &reached);
     }
     let mut routers = routers(listeners.len(), &routes, &clusters);
     let streams = stream_routes(cx, listeners, streams, &clusters);
-    let mut builder = Sheet { listeners, routers: &mut routers, streams: &streams, made: AHashMap::new() };
-    let list = sockets.iter().map(|(bind, on)| {
-        Arc::new(Listener { bind: *bind, options: SocketOptions::default(), protocol: builder.protocol(on) })
-    });
-    Snapshot { listeners: list.collect(), clusters: clusters.list, telemetry: cx.options.telemetry.clone() }
+    let settings: Vec<Settings> = fronts.iter().map(|front| Settings::new(&front.listener(), cx.options)).collect();
+    let fallback = Settings::new(&TrafficSettings::default(), cx.options);
+    let settings = situations.iter().map(|s| s.front.map_or(&fallback, |f| &settings[f])).collect();
+    let mut sheet = Sheet { listeners, settings, routers: &mut routers, streams: &streams, made: AHashMap::new() };
+    let mut list = Vec::with_capacity(sockets.len());
+    for (bind, on) in sockets {
+        let options = sheet.socket(cx, on);
+        list.push(Arc::new(Listener { bind: *bind, options, protocol: sheet.protocol(on) }));
+    }
+    Snapshot { listeners: list, clusters: clusters.list, telemetry: cx.options.telemetry.clone() }
 }
 
-fn situation(gateway: &GatewayState<'_>) -> Situation {
+/// What the listener brings by policies is entered once in `fronts`, for listeners mostly have the same.
+fn situation(
+    listener: &ListenerState<'_>,
+    gateway: &GatewayState<'_>,
+    policies: &Policies<'_>,
+    fronts: &mut Vec<Front>,
+) -> Situation {
     let (namespace, name) = index::name(&gateway.gateway.metadata);
     let client = gateway.client_certificate.as_ref().map(|_| (namespace.to_owned(), name.to_owned()));
-    Situation { client }
+    let front = policies.front(listener, (namespace, name)).map(|front| {
+        fronts.iter().position(|known| *known == front).unwrap_or_else(|| {
+            fronts.push(front);
+            fronts.len() - 1
+        })
+    });
+    Situation { client, front }
 }
 
 fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>) -> Vec<RouteOutcome> {
@@ -94,6 +124,7 @@ impl Clusters {
     fn new(
         cx: &mut Context<'_>,
         tls: &BackendTls<'_>,
+        policies: &Policies<'_>,
         gateways: &[GatewayState<'_>],
         routes: &[RouteOutcome],
         streams: &[L4Outcome],
@@ -102,7 +133,7 @@ impl Clusters {
         let of_routes = routes.iter().filter(|r| !r.attachments.is_empty()).flat_map(|r| &r.uses);
         let all: BTreeSet<&ClusterUse> = of_routes.chain(streams.iter().flat_map(|s| &s.uses)).collect();
         let mut built: Vec<(&ClusterUse, Arc<Cluster>)> =
-            all.into_iter().map(|wanted| (wanted, backends::build(cx, tls, gateways, wanted))).collect();
+            all.into_iter().map(|wanted| (wanted, backends::build(cx, tls, policies, gateways, wanted))).collect();
         built.sort_by(|a, b| a.1.key.cmp(&b.1.key));
         let ids = built.iter().enumerate().map(|(i, (wanted, _))| ((*wanted).clone(), id(i))).collect();
         Clusters { list: built.into_iter().map(|(_, cluster)| cluster).collect(), ids }
@@ -239,14 +270,52 @@ fn kind_of(route: &L4Route) -> Kind {
 const TCP_IDLE: Duration = Duration::from_secs(3600);
 const UDP_IDLE: Duration = Duration::from_secs(60);
 
+/// What policies say about one listener.
+struct Settings {
+    socket: SocketOptions,
+    http: Arc<HttpOptions>,
+    idle: Option<Duration>,
+    access_log: Vec<Arc<AccessLog>>,
+    tracing: Option<Arc<Tracing>>,
+}
+
+impl Settings {
+    fn new(settings: &TrafficSettings, options: &crate::Options) -> Self {
+        let own = &options.telemetry;
+        let asked = settings.telemetry.as_ref();
+        Settings {
+            socket: settings.listener.as_ref().map(traffic::socket).unwrap_or_default(),
+            http: Arc::new(traffic::http_options(settings)),
+            idle: settings.timeouts.as_ref().and_then(|t| t.stream_idle).map(selvedge_model::Duration::as_std),
+            access_log: asked.and_then(traffic::access_log).unwrap_or_else(|| own.access_log.clone()),
+            tracing: asked.and_then(|t| traffic::tracing(t, own.tracing.as_ref())).or_else(|| own.tracing.clone()),
+        }
+    }
+}
+
 struct Sheet<'s, 'a> {
     listeners: &'s [ListenerState<'a>],
+    /// For each listener.
+    settings: Vec<&'s Settings>,
     routers: &'s mut [Option<RouterBuilder>],
     streams: &'s [HostMap<Arc<L4Route>>],
     made: AHashMap<usize, Arc<HttpListener>>,
 }
 
 impl Sheet<'_, '_> {
+    /// What is decided before the listener is known must be the same for all on the socket: the first decides.
+    fn socket(&self, cx: &mut Context<'_>, on: &[usize]) -> SocketOptions {
+        let first = on.first().map(|&i| &self.settings[i].socket);
+        for &i in on.iter().skip(1) {
+            if Some(&self.settings[i].socket) != first {
+                let listener = &self.listeners[i];
+                let message = "PROXY protocol, connection limit and handshake timeout differ from those of an older listener of this port, which hold for all";
+                cx.report.warning(&listener.owner_key(), Code::PolicyConflict, &listener.path(""), message);
+            }
+        }
+        first.cloned().unwrap_or_default()
+    }
+
     /// What a socket serves. All its listeners are of one family, which `conflicts` has seen to.
     fn protocol(&mut self, on: &[usize]) -> Protocol {
         let family = on.first().and_then(|&i| self.listeners[i].speaks.family());
@@ -277,7 +346,12 @@ impl Sheet<'_, '_> {
     }
 
     fn l4_options(&self, i: usize, idle_timeout: Duration) -> Arc<L4Options> {
-        Arc::new(L4Options { name: self.listeners[i].name.clone(), idle_timeout, access_log: Vec::new() })
+        let settings = self.settings[i];
+        Arc::new(L4Options {
+            name: self.listeners[i].name.clone(),
+            idle_timeout: settings.idle.unwrap_or(idle_timeout),
+            access_log: settings.access_log.clone(),
+        })
     }
 
     /// A Gateway with several addresses has the very same listener on each of its sockets.
@@ -285,14 +359,14 @@ impl Sheet<'_, '_> {
         if let Some(made) = self.made.get(&i) {
             return Arc::clone(made);
         }
-        let listener = &self.listeners[i];
+        let (listener, settings) = (&self.listeners[i], self.settings[i]);
         let made = Arc::new(HttpListener {
             name: listener.name.clone(),
             hostname: listener.hostname.clone(),
             router: self.routers[i].take().unwrap_or_default().build(),
-            options: Arc::new(HttpOptions::default()),
-            access_log: Vec::new(),
-            tracing: None,
+            options: Arc::clone(&settings.http),
+            access_log: settings.access_log.clone(),
+            tracing: settings.tracing.clone(),
         });
         self.made.insert(i, Arc::clone(&made));
         made

@@ -6,14 +6,17 @@ use crate::{
     endpoints,
     gateways::GatewayState,
     grants::{self, From, To},
+    policy::Policies,
     secrets::qualified,
     snapshot::{Cluster, Connections, Discovery, Endpoint, LoadBalancing, Trust, UpstreamProtocol, UpstreamTls},
     status::Fault,
+    traffic,
 };
 use selvedge_model::{
     Code, Kind, ResourceKey, SELVEDGE_GROUP, Service,
     core::{ServicePort, ServiceType, TransportProtocol},
     refs::{BackendObjectReference, BackendRef},
+    traffic::TrafficSettings,
 };
 use std::{fmt, sync::Arc};
 
@@ -239,6 +242,7 @@ fn check_protocol(wanted: &ClusterUse, port: &ServicePort) -> Result<(), BadBack
 pub(crate) fn build(
     cx: &mut Context<'_>,
     tls: &BackendTls<'_>,
+    policies: &Policies<'_>,
     gateways: &[GatewayState<'_>],
     wanted: &ClusterUse,
 ) -> Arc<Cluster> {
@@ -247,6 +251,11 @@ pub(crate) fn build(
         Some(service) => of_service(cx, tls, wanted, service),
         None => of_hostname(wanted),
     };
+    let port =
+        service.and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port)).and_then(|p| p.name.as_deref());
+    if let Some(settings) = policies.of_service(&wanted.namespace, &wanted.name, port) {
+        apply(&mut cluster, &settings);
+    }
     if let Some((namespace, name)) = &wanted.gateway
         && let Some(upstream) = &mut cluster.tls
     {
@@ -255,6 +264,22 @@ pub(crate) fn build(
         Arc::make_mut(upstream).client_certificate = owner.and_then(|g| g.client_certificate.clone());
     }
     Arc::new(cluster)
+}
+
+fn apply(cluster: &mut Cluster, settings: &TrafficSettings) {
+    if let Some(it) = &settings.load_balancing {
+        cluster.load_balancing = traffic::load_balancing(it);
+    }
+    if let Some(it) = &settings.connections {
+        cluster.connections = traffic::connections(it);
+        if cluster.protocol != UpstreamProtocol::Raw
+            && let Some(protocol) = traffic::protocol(it)
+        {
+            cluster.protocol = protocol;
+        }
+    }
+    cluster.health_checks = settings.health_checks.iter().flatten().map(traffic::health_check).collect();
+    cluster.outlier_detection = settings.outlier_detection.as_ref().map(traffic::outlier_detection);
 }
 
 fn blank(wanted: &ClusterUse, discovery: Discovery) -> Cluster {

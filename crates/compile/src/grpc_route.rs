@@ -108,7 +108,9 @@ pub(crate) fn rule(
         Filters::Closed(reason) => {
             rules::closed(&mut rule, reason.clone());
             closed = Some(reason);
+            return Ok((rule, closed));
         }
     }
+    builder.finish(&mut rule, None);
     Ok((rule, closed))
 }

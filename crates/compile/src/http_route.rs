@@ -87,8 +87,10 @@ pub(crate) fn rule(
         Filters::Closed(reason) => {
             rules::closed(&mut rule, reason.clone());
             closed = Some(reason);
+            return Ok((rule, closed));
         }
     }
+    builder.finish(&mut rule, spec.retry.as_ref());
     Ok((rule, closed))
 }
 

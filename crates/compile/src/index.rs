@@ -4,7 +4,8 @@ use crate::grants::Grants;
 use ahash::AHashMap;
 use selvedge_model::{
     BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
-    ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, UdpRoute, gateway::FromNamespaces, refs::LabelSelector,
+    ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, gateway::FromNamespaces,
+    refs::LabelSelector,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,6 +24,7 @@ pub(crate) struct Index<'a> {
     pub(crate) tcp_routes: Vec<&'a TcpRoute>,
     pub(crate) udp_routes: Vec<&'a UdpRoute>,
     pub(crate) backend_tls: Vec<&'a BackendTlsPolicy>,
+    pub(crate) traffic: Vec<&'a TrafficPolicy>,
     pub(crate) namespaces: AHashMap<&'a str, &'a Namespace>,
     pub(crate) services: AHashMap<Name<'a>, &'a Arc<Service>>,
     /// By the Service they belong to.
@@ -50,6 +52,7 @@ impl<'a> Index<'a> {
             tcp_routes: by_age(resources.tcp_routes().iter(), |it| &it.metadata),
             udp_routes: by_age(resources.udp_routes().iter(), |it| &it.metadata),
             backend_tls: by_age(resources.backend_tls_policies().iter(), |it| &it.metadata),
+            traffic: by_age(resources.traffic_policies().iter(), |it| &it.metadata),
             namespaces: resources.namespaces().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
             services: resources.services().iter().map(|it| (name(&it.metadata), it)).collect(),
             slices,

@@ -6,6 +6,7 @@ use crate::{
     backend_tls::BackendTls,
     backends::{Reference, Wire},
     listeners::{ListenerState, Speaks},
+    policy::Policies,
     rules::{self, RuleBuilder, RuleFaults, Situation},
     snapshot::{Action, L4Route},
     status::{ResourceStatus, RouteStatus},
@@ -34,6 +35,7 @@ struct StreamRoute<'a> {
 pub(crate) fn all<'a>(
     cx: &mut Context<'a>,
     tls: &BackendTls<'a>,
+    policies: &Policies<'a>,
     parents: &Parents<'_>,
     listeners: &mut [ListenerState<'_>],
     situations: &[Situation],
@@ -65,7 +67,7 @@ pub(crate) fn all<'a>(
     }));
     let mut outcomes = Vec::new();
     for route in routes {
-        one(cx, tls, parents, listeners, situations, &route, &mut outcomes);
+        one(cx, tls, policies, parents, listeners, situations, &route, &mut outcomes);
     }
     outcomes
 }
@@ -73,6 +75,7 @@ pub(crate) fn all<'a>(
 fn one<'a>(
     cx: &mut Context<'a>,
     tls: &BackendTls<'a>,
+    policies: &Policies<'a>,
     parents: &Parents<'_>,
     listeners: &mut [ListenerState<'_>],
     situations: &[Situation],
@@ -104,6 +107,8 @@ fn one<'a>(
         let mut builder = RuleBuilder {
             cx,
             tls,
+            policies,
+            front: None,
             head,
             wire,
             situation: situation.clone(),

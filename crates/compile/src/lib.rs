@@ -13,7 +13,9 @@ mod attach;
 mod backend_tls;
 mod backends;
 mod conflicts;
+mod diff;
 mod endpoints;
+mod explain;
 mod filters;
 mod front;
 mod gateways;
@@ -24,6 +26,7 @@ mod http_route;
 mod index;
 mod l4_routes;
 mod listeners;
+mod policy;
 mod report;
 mod routes;
 mod rules;
@@ -31,7 +34,10 @@ mod secrets;
 mod status;
 mod summary;
 mod tls;
+mod traffic;
 
+pub use diff::{Change, ChangeKind, diff, diff_to_json};
+pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain};
 pub use status::*;
 pub use summary::summary;
 

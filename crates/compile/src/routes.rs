@@ -7,6 +7,7 @@ use crate::{
     backends::Wire,
     grpc_route, http_route,
     listeners::ListenerState,
+    policy::{Front, Policies},
     router::Entry,
     rules::{self, Dropped, RouteOutcome, RuleBuilder, RuleFaults, Situation},
     snapshot::Rule,
@@ -17,6 +18,8 @@ use selvedge_model::{Code, GrpcRoute, HttpRoute, Kind};
 #[derive(Clone, Copy)]
 pub(crate) struct Surroundings<'s, 'a> {
     pub(crate) tls: &'s BackendTls<'a>,
+    pub(crate) policies: &'s Policies<'a>,
+    pub(crate) fronts: &'s [Front],
     pub(crate) parents: &'s Parents<'a>,
     pub(crate) listeners: &'s [ListenerState<'a>],
     /// For each listener.
@@ -83,6 +86,8 @@ fn compile<'a>(
         let mut builder = RuleBuilder {
             cx: &mut *cx,
             tls: around.tls,
+            policies: around.policies,
+            front: situation.front.and_then(|f| around.fronts.get(f)),
             head,
             wire,
             situation: situation.clone(),

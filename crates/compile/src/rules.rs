@@ -6,11 +6,13 @@ use crate::{
     backend_tls::BackendTls,
     backends::{self, ClusterUse, Reference, Wire},
     grants::From,
+    policy::{Front, Policies, RulePlace},
     router::{Age, Entry},
     snapshot::{Action, Backend, ClusterId, Filter, Rule, RuleName, Split, Target},
     status::{Conditions, Fault, RouteParentStatus, RouteStatus},
+    traffic,
 };
-use selvedge_model::{Code, GATEWAY_GROUP, ObjectMeta};
+use selvedge_model::{Code, Duration, GATEWAY_GROUP, ObjectMeta, http::HttpRouteRetry};
 use std::sync::Arc;
 
 /// What differs between listeners in how the rules of one route are compiled.
@@ -18,6 +20,8 @@ use std::sync::Arc;
 pub(crate) struct Situation {
     /// The Gateway, when it brings a certificate to show to backends.
     pub(crate) client: Option<(String, String)>,
+    /// Position in the list of what listeners bring by TrafficPolicies.
+    pub(crate) front: Option<usize>,
 }
 
 /// A compiled route. [`ClusterId`]s in it are positions in `uses` until the snapshot is put together.
@@ -37,6 +41,8 @@ pub(crate) struct RouteOutcome {
 pub(crate) struct RuleBuilder<'c, 'a, 'r> {
     pub(crate) cx: &'c mut Context<'a>,
     pub(crate) tls: &'c BackendTls<'a>,
+    pub(crate) policies: &'c Policies<'a>,
+    pub(crate) front: Option<&'c Front>,
     pub(crate) head: RouteHead<'r>,
     pub(crate) wire: Wire,
     pub(crate) situation: Situation,
@@ -113,6 +119,59 @@ impl RuleBuilder<'_, '_, '_> {
             Err(reason) => Target::Invalid { status: 500, reason },
         };
         Backend { weight, target, filters: Vec::new() }
+    }
+
+    /// Adds what policies say, and the defaults.
+    pub(crate) fn finish(&self, rule: &mut Rule, own_retry: Option<&HttpRouteRetry>) {
+        let place = RulePlace {
+            kind: self.head.kind,
+            route: (&self.head.meta.namespace, &self.head.meta.name),
+            rule: rule.name.name.as_deref(),
+            service: self.only_service(&rule.action),
+        };
+        let settings = self.policies.of_rule(place, self.front);
+        let mut policy_retry = None;
+        if let Some(settings) = &settings {
+            let (mut filters, behind) = traffic::filters(settings);
+            if !matches!(rule.action, Action::Fixed { .. }) || !behind.is_empty() || !rule.filters.is_empty() {
+                filters.append(&mut rule.filters);
+                filters.extend(behind);
+                rule.filters = filters;
+            }
+            let times = settings.timeouts.clone().unwrap_or_default();
+            let own = &mut rule.timeouts;
+            own.request = own.request.or(times.request.map(Duration::as_std));
+            own.backend_request = own.backend_request.or(times.backend_request.map(Duration::as_std));
+            own.stream_idle = times.stream_idle.map(Duration::as_std);
+            rule.hedging = settings.hedging.as_ref().and_then(traffic::hedging);
+            policy_retry = settings.retry.as_ref();
+        }
+        if matches!(rule.action, Action::Forward(_)) {
+            rule.retry = traffic::retry(policy_retry, own_retry, None);
+        }
+    }
+
+    /// The Service that all backends are of, with the name of its port if that is one too.
+    fn only_service<'s>(&'s self, action: &Action) -> Option<(&'s str, &'s str, Option<&'s str>)> {
+        if self.policies.is_empty() {
+            return None;
+        }
+        let Action::Forward(split) = action else { return None };
+        let mut found: Option<&ClusterUse> = None;
+        let mut ports_agree = true;
+        for backend in &split.backends {
+            let Target::Cluster(id) = backend.target else { continue };
+            let wanted = self.uses.get(id.0 as usize)?;
+            match found {
+                None => found = Some(wanted),
+                Some(known) if (&known.namespace, &known.name) != (&wanted.namespace, &wanted.name) => return None,
+                Some(known) => ports_agree &= known.port == wanted.port,
+            }
+        }
+        let wanted = found?;
+        let service = self.cx.index.services.get(&(wanted.namespace.as_str(), wanted.name.as_str()));
+        let port = service.and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port)).filter(|_| ports_agree);
+        Some((&wanted.namespace, &wanted.name, port.and_then(|p| p.name.as_deref())))
     }
 
     pub(crate) fn name(&self, index: usize, name: Option<&String>) -> RuleName {

@@ -2,7 +2,7 @@
 
 use crate::{
     Compiled, ResourceStatus, Status,
-    router::{Entry, HostMap, Pattern, Router, ValueMatch},
+    router::{Entry, HostMap, Pattern, ValueMatch},
     snapshot::{
         Action, Backend, Cluster, Discovery, Filter, HttpListener, L4Route, LoadBalancing, PathChange, Protocol, Rule,
         Snapshot, Split, Target, Termination, TlsMode, Trust,
@@ -161,6 +161,21 @@ impl fmt::Display for Ends<'_> {
     }
 }
 
+/// What a rule does, without its name.
+pub(crate) fn behaviour(snapshot: &Snapshot, rule: &Rule) -> String {
+    let text = RuleLine(snapshot, rule).to_string();
+    let name = rule.name.to_string();
+    format!("{} by {name}", text.strip_prefix(&name).unwrap_or(&text).trim())
+}
+
+/// Where a stream route sends.
+pub(crate) fn stream(snapshot: &Snapshot, route: &L4Route) -> String {
+    match &route.split {
+        Some(split) => format!("{} by {}", Targets(snapshot, split), route.name),
+        None => format!("closed by {}", route.name),
+    }
+}
+
 /// One match: `GET /cart* header x=1 query q~re`.
 pub(crate) struct Match<'a>(pub(crate) &'a Entry);
 
@@ -221,7 +236,9 @@ impl fmt::Display for RuleLine<'_> {
         for (name, time) in named.into_iter().filter_map(|(n, t)| t.map(|t| (n, t))) {
             write!(f, " {name}-timeout={time:?}")?;
         }
-        if let Some(retry) = &rule.retry {
+        if let Some(retry) =
+            rule.retry.as_ref().filter(|r| crate::traffic::retry(None, None, None).as_ref() != Some(*r))
+        {
             write!(f, " {}", RetryText(retry))?;
         }
         if let Some(hedging) = &rule.hedging {

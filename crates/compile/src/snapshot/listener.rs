@@ -140,6 +140,38 @@ pub struct HttpOptions {
     pub server_header: bool,
     /// Advertise HTTP/2 (ALPN h2, h2c prior knowledge).
     pub http2_enabled: bool,
+    /// Longest path and query in bytes: 414.
+    pub max_target_bytes: u32,
+    /// Slowest request body in bytes per second averaged over 10 s: 408; zero = no limit.
+    pub body_min_rate: u32,
+    /// A connection older than this takes no new requests; zero = no limit.
+    pub max_connection_age: Duration,
+    pub underscores: Underscores,
+    /// `//` in paths becomes `/` before routing.
+    pub merge_slashes: bool,
+    pub escaped_slashes: EscapedSlashes,
+}
+
+/// What is done with header names that hold an underscore, which some backends take for a hyphen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum Underscores {
+    #[default]
+    Allow,
+    /// The header is removed.
+    Drop,
+    /// 400.
+    Reject,
+}
+
+/// What is done with `%2F` and `%5C` in paths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum EscapedSlashes {
+    #[default]
+    Keep,
+    /// 400.
+    Reject,
+    /// Decoded before dot segments are removed.
+    Decode,
 }
 
 impl Default for HttpOptions {
@@ -158,6 +190,12 @@ impl Default for HttpOptions {
             trusted_cidrs: Vec::new(),
             server_header: true,
             http2_enabled: true,
+            max_target_bytes: 8192,
+            body_min_rate: 100,
+            max_connection_age: Duration::ZERO,
+            underscores: Underscores::Allow,
+            merge_slashes: true,
+            escaped_slashes: EscapedSlashes::Keep,
         }
     }
 }

@@ -1,0 +1,222 @@
+//! What a change of configuration means for traffic: `selvedge diff`.
+
+use crate::{
+    router::Entry,
+    snapshot::{
+        Cluster, Discovery, HttpListener, L4Route, Listener, Protocol, Rule, Snapshot, Termination, TlsListener,
+        TlsMode,
+    },
+    summary::{Match, behaviour, stream},
+};
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+/// One difference that traffic would meet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// What it is about: a socket, a listener, a match or a cluster.
+    pub subject: String,
+    pub kind: ChangeKind,
+    /// As it was; absent for what is new.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<String>,
+    /// As it will be; absent for what goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ChangeKind {
+    Listener,
+    Certificate,
+    Route,
+    Settings,
+    Endpoints,
+    Backend,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.before, &self.after) {
+            (None, Some(after)) => write!(f, "+ {}: {after}", self.subject),
+            (Some(before), None) => write!(f, "- {}: was {before}", self.subject),
+            (Some(before), Some(after)) => write!(f, "~ {}: {before} becomes {after}", self.subject),
+            (None, None) => write!(f, "~ {}", self.subject),
+        }
+    }
+}
+
+/// Differences in the order of sockets, listeners, matches, clusters. Empty when traffic would meet the same.
+pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
+    let (before, after) = (Facts::of(old), Facts::of(new));
+    let mut changes = Vec::new();
+    for (key, was) in &before.0 {
+        match after.0.get(key) {
+            Some(is) if is == was => {}
+            is => changes.push(change(key, Some(was), is)),
+        }
+    }
+    for (key, is) in after.0.iter().filter(|(key, _)| !before.0.contains_key(*key)) {
+        changes.push(change(key, None, Some(is)));
+    }
+    changes.sort_by(|a, b| (a.kind, &a.subject).cmp(&(b.kind, &b.subject)));
+    changes
+}
+
+/// Changes as JSON.
+pub fn diff_to_json(changes: &[Change]) -> String {
+    serde_json::to_string_pretty(changes).unwrap_or_default()
+}
+
+fn change((kind, subject): &(ChangeKind, String), before: Option<&String>, after: Option<&String>) -> Change {
+    Change { subject: subject.clone(), kind: *kind, before: before.cloned(), after: after.cloned() }
+}
+
+/// Everything that traffic can notice, one fact each, by subject.
+#[derive(Default)]
+struct Facts(BTreeMap<(ChangeKind, String), String>);
+
+impl Facts {
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut facts = Facts::default();
+        for listener in &snapshot.listeners {
+            facts.socket(snapshot, listener);
+        }
+        for cluster in &snapshot.clusters {
+            facts.cluster(cluster);
+        }
+        facts
+    }
+
+    fn set(&mut self, kind: ChangeKind, subject: String, value: String) {
+        self.0.insert((kind, subject), value);
+    }
+
+    fn socket(&mut self, snapshot: &Snapshot, listener: &Listener) {
+        let bind = listener.bind.to_string();
+        self.set(ChangeKind::Settings, format!("connections of {bind}"), format!("{:?}", listener.options));
+        match &listener.protocol {
+            Protocol::Http(map) => {
+                for http in map.values() {
+                    self.listener(&bind, "HTTP", &http.hostname, &http.name.to_string());
+                    self.http(snapshot, &bind, http);
+                }
+            }
+            Protocol::Tls(map) => map.values().for_each(|tls| self.tls(snapshot, &bind, tls)),
+            Protocol::Tcp(l4) | Protocol::Udp(l4) => {
+                self.listener(&bind, "stream", &None, &l4.options.name.to_string());
+                self.stream(snapshot, &format!("connections to {bind}"), l4.route.as_ref());
+            }
+        }
+    }
+
+    fn listener(&mut self, bind: &str, protocol: &str, hostname: &Option<String>, name: &str) {
+        let host = hostname.as_deref().unwrap_or("every host");
+        self.set(ChangeKind::Listener, format!("listener {bind} for {host}"), format!("{protocol} by {name}"));
+    }
+
+    fn tls(&mut self, snapshot: &Snapshot, bind: &str, tls: &Arc<TlsListener>) {
+        let name = tls.name.to_string();
+        let host = tls.hostname.as_deref().unwrap_or("every host").to_owned();
+        match &tls.mode {
+            TlsMode::Http { tls: ends, http } => {
+                self.listener(bind, "HTTPS", &tls.hostname, &name);
+                self.termination(&format!("{bind} for {host}"), ends);
+                self.http(snapshot, bind, http);
+            }
+            TlsMode::Tcp { tls: ends, routes, .. } => {
+                self.listener(bind, "TLS", &tls.hostname, &name);
+                self.termination(&format!("{bind} for {host}"), ends);
+                for (host, route) in routes.iter() {
+                    let subject = format!("TLS connections to {bind} for {}", host.as_deref().unwrap_or("every host"));
+                    self.stream(snapshot, &subject, Some(route));
+                }
+            }
+            TlsMode::Passthrough { routes, .. } => {
+                self.listener(bind, "TLS passthrough", &tls.hostname, &name);
+                for (host, route) in routes.iter() {
+                    let subject = format!("TLS connections to {bind} for {}", host.as_deref().unwrap_or("every host"));
+                    self.stream(snapshot, &subject, Some(route));
+                }
+            }
+        }
+    }
+
+    fn termination(&mut self, subject: &str, ends: &Termination) {
+        let short = |print: &str| print.get(..12).unwrap_or(print).to_owned();
+        let all: Vec<String> =
+            ends.certificates.iter().map(|c| format!("{} ({})", c.secret, short(&c.fingerprint))).collect();
+        self.set(ChangeKind::Certificate, format!("certificate of {subject}"), all.join(", "));
+        if let Some(client) = &ends.client {
+            let trust = client
+                .trust
+                .as_ref()
+                .map_or("nobody".to_owned(), |t| format!("{} ({})", t.origin, short(&t.fingerprint)));
+            let mode = if client.insecure_fallback { "asked for" } else { "required" };
+            self.set(
+                ChangeKind::Certificate,
+                format!("client certificates of {subject}"),
+                format!("{mode}, signed by {trust}"),
+            );
+        }
+    }
+
+    fn http(&mut self, snapshot: &Snapshot, bind: &str, http: &HttpListener) {
+        let listener = http.hostname.as_deref().unwrap_or("every host");
+        self.set(ChangeKind::Settings, format!("HTTP of {bind} for {listener}"), format!("{:?}", http.options));
+        for (host, entries) in http.router.table() {
+            let host = host.as_deref().unwrap_or("every host");
+            let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+            for entry in entries {
+                let rule = &http.router.rules()[entry.rule as usize];
+                self.entry(snapshot, bind, host, entry, rule, &mut seen);
+            }
+        }
+    }
+
+    /// Only the first of several equal matches meets requests.
+    fn entry(
+        &mut self,
+        snapshot: &Snapshot,
+        bind: &str,
+        host: &str,
+        entry: &Entry,
+        rule: &Rule,
+        seen: &mut BTreeMap<String, u32>,
+    ) {
+        let subject = format!("{host} {} on {bind}", Match(entry));
+        if seen.insert(subject.clone(), entry.rule).is_none() {
+            self.set(ChangeKind::Route, subject, behaviour(snapshot, rule));
+        }
+    }
+
+    fn stream(&mut self, snapshot: &Snapshot, subject: &str, route: Option<&Arc<L4Route>>) {
+        let to = route.map_or_else(|| "closed".to_owned(), |route| stream(snapshot, route));
+        self.set(ChangeKind::Route, subject.to_owned(), to);
+    }
+
+    fn cluster(&mut self, cluster: &Cluster) {
+        let endpoints = match &cluster.discovery {
+            Discovery::Static(list) if list.is_empty() => "none".to_owned(),
+            Discovery::Static(list) => {
+                let weight = |w: u32| if w == 1 { String::new() } else { format!(" weight {w}") };
+                list.iter().map(|e| format!("{}{}", e.address, weight(e.weight))).collect::<Vec<_>>().join(" ")
+            }
+            Discovery::Dns { host, port } => format!("{host}:{port} by DNS"),
+        };
+        self.set(ChangeKind::Endpoints, format!("endpoints of {}", cluster.key), endpoints);
+        let how = Cluster { discovery: Discovery::Static(Vec::new()), ..cluster.clone() };
+        let text = format!(
+            "{:?} tls={:?} {:?} {:?} health checks {:?} {:?}",
+            how.protocol,
+            how.tls.as_ref().map(|t| (&t.sni, &t.trust, &t.subject_alt_names, &t.client_certificate)),
+            how.load_balancing,
+            how.connections,
+            how.health_checks,
+            how.outlier_detection
+        );
+        self.set(ChangeKind::Backend, format!("connections to {}", cluster.key), text);
+    }
+}
