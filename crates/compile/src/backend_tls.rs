@@ -182,7 +182,10 @@ fn usable<'a>(cx: &mut Context<'a>, cache: &mut TlsCache, policy: &'a BackendTls
             state.tls = Ok(Arc::new(UpstreamTls { sni, trust, subject_alt_names, client_certificate: None }));
         }
         Err((path, reason, message)) => {
-            cx.report.error(&key, Code::InvalidCaCertificate, path, &message);
+            // A reference that is broken has been reported by itself.
+            if state.refs.is_none() {
+                cx.report.error(&key, Code::InvalidCaCertificate, path, &message);
+            }
             state.accepted = Some(Fault::new(reason, message.clone()));
             state.tls = Err(message);
         }

@@ -199,7 +199,11 @@ fn service_port<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Result<&'a Service
         return Ok(port);
     }
     if of_number().next().is_some() {
-        let message = format!("port {} of Service {namespace}/{name} is not a {transport:?} port", wanted.port);
+        let message = format!(
+            "port {} of Service {namespace}/{name} is not a {} port",
+            wanted.port,
+            format!("{transport:?}").to_uppercase()
+        );
         return Err(bad(Code::UnsupportedBackendProtocol, "port", "UnsupportedProtocol", message));
     }
     let ports: Vec<String> = service.spec.ports.iter().map(|p| p.port.to_string()).collect();

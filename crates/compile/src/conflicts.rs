@@ -120,7 +120,7 @@ fn overlaps(cx: &mut Context<'_>, wanting: &[usize], listeners: &mut [ListenerSt
     let https: Vec<usize> = wanting
         .iter()
         .copied()
-        .filter(|&i| listeners[i].speaks == Speaks::Https && listeners[i].conflict.is_none())
+        .filter(|&i| listeners[i].speaks == Speaks::Https && listeners[i].unserved().is_none())
         .collect();
     if https.len() < 2 || https.len() > MAX_COMPARED {
         return;

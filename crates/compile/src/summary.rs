@@ -229,6 +229,9 @@ impl fmt::Display for RuleLine<'_> {
         }
         match &rule.action {
             Action::Forward(split) => write!(f, " {}", Targets(snapshot, split))?,
+            // Never reached behind a filter that answers.
+            Action::Fixed { .. }
+                if rule.filters.iter().any(|f| matches!(f, Filter::Redirect(_) | Filter::Direct(_))) => {}
             Action::Fixed { status, reason } => write!(f, " answer {status} ({reason})")?,
         }
         let times = &rule.timeouts;
