@@ -144,7 +144,8 @@ fn truth<S: Serializer>(status: &bool, serializer: S) -> Result<S::Ok, S::Error>
 
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={} {}", self.kind, if self.status { "True" } else { "False" }, self.reason)
+        write!(f, "{}={} {}", self.kind, if self.status { "True" } else { "False" }, self.reason)?;
+        self.observed_generation.map_or(Ok(()), |generation| write!(f, " @{generation}"))
     }
 }
 
