@@ -1,0 +1,143 @@
+//! Telling when files change.
+
+use super::files::is_resource_file;
+use notify::{
+    Event, EventKind, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
+};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+/// Everything is looked at again after this long, whatever was or was not told: for file systems that tell nothing.
+pub const RESCAN: Duration = Duration::from_secs(30);
+
+/// Paths remembered one by one; more become a full scan.
+const MAX_PATHS: usize = 256;
+
+/// What has changed since it was last asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changes {
+    /// These files, and nothing else.
+    Files(BTreeSet<PathBuf>),
+    /// Look everywhere.
+    Everything,
+}
+
+/// Watches folders for as long as it lives.
+pub struct Watcher {
+    shared: Arc<Shared>,
+    _inner: Option<notify::RecommendedWatcher>,
+}
+
+struct Shared {
+    pending: Mutex<Option<Changes>>,
+    wake: Notify,
+}
+
+impl Watcher {
+    /// Watches these folders and files. Where the system refuses to (limit of watches, network file system), changes
+    /// are found by looking every [`RESCAN`], which is logged.
+    pub fn new(roots: &[PathBuf]) -> Self {
+        let shared = Arc::new(Shared { pending: Mutex::new(None), wake: Notify::new() });
+        let theirs = shared.clone();
+        let inner = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
+            Ok(event) => theirs.event(&event),
+            Err(_) => theirs.add(Changes::Everything),
+        });
+        let inner = inner.and_then(|mut watcher| {
+            for root in roots {
+                // A file is watched by its folder, as editors replace files instead of writing to them.
+                let watched = if root.is_file() { root.parent().filter(|p| !p.as_os_str().is_empty()) } else { Some(root.as_path()) };
+                watcher.watch(watched.unwrap_or(Path::new(".")), RecursiveMode::Recursive)?;
+            }
+            Ok(watcher)
+        });
+        let inner = inner
+            .inspect_err(|error| {
+                tracing::warn!(%error, "cannot watch for changes; looking every {RESCAN:?} instead, and at once on SIGHUP");
+            })
+            .ok();
+        Self { shared, _inner: inner }
+    }
+
+    /// Waits for changes; at the latest after [`RESCAN`].
+    pub async fn changed(&self) -> Changes {
+        loop {
+            let taken = self.shared.pending.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(changes) = taken {
+                return changes;
+            }
+            if tokio::time::timeout(RESCAN, self.shared.wake.notified()).await.is_err() {
+                return Changes::Everything;
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// A file counts as changed when whoever wrote it has closed it (or moved it here), so that no half-written file is
+    /// read and no debounce is needed.
+    fn event(&self, event: &Event) {
+        let whole = match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+            EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => return,
+            EventKind::Create(CreateKind::File) => {
+                // Its writer will close it; only links and hard links are complete at once.
+                if event.paths.iter().all(|p| p.symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == 0)) {
+                    return;
+                }
+                false
+            }
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => event.paths.iter().any(|p| !is_resource_file(p)),
+            _ => true,
+        };
+        if whole {
+            return self.add(Changes::Everything);
+        }
+        let files: BTreeSet<PathBuf> = event.paths.iter().filter(|p| is_resource_file(p)).cloned().collect();
+        if !files.is_empty() {
+            self.add(Changes::Files(files));
+        }
+    }
+
+    fn add(&self, changes: Changes) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = match (pending.take(), changes) {
+            (Some(Changes::Files(mut old)), Changes::Files(new)) => {
+                old.extend(new);
+                if old.len() > MAX_PATHS { Changes::Everything } else { Changes::Files(old) }
+            }
+            (None, new) => new,
+            _ => Changes::Everything,
+        };
+        *pending = Some(all);
+        drop(pending);
+        self.wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[tokio::test]
+    async fn a_written_file_is_told_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let watcher = Watcher::new(&[root.clone()]);
+        fs::write(root.join("a.yaml"), "x").unwrap();
+        assert_eq!(watcher.changed().await, Changes::Files([root.join("a.yaml")].into()));
+        fs::write(root.join("ignored.txt"), "x").unwrap();
+        fs::rename(root.join("a.yaml"), root.join("b.yaml")).unwrap();
+        match watcher.changed().await {
+            Changes::Files(files) => assert!(files.iter().all(|f| f.extension().unwrap() == "yaml")),
+            Changes::Everything => {}
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A connection from accept to its protocol: PROXY header, TLS, then HTTP or bytes.
+
+use crate::{
+    Error, Request, Response,
+    codec::{self, Service},
+    drain::Drain,
+    error::Kind,
+    io::Io,
+    l4,
+    listener::OpenListener,
+    proxy::Shared,
+    serve, sniff,
+    table::{ListenerTable, LiveProtocol},
+    telemetry::{ConnectionFacts, Handshake, ListenerHandle, Record, TlsFacts},
+    tls::{Accepted, AppProtocol, Session},
+    worker::WorkerId,
+};
+use bytes::Bytes;
+use http::StatusCode;
+use selvedge_compile::snapshot::{ListenerName, TlsListener, TlsMode};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+use tokio::{net::TcpStream, time::Instant};
+
+/// What the requests of one connection share.
+pub struct Conn {
+    pub shared: Arc<Shared>,
+    pub worker: WorkerId,
+    pub listener: Arc<OpenListener>,
+    /// The client, or whoever the PROXY header says the client is.
+    pub peer: SocketAddr,
+    /// The address the client connected to.
+    pub local: SocketAddr,
+    pub facts: Arc<ConnectionFacts>,
+    /// The listener that SNI picked; requests for a host of another one are misdirected.
+    pub tls: Option<ListenerName>,
+}
+
+impl Conn {
+    pub fn secure(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    pub fn scheme(&self) -> &'static str {
+        if self.secure() { "https" } else { "http" }
+    }
+}
+
+impl Service for Conn {
+    fn call(&self, request: Request) -> impl Future<Output = Response> + Send {
+        serve::serve(self, request)
+    }
+
+    fn rejected(&self, status: StatusCode, error: &Error) {
+        Record::rejected(self.facts.clone(), status, error);
+    }
+}
+
+/// Counts a connection on its listener.
+struct Active<'a>(&'a AtomicUsize);
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An accepted connection before its protocol is known.
+struct Fresh {
+    tcp: TcpStream,
+    shared: Arc<Shared>,
+    worker: WorkerId,
+    listener: Arc<OpenListener>,
+    table: Arc<ListenerTable>,
+    drain: Drain,
+    direct: SocketAddr,
+    deadline: Instant,
+}
+
+/// Serves one accepted TCP connection until it ends.
+pub async fn run(
+    tcp: TcpStream,
+    direct: SocketAddr,
+    listener: Arc<OpenListener>,
+    shared: Arc<Shared>,
+    worker: WorkerId,
+    drain: Drain,
+) {
+    let table = listener.table();
+    let open = listener.active.fetch_add(1, Relaxed);
+    let counted = listener.clone();
+    let _active = Active(&counted.active);
+    let options = &table.config.options;
+    if open >= options.max_connections as usize {
+        listener.refused.fetch_add(1, Relaxed);
+        tracing::debug!(listener = %listener.bind, "connection refused: max_connections is reached");
+        return;
+    }
+    // Small responses must not wait for an acknowledgement (Nagle).
+    let _ = tcp.set_nodelay(true);
+    let deadline = Instant::now() + options.handshake_timeout;
+    let fresh = Fresh { tcp, shared, worker, listener, table, drain, direct, deadline };
+    if let Err(error) = fresh.serve().await {
+        tracing::debug!(listener = %counted.bind, peer = %direct, %error, "connection ended");
+    }
+}
+
+impl Fresh {
+    async fn serve(mut self) -> Result<(), Error> {
+        let mode = self.table.config.options.proxy_protocol;
+        let proxied = sniff::proxy_header(&mut self.tcp, mode, self.deadline).await?;
+        let local = self.tcp.local_addr().unwrap_or(self.listener.local);
+        let (peer, local) = proxied.addresses.unwrap_or((self.direct, local));
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let read = proxied.read;
+        match &self.table.protocol {
+            LiveProtocol::Http(_) => {
+                let mut io = Io::from(self.tcp);
+                io.unread(read);
+                let (io, http2) = sniff::http_version(io, self.deadline).await?;
+                let options = self.table.any_http();
+                let http2 = http2 && options.is_some_and(|o| o.config.options.http2_enabled);
+                let nowhere = self.table.nowhere.clone();
+                let facts = facts(self.worker, local, self.direct, peer, None, nowhere);
+                let conn = Conn { shared: self.shared, worker: self.worker, listener: self.listener, peer, local, facts, tls: None };
+                http(io, http2, conn, &self.table, self.drain).await
+            }
+            LiveProtocol::Tls { .. } => self.tls(peer, local, read).await,
+            LiveProtocol::Tcp(listener) => {
+                let mut io = Io::from(self.tcp);
+                io.unread(read);
+                let handle = self.table.streams.clone().unwrap_or_else(|| self.table.nowhere.clone());
+                let facts = facts(self.worker, local, self.direct, peer, None, handle.clone());
+                let stream = l4::Stream { io, worker: self.worker, facts, handle, options: listener.options.clone(), drain: self.drain };
+                l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
+                Ok(())
+            }
+            LiveProtocol::Udp(_) => Ok(()),
+        }
+    }
+
+    async fn tls(self, peer: SocketAddr, local: SocketAddr, read: Bytes) -> Result<(), Error> {
+        let table = self.table.clone();
+        let LiveProtocol::Tls { acceptor, .. } = &table.protocol else { return Ok(()) };
+        let accepted = Box::pin(acceptor.accept(self.tcp, read, self.deadline)).await;
+        let socket = &table.socket;
+        match accepted {
+            Ok(Accepted::Terminated { io, listener, session }) => {
+                let kind = if session.resumed { Handshake::Resumed } else { Handshake::Full };
+                socket.handshake(self.worker, session.version.trim_start_matches("TLSv"), kind);
+                let tls = tls_facts(&session);
+                match &listener.mode {
+                    TlsMode::Http { .. } => {
+                        let http2 = session.alpn == Some(AppProtocol::Http2);
+                        let handle = table.by_name(&listener.name).map_or_else(|| table.nowhere.clone(), |l| l.handle.clone());
+                        let facts = facts(self.worker, local, self.direct, peer, Some(tls), handle);
+                        let name = Some(listener.name.clone());
+                        let conn = Conn { shared: self.shared, worker: self.worker, listener: self.listener, peer, local, facts, tls: name };
+                        http(Io::from(*io), http2, conn, &table, self.drain).await
+                    }
+                    _ => {
+                        let stream = (Io::from(*io), tls, session.sni);
+                        l4_tls(stream, &listener, &table, (self.worker, local, self.direct, peer), self.drain).await;
+                        Ok(())
+                    }
+                }
+            }
+            Ok(Accepted::Passthrough { io, listener, sni }) => {
+                let tls = TlsFacts { sni: sni.clone().map(String::into_boxed_str), ..TlsFacts::default() };
+                l4_tls((io, tls, sni), &listener, &table, (self.worker, local, self.direct, peer), self.drain).await;
+                Ok(())
+            }
+            Err(error) => {
+                let kind = if error.kind == Kind::Timeout { Handshake::Timeout } else { Handshake::Protocol };
+                socket.handshake(self.worker, "", kind);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A TLS route: by SNI among the routes of the listener that SNI picked.
+async fn l4_tls(
+    (io, tls, sni): (Io, TlsFacts, Option<String>),
+    listener: &TlsListener,
+    table: &Arc<ListenerTable>,
+    (worker, local, direct, peer): (WorkerId, SocketAddr, SocketAddr, SocketAddr),
+    drain: Drain,
+) {
+    let (TlsMode::Tcp { routes, listener: options, .. } | TlsMode::Passthrough { routes, listener: options }) = &listener.mode
+    else {
+        return;
+    };
+    let route = routes.find(sni.as_deref().unwrap_or(""));
+    let handle = table.stream_handle(&listener.name);
+    let facts = facts(worker, local, direct, peer, Some(tls), handle.clone());
+    let stream = l4::Stream { io, worker, facts, handle, options: options.clone(), drain };
+    l4::serve(stream, route.map(Arc::as_ref), &table.clusters).await;
+}
+
+fn facts(
+    worker: WorkerId,
+    local: SocketAddr,
+    direct: SocketAddr,
+    client: SocketAddr,
+    tls: Option<TlsFacts>,
+    listener: Arc<ListenerHandle>,
+) -> Arc<ConnectionFacts> {
+    Arc::new(ConnectionFacts { worker, local, peer: direct, client, tls, listener })
+}
+
+fn tls_facts(session: &Session) -> TlsFacts {
+    let verified = session.peer.as_ref().filter(|p| p.verified);
+    TlsFacts {
+        version: session.version.trim_start_matches("TLSv"),
+        cipher: session.cipher,
+        sni: session.sni.clone().map(String::into_boxed_str),
+        peer_subject: verified.map(|p| p.subject.clone().into_boxed_str()),
+        peer_identity: verified.and_then(|p| p.uris.first()).map(|u| u.clone().into_boxed_str()),
+    }
+}
+
+async fn http(io: Io, http2: bool, conn: Conn, table: &Arc<ListenerTable>, drain: Drain) -> Result<(), Error> {
+    let live = match &conn.tls {
+        Some(name) => table.by_name(name).or_else(|| table.any_http()),
+        None => table.any_http(),
+    };
+    let Some(options) = live.map(|live| live.config.options.clone()) else { return Ok(()) };
+    let conn = Arc::new(conn);
+    // Boxed, so that the state of the one does not make the other's idle connections larger.
+    if http2 {
+        Box::pin(codec::h2::serve(io, conn, &options, drain)).await
+    } else {
+        Box::pin(codec::h1::serve(io, conn, &options, drain)).await
+    }
+}

@@ -1,0 +1,192 @@
+//! The data plane as a whole: installs snapshots, keeps sockets, drains.
+
+use crate::{
+    cluster::Clusters,
+    listener::{self, OpenListener, OpenSocket},
+    overload::{Limits, Overload},
+    table::ListenerTable,
+    telemetry::{ListenerHandle, Telemetry},
+    tls,
+    worker::{WorkerCount, Workers},
+};
+use selvedge_compile::snapshot::{Bind, Snapshot};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::runtime::Handle;
+
+/// What the process decides, as opposed to its configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub workers: WorkerCount,
+    pub limits: Limits,
+    /// Where this proxy runs, for zone preference.
+    pub zone: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { workers: WorkerCount(cores), limits: Limits::default(), zone: None }
+    }
+}
+
+/// What all workers share.
+pub struct Shared {
+    pub workers: Workers,
+    pub overload: Arc<Overload>,
+    pub clusters: Clusters,
+    pub telemetry: Arc<Telemetry>,
+    tls: tls::Store,
+    /// Where health checks, DNS and exports run.
+    pub control: Handle,
+}
+
+/// The running data plane.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    open: Mutex<BTreeMap<Bind, Arc<OpenListener>>>,
+    /// Closed listeners whose connections are not yet finished.
+    closing: Mutex<Vec<Arc<OpenListener>>>,
+    /// Sockets from the process before this one, until a snapshot asks for them.
+    inherited: Mutex<BTreeMap<Bind, OpenSocket>>,
+}
+
+/// A listener that could not be served as configured.
+#[derive(Debug)]
+pub struct ListenerProblem {
+    pub bind: Bind,
+    pub message: String,
+}
+
+/// How draining ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Connections that were still open at the deadline and have been cut.
+    pub cut: usize,
+}
+
+impl Proxy {
+    /// Starts the workers. Background work runs on `control`.
+    pub fn start(settings: &Settings, control: Handle) -> io::Result<Self> {
+        let workers = Workers::start(settings.workers)?;
+        let count = workers.count();
+        let overload = Overload::new(settings.limits);
+        control.spawn(overload.clone().watch());
+        let shared = Arc::new(Shared {
+            clusters: Clusters::new(count, settings.zone.clone(), control.clone()),
+            telemetry: Telemetry::new(count),
+            tls: tls::Store::default(),
+            workers,
+            overload,
+            control,
+        });
+        Ok(Self { shared, open: Mutex::default(), closing: Mutex::default(), inherited: Mutex::default() })
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Sockets handed over by another process; a snapshot that wants the same address takes them instead of binding.
+    pub fn inherit(&self, sockets: impl IntoIterator<Item = (Bind, OpenSocket)>) {
+        lock(&self.inherited).extend(sockets);
+    }
+
+    /// The open listeners.
+    pub fn listeners(&self) -> Vec<Arc<OpenListener>> {
+        lock(&self.open).values().cloned().collect()
+    }
+
+    /// Makes a snapshot effective: opens what is new, swaps what stays, closes what is gone. Listeners that cannot be
+    /// served are reported; what they served before goes on.
+    pub fn install(&self, snapshot: &Snapshot) -> Vec<ListenerProblem> {
+        let clusters: Arc<[_]> = self.shared.clusters.link(&snapshot.clusters).into();
+        let mut problems = Vec::new();
+        let mut open = lock(&self.open);
+        // Sockets that are gone are closed first: a listener may move to another address of the same port.
+        let wanted: std::collections::BTreeSet<Bind> = snapshot.listeners.iter().map(|l| l.bind).collect();
+        let gone: Vec<Bind> = open.keys().filter(|bind| !wanted.contains(bind)).copied().collect();
+        let mut closing = lock(&self.closing);
+        for bind in gone {
+            if let Some(listener) = open.remove(&bind) {
+                tracing::info!(listener = %bind, "closing the listener; its connections finish");
+                listener.close();
+                closing.push(listener);
+            }
+        }
+        closing.retain(|listener| listener.drainer.open() > 0);
+        drop(closing);
+        let nowhere: Arc<ListenerHandle> = self.shared.telemetry.nowhere(&snapshot.telemetry);
+        for config in &snapshot.listeners {
+            let bind = config.bind;
+            let shared = &self.shared;
+            let (table, errors) = ListenerTable::link(config, &clusters, &shared.telemetry, &nowhere, &shared.tls);
+            let mut messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            messages.extend(self.serve(&mut open, bind, Arc::new(table)).err());
+            for message in messages {
+                tracing::error!(listener = %bind, "{message}");
+                problems.push(ListenerProblem { bind, message });
+            }
+        }
+        // What the new configuration did not want of the old process's sockets is closed.
+        lock(&self.inherited).clear();
+        problems
+    }
+
+    fn serve(&self, open: &mut BTreeMap<Bind, Arc<OpenListener>>, bind: Bind, table: Arc<ListenerTable>) -> Result<(), String> {
+        if let Some(listener) = open.get(&bind) {
+            listener.set_table(table);
+            return Ok(());
+        }
+        let inherited = lock(&self.inherited).remove(&bind);
+        let socket = match inherited {
+            Some(socket) => socket,
+            None => listener::open(bind).map_err(|e| bind_error(bind, &e))?,
+        };
+        let listener = OpenListener::new(bind, socket, table).map_err(|e| bind_error(bind, &e))?;
+        listener.start(&self.shared).map_err(|e| bind_error(bind, &e))?;
+        tracing::info!(listener = %bind, "listening");
+        open.insert(bind, listener);
+        Ok(())
+    }
+
+    /// Stops accepting and waits until every connection is finished, or until `deadline` has passed.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        let listeners: Vec<_> = {
+            let mut closing = lock(&self.closing);
+            closing.extend(std::mem::take(&mut *lock(&self.open)).into_values());
+            std::mem::take(&mut *closing)
+        };
+        for listener in &listeners {
+            listener.close();
+        }
+        let all = async {
+            for listener in &listeners {
+                listener.drainer.done().await;
+            }
+        };
+        let cut = match tokio::time::timeout(deadline, all).await {
+            Ok(()) => 0,
+            Err(_) => listeners.iter().map(|l| l.drainer.open()).sum(),
+        };
+        Drained { cut }
+    }
+}
+
+fn bind_error(bind: Bind, error: &io::Error) -> String {
+    let help = match error.kind() {
+        io::ErrorKind::AddrInUse => "another process (or another listener) has this port: find it with `ss -ltnp`, or choose another port",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE, or choose a higher port",
+        io::ErrorKind::AddrNotAvailable => "this machine does not have the address: correct spec.addresses of the Gateway",
+        _ => "see the error of the operating system",
+    };
+    format!("cannot listen on {bind}: {error}; {help}")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,260 @@
+//! From what a client sent to what routing, policies and backends see: one canonical host and path, hop-by-hop and
+//! internal headers gone, the client's address known.
+
+use crate::{
+    Error, Request,
+    codec::ExtendedConnect,
+    connection::Conn,
+    error::{Kind, Side},
+    telemetry::RequestId,
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
+    header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE},
+    uri::PathAndQuery,
+};
+use selvedge_compile::snapshot::HttpOptions;
+use selvedge_wire::{
+    forwarded::{self, Hop, Source, Trust},
+    hop,
+    host::{self, Authority},
+    uri::{self, Form, PathOptions},
+};
+use std::net::IpAddr;
+
+/// What a request asks for, once its target has been understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Canonical host, without port. Empty for HTTP/1.0 without `Host`.
+    pub host: String,
+    pub port: Option<u16>,
+    /// The client must be sent to the normalised path first (escaped slashes were decoded).
+    pub redirect: bool,
+    pub upgrade: Option<Upgrade>,
+}
+
+/// A wish to change the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upgrade {
+    /// HTTP/1.1 `Upgrade: websocket`.
+    WebSocket,
+    /// RFC 8441 CONNECT with `:protocol: websocket`.
+    ExtendedWebSocket,
+}
+
+/// Understands the request target and host, and puts their canonical form into the request.
+pub fn understand(request: &mut Request, secure: bool) -> Result<Target, Error> {
+    let upgrade = upgrade(request)?;
+    match *request.method() {
+        Method::CONNECT => return Err(refused_method("CONNECT is refused: this is not a forward proxy")),
+        Method::TRACE => return Err(refused_method("TRACE is refused")),
+        _ => {}
+    }
+    let (authority, redirect) = canonical_path(request, secure)?;
+    let host = single_host(request)?;
+    let named = match (authority, host) {
+        (Some(authority), Some(host)) if !authority.agrees(&host, secure) => {
+            return Err(Error::bad_request(400, "the request target and the Host header name different hosts"));
+        }
+        (Some(authority), _) => Some(authority),
+        (None, host) => host,
+    };
+    let Some(named) = named else {
+        if request.version() >= Version::HTTP_11 {
+            return Err(Error::bad_request(400, "the Host header is missing"));
+        }
+        return Ok(Target { host: String::new(), port: None, redirect, upgrade });
+    };
+    // The backend gets the same spelling that routing saw.
+    let text = named.text(secure);
+    if request.headers().get(HOST).is_none_or(|h| h.as_bytes() != text.as_bytes()) {
+        let value = HeaderValue::from_str(&text).map_err(|_| Error::bad_request(400, "the host is not valid"))?;
+        request.headers_mut().insert(HOST, value);
+    }
+    Ok(Target { port: named.port, host: named.host.into_owned(), redirect, upgrade })
+}
+
+fn refused_method(message: &'static str) -> Error {
+    Error::bad_request(StatusCode::METHOD_NOT_ALLOWED.as_u16(), message)
+}
+
+/// Recognises WebSocket handshakes; other upgrades are not taken up, which RFC 9110 7.8 always allows.
+fn upgrade(request: &mut Request) -> Result<Option<Upgrade>, Error> {
+    if let Some(protocol) = request.extensions_mut().remove::<ExtendedConnect>() {
+        if protocol.0 != "websocket" {
+            return Err(Error::bad_request(501, "only websocket is supported in extended CONNECT"));
+        }
+        *request.method_mut() = Method::GET;
+        return Ok(Some(Upgrade::ExtendedWebSocket));
+    }
+    if request.version() != Version::HTTP_11 || request.method() != Method::GET {
+        return Ok(None);
+    }
+    let headers = request.headers();
+    let wants = |name, token: &str| {
+        let values = headers.get_all(name);
+        values.iter().filter_map(|v: &HeaderValue| v.to_str().ok()).any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
+    };
+    if !headers.contains_key(UPGRADE) || !wants(CONNECTION, "upgrade") || !wants(UPGRADE, "websocket") {
+        return Ok(None);
+    }
+    match headers.get("sec-websocket-version").map(HeaderValue::as_bytes) {
+        Some(b"13") => Ok(Some(Upgrade::WebSocket)),
+        _ => Err(Error::bad_request(426, "Sec-WebSocket-Version must be 13 (RFC 6455)")),
+    }
+}
+
+/// Normalises path and query in place. Returns the authority of the target, and whether to redirect.
+fn canonical_path(request: &mut Request, secure: bool) -> Result<(Option<Authority<'static>>, bool), Error> {
+    let bad = |e: uri::UriError| Error::bad_request(400, e.to_string());
+    let given = request.uri();
+    let authority = match given.authority() {
+        Some(authority) => Some(host::parse(authority.as_str().as_bytes()).map_err(|e| Error::bad_request(400, e.to_string()))?.into_owned()),
+        None => None,
+    };
+    if given.scheme_str().is_some_and(|s| s != "http" && s != "https") {
+        return Err(Error::bad_request(400, "the scheme must be http or https"));
+    }
+    if request.version() < Version::HTTP_2 && given.scheme_str().is_some_and(|s| (s == "https") != secure) {
+        return Err(Error::new(Kind::Protocol { status: 421 }, Side::Downstream, "the scheme of the target is not that of this connection"));
+    }
+    let raw = match given.path_and_query() {
+        // `http` reads `OPTIONS *` and an absolute URI without path alike; both parse below.
+        Some(path) => path.as_str(),
+        None => "/",
+    };
+    let raw = if raw.is_empty() { "/" } else { raw };
+    let target = uri::parse(request.method(), raw.as_bytes(), &PathOptions::default()).map_err(bad)?;
+    if target.form == Form::Absolute || target.form == Form::Authority {
+        return Err(Error::bad_request(400, "the request target is not a path"));
+    }
+    let redirect = target.redirect;
+    if target.is_clean() && authority.is_none() && given.scheme().is_none() {
+        return Ok((None, redirect));
+    }
+    let path: PathAndQuery = target.path_and_query.into_owned().try_into().map_err(|_| Error::bad_request(400, "the path is not valid"))?;
+    *request.uri_mut() = Uri::from(path);
+    Ok((authority, redirect))
+}
+
+fn single_host(request: &Request) -> Result<Option<Authority<'static>>, Error> {
+    let mut values = request.headers().get_all(HOST).iter();
+    let Some(first) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Error::bad_request(400, "there is more than one Host header"));
+    }
+    if first.is_empty() {
+        return Err(Error::bad_request(400, "the Host header is empty"));
+    }
+    let host = host::parse(first.as_bytes()).map_err(|e| Error::bad_request(400, e.to_string()))?;
+    Ok(Some(host.into_owned()))
+}
+
+/// Which proxies in front of a listener are believed.
+pub fn trust(options: &HttpOptions) -> Trust {
+    match (options.trusted_hops, options.trusted_cidrs.as_slice()) {
+        (0, []) => Trust::Nobody,
+        (0, networks) => Trust::Networks(networks.to_vec()),
+        (hops, _) => Trust::Hops(hops),
+    }
+}
+
+/// Who sent a request, and how it is called from here on.
+pub struct Sender {
+    pub client: IpAddr,
+    pub id: RequestId,
+}
+
+/// Removes what must not pass and tells the backend about the client.
+pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Trust) -> Result<Sender, Error> {
+    let headers = request.headers_mut();
+    if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
+        return Err(Error::bad_request(400, "there is more than one Authorization header"));
+    }
+    hop::strip_request(headers);
+    let peer = conn.peer.ip().to_canonical();
+    let trusted = trust.trusts(peer);
+    if !trusted {
+        forwarded::strip_internal(headers);
+    }
+    let source = if headers.contains_key("x-forwarded-for") { Source::XForwardedFor } else { Source::Forwarded };
+    let client = forwarded::client_ip(peer, headers, source, trust);
+    let hop = Hop { peer, host: &target.host, secure: conn.secure(), port: conn.local.port() };
+    forwarded::write_x_forwarded(headers, &hop);
+    if headers.contains_key("forwarded") {
+        forwarded::append_forwarded(headers, &hop);
+    }
+    let id = match headers.get(&X_REQUEST_ID).filter(|id| trusted && is_sane(id)) {
+        Some(id) => RequestId::Given(id.clone()),
+        None => {
+            let id = RequestId::made(rand::random());
+            if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+                headers.insert(&X_REQUEST_ID, value);
+            }
+            id
+        }
+    };
+    Ok(Sender { client, id })
+}
+
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An id that others made is kept when it is short and cannot confuse a log.
+fn is_sane(id: &HeaderValue) -> bool {
+    (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+/// Whether sending a request twice has the effect of sending it once (RFC 9110 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+}
+
+/// Headers that no response may carry past us.
+pub fn sanitise_response(headers: &mut HeaderMap) {
+    hop::strip_response(headers);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Body;
+
+    fn get(uri: &str, host: &[&str]) -> Request {
+        let mut builder = http::Request::get(uri);
+        for h in host {
+            builder = builder.header(HOST, *h);
+        }
+        builder.body(Body::empty()).unwrap()
+    }
+
+    #[test]
+    fn one_host_and_path_for_all() {
+        let mut request = get("/a/../b/%7Ec?x=1", &["SHOP.example.:80"]);
+        let target = understand(&mut request, false).unwrap();
+        assert_eq!((target.host.as_str(), target.port), ("shop.example", Some(80)));
+        assert_eq!(request.uri(), "/b/~c?x=1");
+        assert_eq!(request.headers()[HOST], "shop.example");
+    }
+
+    #[test]
+    fn the_target_and_host_must_agree() {
+        let mut request = get("http://a.example/x", &["a.example"]);
+        assert_eq!(understand(&mut request, false).unwrap().host, "a.example");
+        assert_eq!(request.uri(), "/x");
+        let mut request = get("http://b.example/x", &["a.example"]);
+        assert!(understand(&mut request, false).is_err());
+        assert!(understand(&mut get("/", &["a", "a"]), false).is_err());
+        assert!(understand(&mut get("/", &[]), false).is_err());
+        assert!(understand(&mut get("/", &["a,b"]), false).is_err());
+    }
+
+    #[test]
+    fn connect_and_trace_are_refused() {
+        for method in [Method::CONNECT, Method::TRACE] {
+            let mut request = get("/", &["a"]);
+            *request.method_mut() = method;
+            let error = understand(&mut request, false).unwrap_err();
+            assert_eq!(error.kind, Kind::Protocol { status: 405 });
+        }
+    }
+}

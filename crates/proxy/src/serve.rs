@@ -1,0 +1,189 @@
+//! The life of a request: understood, routed, filtered, sent, answered, recorded.
+
+use crate::{
+    Body, Request, Response,
+    codec::Informational,
+    connection::Conn,
+    error::{Error, Kind, Side},
+    filters::{Chain, Facts, Injected},
+    reply,
+    request::{self, Target},
+    table::{ListenerTable, LiveHttp},
+    telemetry::{Flags, Record},
+    upstream,
+};
+use http::{
+    HeaderValue, StatusCode,
+    header::{LOCATION, SERVER},
+};
+use selvedge_compile::{
+    router::{Lookup, Matched, Pattern},
+    snapshot::{Action, Rule},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// One request with all that its steps share. The table is loaded once and never re-read.
+pub struct Exchange<'a> {
+    pub conn: &'a Conn,
+    pub table: &'a Arc<ListenerTable>,
+    pub http: &'a Arc<LiveHttp>,
+    pub rule: &'a Arc<Rule>,
+    pub target: &'a Target,
+    pub facts: Facts<'a>,
+    pub client: std::net::IpAddr,
+    pub grpc: bool,
+    /// When the whole request, answer included, must be done.
+    pub deadline: Option<Instant>,
+    pub stream_idle: Duration,
+    pub informational: Option<Informational>,
+}
+
+/// Answers a request. Errors become responses here and nowhere else.
+pub async fn serve(conn: &Conn, mut request: Request) -> Response {
+    let table = conn.listener.table();
+    let mut record = Record::start(conn.facts.clone(), &request);
+    let grpc = selvedge_wire::grpc::is_grpc(request.headers());
+    let result = match request::understand(&mut request, conn.secure()) {
+        Ok(target) => route(conn, &table, &target, request, grpc, &mut record).await,
+        Err(error) => Err(error),
+    };
+    let mut response = result.unwrap_or_else(|error| {
+        record.failed(&error);
+        reply::from_error(&error, grpc)
+    });
+    let server_header = table.any_http().is_none_or(|http| http.config.options.server_header);
+    if server_header && !response.headers().contains_key(SERVER) {
+        response.headers_mut().insert(SERVER, HeaderValue::from_static("selvedge"));
+    }
+    record.respond(response)
+}
+
+/// Finds listener and rule, and passes the request through the rule's filters and back.
+async fn route(
+    conn: &Conn,
+    table: &Arc<ListenerTable>,
+    target: &Target,
+    mut request: Request,
+    grpc: bool,
+    record: &mut Record,
+) -> Result<Response, Error> {
+    let Some(http) = table.http(&target.host) else {
+        record.flag(Flags::NO_ROUTE);
+        record.details("no listener for this host");
+        return Ok(reply::from_status(StatusCode::NOT_FOUND, "no listener serves this host", grpc));
+    };
+    record.listener(&http.handle, request.headers());
+    if conn.tls.as_ref().is_some_and(|sni| *sni != http.config.name) {
+        record.details("the host belongs to another listener than the server name (SNI)");
+        return Ok(reply::from_status(StatusCode::MISDIRECTED_REQUEST, "this connection was made for another host", grpc));
+    }
+    if conn.shared.overload.shed_request() {
+        return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold"));
+    }
+    let request::Sender { client, id } = request::sanitise(&mut request, conn, target, &http.trust)?;
+    record.client(client);
+    record.request_id(id);
+    if target.redirect {
+        return Ok(to_normal_form(&request, grpc));
+    }
+    record.begin_trace(request.headers_mut());
+    let uri = request.uri();
+    let lookup = Lookup {
+        host: &target.host,
+        path: uri.path(),
+        query: uri.query(),
+        method: request.method(),
+        headers: request.headers(),
+    };
+    let Some(Matched { rule, entry }) = http.config.router.find(&lookup) else {
+        record.flag(Flags::NO_ROUTE);
+        record.details("no route matches");
+        return Ok(reply::from_status(StatusCode::NOT_FOUND, "no route matches", grpc));
+    };
+    record.matched(&http.rules[entry.rule as usize]);
+    let facts = Facts {
+        scheme: conn.scheme(),
+        host: &target.host,
+        listener_port: table.config.bind.port,
+        prefix: match &entry.path {
+            Pattern::Prefix(prefix) => Some(prefix.len()),
+            _ => None,
+        },
+    };
+    let options = &http.config.options;
+    let exchange = Exchange {
+        conn,
+        table,
+        http,
+        rule,
+        target,
+        facts,
+        client,
+        grpc,
+        deadline: deadline(rule, options.request_timeout, grpc, &request),
+        stream_idle: rule.timeouts.stream_idle.unwrap_or(options.stream_idle_timeout),
+        informational: request.extensions_mut().remove(),
+    };
+    let mut chain = Chain::default();
+    if options.max_body_bytes > 0 {
+        chain.body_limit = Some(options.max_body_bytes);
+    }
+    let result = act(&exchange, request, &mut chain, record).await;
+    match chain.fault {
+        Some(Injected::Delay) => record.flag(Flags::DELAY_INJECTED),
+        Some(Injected::Abort) => record.flag(Flags::FAULT_INJECTED),
+        None => {}
+    }
+    let response = result.unwrap_or_else(|error| {
+        record.failed(&error);
+        reply::from_error(&error, grpc)
+    });
+    Ok(chain.on_response(response))
+}
+
+async fn act<'e>(
+    exchange: &'e Exchange<'e>,
+    mut request: Request,
+    chain: &mut Chain<'e>,
+    record: &mut Record,
+) -> Result<Response, Error> {
+    if let Err(answer) = chain.on_request(&exchange.rule.filters, &exchange.facts, &mut request).await {
+        return Ok(answer);
+    }
+    match &exchange.rule.action {
+        Action::Forward(split) => upstream::send(exchange, split, request, chain, record).await,
+        Action::Fixed { status, reason } => {
+            record.flag(Flags::NO_CLUSTER);
+            record.details(reason.clone());
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            Ok(reply::from_status(status, "this route has no valid backend", exchange.grpc))
+        }
+    }
+}
+
+/// The earliest of the rule's timeout (or the listener's) and what a gRPC client asked for.
+fn deadline(rule: &Rule, listener: Duration, grpc: bool, request: &Request) -> Option<Instant> {
+    let configured = rule.timeouts.request.or(Some(listener)).filter(|d| !d.is_zero());
+    let asked = if grpc { selvedge_wire::grpc::timeout(request.headers()) } else { None };
+    let timeout = match (configured, asked) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// Escaped slashes were decoded: the client is told the path that was judged, so that nothing in front of us or
+/// behind us reads it differently. gRPC clients follow no redirects.
+fn to_normal_form(request: &Request, grpc: bool) -> Response {
+    let location = request.uri().path_and_query().and_then(|p| HeaderValue::from_str(p.as_str()).ok());
+    match location {
+        Some(location) if !grpc => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+            response.headers_mut().insert(LOCATION, location);
+            response
+        }
+        _ => reply::from_status(StatusCode::BAD_REQUEST, "the path has escaped slashes", grpc),
+    }
+}

@@ -1,0 +1,316 @@
+//! Bodies on their way through: kept for replay, limited, timed.
+
+use crate::{
+    Body, Error,
+    error::{Kind, Side},
+};
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep};
+
+/// A request body that can be sent again, as long as it stays under its limit.
+///
+/// What has been read is kept until it exceeds `limit`; from then on nothing is kept and no replay is possible.
+#[derive(Clone)]
+pub struct Replay(Arc<Mutex<Kept>>);
+
+struct Kept {
+    body: Pin<Box<Body>>,
+    chunks: Vec<Bytes>,
+    size: usize,
+    limit: usize,
+    trailers: Option<HeaderMap>,
+    ended: bool,
+    /// Too large, or broken: cannot be sent again.
+    lost: bool,
+}
+
+struct Replayed {
+    kept: Arc<Mutex<Kept>>,
+    next: usize,
+    trailers_sent: bool,
+}
+
+impl Replay {
+    pub fn new(body: Body, limit: usize) -> Self {
+        let ended = body.is_end_stream();
+        let lost = body.size_hint().exact().is_some_and(|n| n > limit as u64);
+        let kept = Kept { body: Box::pin(body), chunks: Vec::new(), size: 0, limit, trailers: None, ended, lost };
+        Self(Arc::new(Mutex::new(kept)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another [`Replay::body`] would carry the whole body.
+    pub fn possible(&self) -> bool {
+        !self.lock().lost
+    }
+
+    /// Whether the whole body is here, so that two tries can send it at once.
+    pub fn complete(&self) -> bool {
+        let kept = self.lock();
+        kept.ended && !kept.lost
+    }
+
+    /// The body from its beginning. The one made before must have been dropped, unless [`Replay::complete`].
+    pub fn body(&self) -> Body {
+        let kept = self.lock();
+        if kept.ended && kept.chunks.is_empty() && kept.trailers.is_none() {
+            return Body::empty();
+        }
+        drop(kept);
+        Body::stream(Replayed { kept: self.0.clone(), next: 0, trailers_sent: false })
+    }
+}
+
+impl HttpBody for Replayed {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        let mut kept = this.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(chunk) = kept.chunks.get(this.next) {
+            this.next += 1;
+            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
+        }
+        if kept.ended {
+            let trailers = kept.trailers.clone().filter(|_| !std::mem::replace(&mut this.trailers_sent, true));
+            return Poll::Ready(trailers.map(|t| Ok(Frame::trailers(t))));
+        }
+        match ready!(kept.body.as_mut().poll_frame(cx)) {
+            None => {
+                kept.ended = true;
+                Poll::Ready(None)
+            }
+            Some(Err(error)) => {
+                kept.lost = true;
+                kept.ended = true;
+                Poll::Ready(Some(Err(error)))
+            }
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    kept.size += data.len();
+                    if kept.size > kept.limit {
+                        kept.lost = true;
+                        kept.chunks = Vec::new();
+                        this.next = 0;
+                    }
+                    if !kept.lost {
+                        kept.chunks.push(data.clone());
+                        this.next += 1;
+                    }
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    kept.trailers = Some(trailers.clone());
+                    kept.ended = true;
+                    this.trailers_sent = true;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        self.next >= kept.chunks.len()
+            && (kept.trailers.is_none() || self.trailers_sent)
+            && (kept.ended || kept.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead: usize = kept.chunks.iter().skip(self.next).map(Bytes::len).sum();
+        match kept.body.size_hint().exact() {
+            _ if kept.ended => SizeHint::with_exact(ahead as u64),
+            Some(rest) => SizeHint::with_exact(ahead as u64 + rest),
+            None => SizeHint::default(),
+        }
+    }
+}
+
+/// Ends a body with an error once it is longer than allowed.
+pub struct Limited {
+    body: Pin<Box<Body>>,
+    left: u64,
+    limit: u64,
+}
+
+/// Limits a request body; one that declares to be longer is refused at once.
+pub fn limited(body: Body, limit: u64) -> Result<Body, Error> {
+    match body.size_hint().exact() {
+        Some(n) if n > limit => Err(too_large(limit)),
+        Some(_) => Ok(body),
+        None => Ok(Body::stream(Limited { body: Box::pin(body), left: limit, limit })),
+    }
+}
+
+fn too_large(limit: u64) -> Error {
+    Error::downstream(Kind::TooLarge { status: 413 }, format!("the request body is larger than the limit of {limit} bytes"))
+}
+
+impl HttpBody for Limited {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            match self.left.checked_sub(data.len() as u64) {
+                Some(left) => self.left = left,
+                None => return Poll::Ready(Some(Err(too_large(self.limit)))),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response body with what must live as long as it: permits, counters, and the deadline of its request.
+pub struct Held<G> {
+    body: Pin<Box<Body>>,
+    deadline: Option<Pin<Box<Sleep>>>,
+    idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    guard: Option<G>,
+}
+
+impl<G: Send + Unpin + 'static> Held<G> {
+    /// Wraps `body`; `guard` is dropped when it ends. Without anything to watch or hold, the body is returned as it is.
+    pub fn wrap(body: Body, deadline: Option<Instant>, idle: Option<Duration>, guard: G) -> Body {
+        if body.is_end_stream() {
+            return body;
+        }
+        Body::stream(Self {
+            body: Box::pin(body),
+            deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+            idle: idle.filter(|d| !d.is_zero()).map(|d| (d, Box::pin(tokio::time::sleep(d)))),
+            guard: Some(guard),
+        })
+    }
+}
+
+impl<G: Send + Unpin + 'static> HttpBody for Held<G> {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        match this.body.as_mut().poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some((after, sleep)) = &mut this.idle {
+                    sleep.as_mut().reset(Instant::now() + *after);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(end) => {
+                this.guard = None;
+                Poll::Ready(end)
+            }
+            Poll::Pending => {
+                let over = |sleep: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>| {
+                    use std::future::Future;
+                    sleep.is_some_and(|s| s.as_mut().poll(cx).is_ready())
+                };
+                let message = if over(this.deadline.as_mut(), cx) {
+                    "the request timeout ran out in the middle of the response"
+                } else if over(this.idle.as_mut().map(|(_, s)| s), cx) {
+                    "the stream was idle for too long"
+                } else {
+                    return Poll::Pending;
+                };
+                this.guard = None;
+                Poll::Ready(Some(Err(Error::new(Kind::Timeout, Side::Upstream, message))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt, StreamBody};
+
+    fn chunks(list: &[&'static str]) -> Body {
+        let frames: Vec<_> = list.iter().map(|c| Ok::<_, Error>(Frame::data(Bytes::from_static(c.as_bytes())))).collect();
+        Body::stream(StreamBody::new(Frames(frames.into_iter())))
+    }
+
+    struct Frames(std::vec::IntoIter<Result<Frame<Bytes>, Error>>);
+    impl futures_stream::Stream for Frames {
+        type Item = Result<Frame<Bytes>, Error>;
+        fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Poll::Ready(self.0.next())
+        }
+    }
+    use futures_core as futures_stream;
+
+    async fn text(body: Body) -> Result<String, Error> {
+        Ok(String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned())
+    }
+
+    #[tokio::test]
+    async fn a_small_body_is_replayed() {
+        let replay = Replay::new(chunks(&["ab", "cd"]), 10);
+        let mut first = replay.body();
+        let _ = first.frame().await;
+        drop(first);
+        assert!(replay.possible() && !replay.complete());
+        assert_eq!(text(replay.body()).await.unwrap(), "abcd");
+        assert!(replay.complete());
+        assert_eq!(text(replay.body()).await.unwrap(), "abcd");
+    }
+
+    #[tokio::test]
+    async fn a_large_body_passes_but_is_not_kept() {
+        let replay = Replay::new(chunks(&["ab", "cdefgh", "ij"]), 3);
+        assert_eq!(text(replay.body()).await.unwrap(), "abcdefghij");
+        assert!(!replay.possible());
+    }
+
+    #[tokio::test]
+    async fn limits_hold() {
+        assert_eq!(text(limited(chunks(&["ab", "c"]), 3).unwrap()).await.unwrap(), "abc");
+        assert_eq!(text(limited(chunks(&["ab", "cd"]), 3).unwrap()).await.unwrap_err().kind, Kind::TooLarge { status: 413 });
+        assert!(limited(Body::full("abcd"), 3).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_body_ends() {
+        let never = Body::stream(StreamBody::new(Pending));
+        let held = Held::wrap(never, None, Some(Duration::from_secs(5)), ());
+        assert_eq!(text(held).await.unwrap_err().kind, Kind::Timeout);
+    }
+
+    struct Pending;
+    impl futures_stream::Stream for Pending {
+        type Item = Result<Frame<Bytes>, Error>;
+        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+            Poll::Pending
+        }
+    }
+}

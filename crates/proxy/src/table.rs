@@ -1,0 +1,136 @@
+//! A snapshot linked to live state: what a request reads, once.
+
+use crate::{
+    cluster::LiveCluster,
+    error::Error,
+    request,
+    telemetry::{ListenerHandle, RouteMetrics, SocketMetrics, Telemetry},
+    tls,
+};
+use selvedge_compile::{
+    router::HostMap,
+    snapshot::{ClusterId, HttpListener, L4Listener, Listener, ListenerName, Protocol, TlsMode},
+};
+use selvedge_wire::forwarded::Trust;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// Everything behind one socket. Connections hold the listener, requests hold this.
+pub struct ListenerTable {
+    pub config: Arc<Listener>,
+    pub clusters: Arc<[Arc<LiveCluster>]>,
+    pub protocol: LiveProtocol,
+    /// Counters of the socket: connections and handshakes.
+    pub socket: Arc<SocketMetrics>,
+    /// For records of requests that come to no listener.
+    pub nowhere: Arc<ListenerHandle>,
+    /// For records of TCP and UDP listeners.
+    pub streams: Option<Arc<ListenerHandle>>,
+    /// For records of TLS routes, by listener.
+    tls_streams: BTreeMap<ListenerName, Arc<ListenerHandle>>,
+}
+
+pub enum LiveProtocol {
+    Http(HostMap<Arc<LiveHttp>>),
+    Tls { acceptor: tls::Acceptor, http: HostMap<Arc<LiveHttp>> },
+    Tcp(Arc<L4Listener>),
+    Udp(Arc<L4Listener>),
+}
+
+/// An HTTP listener with the live parts of its rules.
+pub struct LiveHttp {
+    pub config: Arc<HttpListener>,
+    /// By the index that the router gives.
+    pub rules: Vec<Arc<RouteMetrics>>,
+    pub handle: Arc<ListenerHandle>,
+    pub trust: Trust,
+}
+
+impl ListenerTable {
+    /// Links one listener to live state. A TLS listener whose key cannot be used refuses its handshakes and is told of
+    /// in the second value; everything else works.
+    pub fn link(
+        config: &Arc<Listener>,
+        clusters: &Arc<[Arc<LiveCluster>]>,
+        telemetry: &Telemetry,
+        nowhere: &Arc<ListenerHandle>,
+        store: &tls::Store,
+    ) -> (Self, Vec<Error>) {
+        let live = |http: &Arc<HttpListener>| Arc::new(LiveHttp::link(http, telemetry));
+        let (mut problems, mut streams, mut tls_streams) = (Vec::new(), None, BTreeMap::new());
+        let protocol = match &config.protocol {
+            Protocol::Http(hosts) => LiveProtocol::Http(hosts.clone().map(|http| live(&http))),
+            Protocol::Tls(hosts) => {
+                let mut http = HostMap::default();
+                for (pattern, listener) in hosts.iter() {
+                    match &listener.mode {
+                        TlsMode::Http { http: config, .. } => {
+                            http.insert(pattern.as_deref(), live(config));
+                        }
+                        TlsMode::Tcp { listener: options, .. } | TlsMode::Passthrough { listener: options, .. } => {
+                            tls_streams.insert(listener.name.clone(), telemetry.stream_listener(options));
+                        }
+                    }
+                }
+                let (acceptor, found) = tls::Acceptor::new(hosts, store);
+                problems = found;
+                LiveProtocol::Tls { acceptor, http }
+            }
+            Protocol::Tcp(listener) => {
+                streams = Some(telemetry.stream_listener(&listener.options));
+                LiveProtocol::Tcp(listener.clone())
+            }
+            Protocol::Udp(listener) => {
+                streams = Some(telemetry.stream_listener(&listener.options));
+                LiveProtocol::Udp(listener.clone())
+            }
+        };
+        let table = Self {
+            config: config.clone(),
+            clusters: clusters.clone(),
+            protocol,
+            socket: telemetry.registry.socket(config.bind),
+            nowhere: nowhere.clone(),
+            streams,
+            tls_streams,
+        };
+        (table, problems)
+    }
+
+    /// The HTTP listener that serves a host.
+    pub fn http(&self, host: &str) -> Option<&Arc<LiveHttp>> {
+        self.http_hosts().and_then(|hosts| hosts.find(host))
+    }
+
+    /// The HTTP listener of a name.
+    pub fn by_name(&self, name: &ListenerName) -> Option<&Arc<LiveHttp>> {
+        self.http_hosts().and_then(|hosts| hosts.values().find(|live| live.config.name == *name))
+    }
+
+    /// Some HTTP listener of this socket, for limits that hold before a host is known.
+    pub fn any_http(&self) -> Option<&Arc<LiveHttp>> {
+        self.http_hosts().and_then(|hosts| hosts.get_pattern(None).or_else(|| hosts.values().next()))
+    }
+
+    fn http_hosts(&self) -> Option<&HostMap<Arc<LiveHttp>>> {
+        match &self.protocol {
+            LiveProtocol::Http(hosts) | LiveProtocol::Tls { http: hosts, .. } => Some(hosts),
+            LiveProtocol::Tcp(_) | LiveProtocol::Udp(_) => None,
+        }
+    }
+
+    /// Where the records of a TLS route's listener go.
+    pub fn stream_handle(&self, name: &ListenerName) -> Arc<ListenerHandle> {
+        self.tls_streams.get(name).unwrap_or(&self.nowhere).clone()
+    }
+
+    pub fn cluster(&self, id: ClusterId) -> &Arc<LiveCluster> {
+        &self.clusters[id.0 as usize]
+    }
+}
+
+impl LiveHttp {
+    fn link(config: &Arc<HttpListener>, telemetry: &Telemetry) -> Self {
+        let rules = config.router.rules().iter().map(|rule| telemetry.route(&config.name, &rule.name)).collect();
+        Self { config: config.clone(), rules, handle: telemetry.listener(config), trust: request::trust(&config.options) }
+    }
+}

@@ -1,0 +1,396 @@
+//! Sending a request on: backend by weight, endpoint by balance, again when that is safe and worth it.
+
+mod mirror;
+mod retry;
+mod session;
+mod upgrade;
+
+use crate::{
+    Body, Error, Request, Response,
+    balance::Pick,
+    cluster::{LiveCluster, SendFailure},
+    codec::Progress,
+    connect::{ClientAddress, FreshConnection},
+    endpoint::LiveEndpoint,
+    error::{Kind, Side},
+    filters::Chain,
+    outlier::Outcome,
+    reply,
+    request::sanitise_response,
+    serve::Exchange,
+    split,
+    stream::{self, Held, Replay},
+    telemetry::{Flags, Record},
+};
+use http::{StatusCode, request::Parts};
+use retry::{Verdict, Wish};
+use selvedge_compile::snapshot::{self, HashKey, Split, Target};
+use std::{
+    hash::{BuildHasher, Hasher},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::Instant;
+
+/// Forwards a request to one backend of `split` and returns its answer.
+pub async fn send<'e>(
+    exchange: &'e Exchange<'e>,
+    split: &'e Split,
+    mut request: Request,
+    chain: &mut Chain<'e>,
+    record: &mut Record,
+) -> Result<Response, Error> {
+    let session = session::read(exchange, &request);
+    let sticky = session.and_then(|s| session::endpoint(exchange, split, s));
+    let backend = match &sticky {
+        Some((backend, _)) => backend,
+        None => split::pick(split, &mut rand::rng()),
+    };
+    let cluster = match &backend.target {
+        Target::Cluster(id) => exchange.table.cluster(*id),
+        Target::Invalid { status, reason } => {
+            record.flag(Flags::NO_CLUSTER);
+            record.details(reason.clone());
+            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            return Ok(reply::from_status(status, "this backend is not valid", exchange.grpc));
+        }
+    };
+    if let Err(answer) = chain.on_request(&backend.filters, &exchange.facts, &mut request).await {
+        return Ok(answer);
+    }
+    let settings = cluster.settings();
+    record.cluster(&settings.config);
+    cluster.ready().await;
+    if let Some(limit) = chain.body_limit {
+        request = limit_body(request, limit)?;
+    }
+    let request = request.map(|body| record.count_request(body));
+    let request = mirror::copy(exchange, &chain.mirrors, request);
+    let permit = cluster.start_request()?;
+    if exchange.target.upgrade.is_some() {
+        return upgrade::send(exchange, cluster, request, record, permit).await;
+    }
+    let tries = Tries::new(exchange, cluster, &settings, request, sticky.map(|(_, address)| address));
+    let deadline = exchange.deadline;
+    let answered = match deadline {
+        Some(at) => match tokio::time::timeout_at(at, tries.run(record)).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::new(Kind::Timeout, Side::Upstream, "the request timeout ran out")),
+        },
+        None => tries.run(record).await,
+    };
+    let answer = answered?;
+    let mut response = answer.response;
+    sanitise_response(response.headers_mut());
+    session::write(exchange, cluster, &answer.endpoint, session, &mut response);
+    Ok(response.map(|body| Held::wrap(body, deadline, Some(exchange.stream_idle), permit)))
+}
+
+fn limit_body(request: Request, limit: u64) -> Result<Request, Error> {
+    let (parts, body) = request.into_parts();
+    Ok(Request::from_parts(parts, stream::limited(body, limit)?))
+}
+
+/// A response head and who sent it.
+struct Answer {
+    response: Response,
+    endpoint: Arc<LiveEndpoint>,
+}
+
+/// All tries of one request at one cluster.
+struct Tries<'e> {
+    exchange: &'e Exchange<'e>,
+    cluster: &'e Arc<LiveCluster>,
+    config: Arc<snapshot::Cluster>,
+    parts: Parts,
+    body: Source,
+    /// The next try is the replay of one that died on a connection from the pool.
+    fresh: bool,
+    hash: Option<u64>,
+    sticky: Option<SocketAddr>,
+    policy: Option<&'e snapshot::Retry>,
+}
+
+/// Where the body of the next try comes from.
+enum Source {
+    /// Whole and in memory.
+    Whole(Body, bytes::Bytes),
+    Replay(Replay),
+}
+
+/// Bodies are kept for the built-in replay up to this size when no policy says otherwise.
+const DEFAULT_REPLAY: usize = 64 * 1024;
+
+impl<'e> Tries<'e> {
+    fn new(
+        exchange: &'e Exchange<'e>,
+        cluster: &'e Arc<LiveCluster>,
+        settings: &crate::cluster::Settings,
+        request: Request,
+        sticky: Option<SocketAddr>,
+    ) -> Self {
+        let (parts, body) = request.into_parts();
+        let policy = exchange.rule.retry.as_ref();
+        let body = match body.as_full() {
+            Some(bytes) => Source::Whole(body, bytes),
+            None => Source::Replay(Replay::new(body, policy.map_or(DEFAULT_REPLAY, |p| p.max_body_bytes as usize))),
+        };
+        let hash = hash(&settings.config.load_balancing.hash_keys, &parts, exchange);
+        let config = settings.config.clone();
+        Self { exchange, cluster, config, parts, body, fresh: false, hash, sticky, policy }
+    }
+
+    async fn run(mut self, record: &mut Record) -> Result<Answer, Error> {
+        let mut tried: smallvec::SmallVec<[SocketAddr; 4]> = smallvec::SmallVec::new();
+        let mut wish = Wish::new(self.policy);
+        loop {
+            let result = self.attempt(&tried, record).await;
+            let replayable = self.replayable();
+            let verdict = wish.judge(&result, &self.parts.method, replayable, self.exchange.grpc);
+            let reason = match (verdict, result) {
+                (Verdict::Done, Ok((answer, _))) => return Ok(answer),
+                (Verdict::Done, Err((failure, _))) => {
+                    if wish.retried() {
+                        record.flag(Flags::RETRIES_EXCEEDED);
+                    }
+                    return Err(failure.error);
+                }
+                (Verdict::Retry(reason), Ok((answer, address))) => {
+                    self.fresh = false;
+                    tried.push(address);
+                    if !self.allowed() {
+                        record.flag(Flags::UPSTREAM_OVERFLOW);
+                        return Ok(answer);
+                    }
+                    reason
+                }
+                (Verdict::Retry(reason), Err((failure, address))) => {
+                    // A connection that was closed while idle says nothing about its endpoint.
+                    self.fresh = failure.reused;
+                    if !failure.reused {
+                        tried.extend(address);
+                    }
+                    if !self.allowed() {
+                        record.flag(Flags::UPSTREAM_OVERFLOW);
+                        return Err(failure.error);
+                    }
+                    reason
+                }
+            };
+            // A sticky endpoint that failed is not tried again.
+            self.sticky = None;
+            tracing::debug!(cluster = self.cluster.key(), reason, "retrying");
+            if let Some(pause) = wish.backoff() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    /// Whether budget and retry limit of the cluster leave room for one more try.
+    fn allowed(&self) -> bool {
+        match self.policy {
+            Some(policy) => self.cluster.budget_try(&policy.budget),
+            None => self.cluster.budget_try(&retry::BUILT_IN_BUDGET),
+        }
+    }
+
+    fn replayable(&self) -> bool {
+        match &self.body {
+            Source::Whole(..) => true,
+            Source::Replay(replay) => replay.possible(),
+        }
+    }
+
+    /// The request of one more try.
+    fn request(&mut self) -> Request {
+        let body = match &mut self.body {
+            Source::Whole(first, bytes) => match std::mem::take(first) {
+                body if !body.is_empty() => body,
+                _ => Body::full(bytes.clone()),
+            },
+            Source::Replay(replay) => replay.body(),
+        };
+        let mut parts = self.parts.clone();
+        if let Some(informational) = &self.exchange.informational {
+            parts.extensions.insert(informational.clone());
+        }
+        if self.fresh {
+            parts.extensions.insert(FreshConnection);
+        }
+        parts.extensions.insert(ClientAddress { source: self.exchange.conn.peer, destination: self.exchange.conn.local });
+        Request::from_parts(parts, body)
+    }
+
+    async fn attempt(&mut self, tried: &[SocketAddr], record: &mut Record) -> Attempt {
+        let hedging = self.exchange.rule.hedging.filter(|_| self.can_hedge());
+        match hedging {
+            Some(hedging) => self.hedged(tried, hedging, record).await,
+            None => {
+                let mut request = self.request();
+                let one = One::start(self.exchange, self.cluster, self.hash, self.sticky, tried)?;
+                record.upstream(&self.config, one.endpoint.address);
+                record.inject_trace(request.headers_mut());
+                let result = one.finish(request, self.per_try()).await;
+                if result.is_ok() {
+                    record.first_byte();
+                }
+                result
+            }
+        }
+    }
+
+    fn per_try(&self) -> Option<Duration> {
+        let rule = &self.exchange.rule.timeouts;
+        self.policy.and_then(|p| p.per_try_timeout).or(rule.backend_request).filter(|d| !d.is_zero())
+    }
+
+    /// Hedging sends two copies at once, so the body must be here in full, and the method safe to repeat.
+    fn can_hedge(&self) -> bool {
+        let whole = match &self.body {
+            Source::Whole(..) => true,
+            Source::Replay(replay) => replay.complete(),
+        };
+        whole && crate::request::is_idempotent(&self.parts.method)
+    }
+
+    /// Starts another try each time `delay` passes without an answer; the first good answer wins.
+    async fn hedged(&mut self, tried: &[SocketAddr], hedging: snapshot::Hedging, record: &mut Record) -> Attempt {
+        let mut used: smallvec::SmallVec<[SocketAddr; 4]> = tried.into();
+        let mut running = Vec::new();
+        let mut last: Option<Attempt> = None;
+        loop {
+            let may_start = running.len() + usize::from(last.is_some()) < hedging.max_attempts.max(1) as usize;
+            if may_start && (running.is_empty() || self.allowed()) {
+                match One::start(self.exchange, self.cluster, self.hash, self.sticky, &used) {
+                    Ok(one) => {
+                        record.upstream(&self.config, one.endpoint.address);
+                        if !running.is_empty() {
+                            record.hedged();
+                        }
+                        used.push(one.endpoint.address);
+                        let mut request = self.request();
+                        record.inject_trace(request.headers_mut());
+                        running.push(Box::pin(one.finish(request, self.per_try())));
+                    }
+                    Err(failure) if running.is_empty() => return last.unwrap_or(Err(failure)),
+                    Err(_) => {}
+                }
+            }
+            let started = running.len();
+            let more = started < hedging.max_attempts as usize;
+            let next = std::future::poll_fn(|cx| {
+                for (index, one) in running.iter_mut().enumerate() {
+                    if let std::task::Poll::Ready(result) = one.as_mut().poll(cx) {
+                        return std::task::Poll::Ready((index, result));
+                    }
+                }
+                std::task::Poll::Pending
+            });
+            tokio::select! {
+                (index, result) = next => {
+                    drop(running.swap_remove(index));
+                    let good = result.as_ref().is_ok_and(|(a, _)| !a.response.status().is_server_error());
+                    if good || running.is_empty() {
+                        if let Ok((answer, _)) = &result {
+                            record.first_byte();
+                            record.answered_by(&self.config, answer.endpoint.address);
+                        }
+                        return result;
+                    }
+                    last = Some(result);
+                }
+                () = tokio::time::sleep(hedging.delay), if more => {}
+            }
+        }
+    }
+}
+
+/// How one try ended, with the address it went to (if it got so far).
+type Attempt = Result<(Answer, SocketAddr), (SendFailure, Option<SocketAddr>)>;
+
+/// One try at one endpoint.
+struct One<'e> {
+    exchange: &'e Exchange<'e>,
+    cluster: &'e Arc<LiveCluster>,
+    endpoint: Arc<LiveEndpoint>,
+}
+
+impl<'e> One<'e> {
+    fn start(
+        exchange: &'e Exchange<'e>,
+        cluster: &'e Arc<LiveCluster>,
+        hash: Option<u64>,
+        sticky: Option<SocketAddr>,
+        tried: &[SocketAddr],
+    ) -> Result<Self, (SendFailure, Option<SocketAddr>)> {
+        match cluster.pick(&Pick { hash, tried, sticky }) {
+            Ok(endpoint) => Ok(Self { exchange, cluster, endpoint }),
+            Err(error) => Err((SendFailure { error, progress: Progress::Unsent, reused: false }, None)),
+        }
+    }
+
+    async fn finish(self, request: Request, per_try: Option<Duration>) -> Attempt {
+        let address = self.endpoint.address;
+        let start = Instant::now();
+        let sending = self.cluster.send(self.exchange.conn.worker, &self.endpoint, request);
+        let result = match per_try {
+            Some(limit) => match tokio::time::timeout(limit, sending).await {
+                Ok(result) => result,
+                Err(_) => Err(timed_out("the backend request timeout ran out")),
+            },
+            None => sending.await,
+        };
+        report(self.cluster, &self.endpoint, &result, start);
+        match result {
+            Ok(response) => Ok((Answer { response, endpoint: self.endpoint }, address)),
+            Err(failure) => Err((failure, Some(address))),
+        }
+    }
+}
+
+/// The key for ring hash and Maglev: the first that is present.
+fn hash(keys: &[HashKey], parts: &Parts, exchange: &Exchange<'_>) -> Option<u64> {
+    keys.iter().find_map(|key| match key {
+        HashKey::Header(name) => parts.headers.get(name).map(|v| hashed(v.as_bytes())),
+        HashKey::Cookie { name, .. } => session::cookie(&parts.headers, name).map(|v| hashed(v.as_bytes())),
+        HashKey::SourceIp => Some(match exchange.client {
+            std::net::IpAddr::V4(ip) => hashed(&ip.octets()),
+            std::net::IpAddr::V6(ip) => hashed(&ip.octets()),
+        }),
+        HashKey::Query(name) => {
+            let query = parts.uri.query()?;
+            let value = query.split('&').find_map(|p| p.strip_prefix(name.as_str())?.strip_prefix('='))?;
+            Some(hashed(value.as_bytes()))
+        }
+        HashKey::Path => Some(hashed(parts.uri.path().as_bytes())),
+    })
+}
+
+/// The same on every worker, process and machine, so that all proxies agree on an endpoint.
+pub(crate) fn hashed(bytes: &[u8]) -> u64 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3Builder::new().build_hasher();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+fn timed_out(message: &'static str) -> SendFailure {
+    SendFailure { error: Error::new(Kind::Timeout, Side::Upstream, message), progress: Progress::Sent, reused: false }
+}
+
+/// Tells health and balance how a try went. What is not the endpoint's doing is not told.
+fn report(cluster: &LiveCluster, endpoint: &LiveEndpoint, result: &Result<Response, SendFailure>, start: Instant) {
+    let outcome = match result {
+        Ok(response) => Outcome::Status(response.status().as_u16()),
+        Err(failure) if failure.error.side != Side::Upstream => return,
+        Err(failure) => match failure.error.kind {
+            Kind::Connect | Kind::ConnectTimeout | Kind::Tls => Outcome::ConnectFailure,
+            Kind::Timeout => Outcome::Timeout,
+            Kind::Overflow | Kind::NoEndpoint | Kind::Cancelled | Kind::Refused => return,
+            // An idle connection that the endpoint closed is no failure of the endpoint.
+            _ if failure.reused && failure.progress != Progress::Answered => return,
+            _ => Outcome::Reset,
+        },
+    };
+    cluster.report(endpoint, outcome, start.elapsed());
+}

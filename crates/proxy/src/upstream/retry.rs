@@ -1,0 +1,98 @@
+//! Whether a try is followed by another.
+
+use super::{Attempt, SendFailure};
+use crate::{codec::Progress, error::Kind, request::is_idempotent};
+use http::Method;
+use rand::Rng;
+use selvedge_compile::snapshot::{Retry, RetryBudget};
+use std::time::Duration;
+
+/// Replays of requests that never reached an upstream are not held back, but must not multiply an outage either.
+pub(super) const BUILT_IN_BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
+
+/// Tries after the first that are made without any policy, and only where nothing can have been done twice.
+const BUILT_IN_ATTEMPTS: u32 = 2;
+
+/// What to do after a try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Its answer (or error) is the request's.
+    Done,
+    Retry(&'static str),
+}
+
+/// The retries one request still has.
+pub(super) struct Wish<'p> {
+    policy: Option<&'p Retry>,
+    used: u32,
+}
+
+impl<'p> Wish<'p> {
+    pub(super) fn new(policy: Option<&'p Retry>) -> Self {
+        Self { policy, used: 0 }
+    }
+
+    pub(super) fn retried(&self) -> bool {
+        self.used > 0
+    }
+
+    /// Judges a try and counts the retry that follows.
+    pub(super) fn judge(&mut self, attempt: &Attempt, method: &Method, replayable: bool, grpc: bool) -> Verdict {
+        let reason = match attempt {
+            _ if !replayable => None,
+            Ok((answer, _)) => self.by_response(&answer.response, method, grpc),
+            Err((failure, _)) => self.by_failure(failure, method),
+        };
+        match reason {
+            Some(reason) => {
+                self.used += 1;
+                Verdict::Retry(reason)
+            }
+            None => Verdict::Done,
+        }
+    }
+
+    fn by_response(&self, response: &crate::Response, method: &Method, grpc: bool) -> Option<&'static str> {
+        let policy = self.policy.filter(|p| self.used < p.attempts)?;
+        let safe = is_idempotent(method) || policy.on.non_idempotent || grpc;
+        if !safe {
+            return None;
+        }
+        if policy.codes.contains(&response.status().as_u16()) {
+            return Some("status");
+        }
+        let code = response.headers().get("grpc-status")?.to_str().ok()?.parse::<u8>().ok()?;
+        (grpc && policy.grpc_codes.contains(&code)).then_some("grpc-status")
+    }
+
+    fn by_failure(&self, failure: &SendFailure, method: &Method) -> Option<&'static str> {
+        // Whose fault it is not, is not helped by another try.
+        if failure.error.side == crate::error::Side::Downstream {
+            return None;
+        }
+        let configured = self.policy.filter(|p| self.used < p.attempts);
+        let built_in = self.used < BUILT_IN_ATTEMPTS.max(self.policy.map_or(0, |p| p.attempts));
+        let safe = is_idempotent(method) || configured.is_some_and(|p| p.on.non_idempotent);
+        match (failure.error.kind, failure.progress) {
+            (Kind::NoEndpoint | Kind::Overflow | Kind::TooLarge { .. } | Kind::Cancelled, _) => None,
+            (Kind::Refused, _) => built_in.then_some("refused"),
+            (Kind::Timeout, Progress::Unsent) | (Kind::Connect | Kind::ConnectTimeout | Kind::Tls, _) => {
+                built_in.then_some("connect-failure")
+            }
+            (_, Progress::Unsent) => built_in.then_some("unsent"),
+            (Kind::Timeout, _) => (safe && configured.is_some_and(|p| p.on.timeout)).then_some("timeout"),
+            // The peer may have closed the idle connection just as we sent on it.
+            (_, Progress::Sent) if failure.reused && is_idempotent(method) => built_in.then_some("reset-reused"),
+            (_, Progress::Sent) => (safe && configured.is_some_and(|p| p.on.reset)).then_some("reset"),
+            (_, Progress::Answered) => None,
+        }
+    }
+
+    /// The pause before the retry that [`Wish::judge`] has just granted: exponential with full jitter.
+    pub(super) fn backoff(&self) -> Option<Duration> {
+        let policy = self.policy?;
+        let ceiling = policy.backoff_base.saturating_mul(1 << (self.used.saturating_sub(1)).min(16)).min(policy.backoff_max);
+        let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
+        (nanos > 0).then(|| Duration::from_nanos(rand::rng().next_u64() % nanos))
+    }
+}
