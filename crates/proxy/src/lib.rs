@@ -26,6 +26,7 @@ mod reply;
 mod request;
 mod resolve;
 mod serve;
+mod shim;
 mod sniff;
 mod split;
 mod stream;

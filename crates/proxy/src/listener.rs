@@ -133,7 +133,7 @@ impl OpenListener {
                 let worker = WorkerId(usize::from(self.bind.port) % shared.workers.count().0);
                 shared.workers.handle(worker).clone().spawn(async move {
                     match tokio::net::UdpSocket::from_std(socket) {
-                        Ok(socket) => connection::serve_udp(socket, this, worker, stop).await,
+                        Ok(socket) => crate::udp::serve(socket, this, worker, stop).await,
                         Err(error) => tracing::error!(listener = %this.bind, %error, "cannot read this UDP socket"),
                     }
                 });

@@ -187,7 +187,7 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
     let id = match headers.get(&X_REQUEST_ID).filter(|id| trusted && is_sane(id)) {
         Some(id) => RequestId::Given(id.clone()),
         None => {
-            let id = RequestId::made(rand::random());
+            let id = RequestId::Made(uuid_v4(rand::random()));
             if let Ok(value) = HeaderValue::try_from(id.to_string()) {
                 headers.insert(&X_REQUEST_ID, value);
             }
@@ -198,6 +198,11 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
 }
 
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Version and variant bits of RFC 9562 section 5.4.
+fn uuid_v4(random: u128) -> u128 {
+    random & !(0xf << 76) & !(0x3 << 62) | 4 << 76 | 2 << 62
+}
 
 /// An id that others made is kept when it is short and cannot confuse a log.
 fn is_sane(id: &HeaderValue) -> bool {

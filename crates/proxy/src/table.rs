@@ -88,7 +88,7 @@ impl ListenerTable {
             config: config.clone(),
             clusters: clusters.clone(),
             protocol,
-            socket: telemetry.registry.socket(config.bind),
+            socket: telemetry.registry.socket(&config.bind),
             nowhere: nowhere.clone(),
             streams,
             tls_streams,

@@ -1,7 +1,7 @@
 //! Fault injection: a delay, then perhaps an abort.
 
 use super::drawn;
-use crate::{Body, Request, Response, reply};
+use crate::{Body, Response, reply};
 use http::StatusCode;
 use selvedge_compile::snapshot::Fault;
 
@@ -19,7 +19,7 @@ pub(super) enum Outcome {
 
 const MILLION: u32 = 1_000_000;
 
-pub(super) async fn inject(fault: &Fault, request: &Request) -> Outcome {
+pub(super) async fn inject(fault: &Fault, grpc: bool) -> Outcome {
     let mut injected = None;
     if let Some(delay) = &fault.delay
         && drawn(delay.per_million, MILLION)
@@ -29,7 +29,7 @@ pub(super) async fn inject(fault: &Fault, request: &Request) -> Outcome {
     }
     match &fault.abort {
         Some(abort) if drawn(abort.per_million, MILLION) => Outcome::Abort(match abort.grpc_status {
-            Some(code) if selvedge_wire::grpc::is_grpc(request.headers()) => reply::grpc(code, "fault filter abort"),
+            Some(code) if grpc => reply::grpc(code, "fault filter abort"),
             _ => {
                 let mut response = Response::new(Body::full("fault filter abort"));
                 *response.status_mut() = StatusCode::from_u16(abort.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);

@@ -12,6 +12,7 @@ use crate::{Request, Response};
 pub use fault::Injected;
 use rand::Rng;
 use selvedge_compile::snapshot::{Filter, Mirror};
+use selvedge_wire::grpc::is_grpc;
 use smallvec::SmallVec;
 
 /// What filters may know about a request besides the message itself.
@@ -72,7 +73,7 @@ impl<'r> Chain<'r> {
                         return Err(answer);
                     }
                 }
-                Filter::Fault(fault) => match fault::inject(fault, request).await {
+                Filter::Fault(fault) => match fault::inject(fault, is_grpc(request.headers())).await {
                     fault::Outcome::Pass(injected) => self.fault = injected.or(self.fault),
                     fault::Outcome::Abort(response) => {
                         self.fault = Some(Injected::Abort);
