@@ -137,7 +137,9 @@ impl Fresh {
                 io.unread(read);
                 let handle = self.table.streams.clone().unwrap_or_else(|| self.table.nowhere.clone());
                 let facts = facts(self.worker, local, self.direct, peer, None, handle.clone());
-                let stream = l4::Stream { io, worker: self.worker, facts, handle, options: listener.options.clone(), drain: self.drain };
+                let metrics = self.table.stream_route.clone();
+                let options = listener.options.clone();
+                let stream = l4::Stream { io, worker: self.worker, facts, handle, metrics, options, drain: self.drain };
                 l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
                 Ok(())
             }
@@ -200,7 +202,8 @@ async fn l4_tls(
     let route = routes.find(sni.as_deref().unwrap_or(""));
     let handle = table.stream_handle(&listener.name);
     let facts = facts(worker, local, direct, peer, Some(tls), handle.clone());
-    let stream = l4::Stream { io, worker, facts, handle, options: options.clone(), drain };
+    let metrics = route.and_then(|route| table.stream_metrics(&listener.name, &route.name));
+    let stream = l4::Stream { io, worker, facts, handle, metrics, options: options.clone(), drain };
     l4::serve(stream, route.map(Arc::as_ref), &table.clusters).await;
 }
 

@@ -4,11 +4,12 @@ use crate::{
     connection,
     drain::Drainer,
     proxy::Shared,
-    table::ListenerTable,
+    table::{ListenerTable, LiveProtocol},
+    udp,
     worker::WorkerId,
 };
 use arc_swap::ArcSwap;
-use selvedge_compile::snapshot::{Bind, Transport};
+use selvedge_compile::snapshot::{Bind, L4Listener, Transport};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     io,
@@ -107,6 +108,15 @@ impl OpenListener {
         self.table.load_full()
     }
 
+    /// What new UDP sessions are served with; `first` stands in should the protocol ever differ.
+    fn udp_table(&self, first: Arc<L4Listener>) -> udp::Current {
+        let table = self.table();
+        match &table.protocol {
+            LiveProtocol::Udp(listener) => table.udp(listener),
+            _ => table.udp(&first),
+        }
+    }
+
     pub fn set_table(&self, table: Arc<ListenerTable>) {
         self.table.store(table);
     }
@@ -128,12 +138,16 @@ impl OpenListener {
             }
             OpenSocket::Udp(socket) => {
                 let socket = socket.try_clone()?;
-                let (this, stop, shared) = (self.clone(), self.stop.subscribe(), shared.clone());
+                let (this, drain) = (self.clone(), self.drainer.subscribe());
+                let LiveProtocol::Udp(first) = &self.table().protocol else {
+                    return Err(io::Error::other("a UDP socket with a listener of another protocol"));
+                };
+                let first = first.clone();
                 // One worker reads a UDP socket: sessions are kept there.
                 let worker = WorkerId(usize::from(self.bind.port) % shared.workers.count().0);
                 shared.workers.handle(worker).clone().spawn(async move {
                     match tokio::net::UdpSocket::from_std(socket) {
-                        Ok(socket) => crate::udp::serve(socket, this, worker, stop).await,
+                        Ok(socket) => udp::serve(socket, worker, move || this.udp_table(first.clone()), drain).await,
                         Err(error) => tracing::error!(listener = %this.bind, %error, "cannot read this UDP socket"),
                     }
                 });

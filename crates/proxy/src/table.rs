@@ -5,11 +5,11 @@ use crate::{
     error::Error,
     request,
     telemetry::{ListenerHandle, RouteMetrics, SocketMetrics, Telemetry},
-    tls,
+    tls, udp,
 };
 use selvedge_compile::{
     router::HostMap,
-    snapshot::{ClusterId, HttpListener, L4Listener, Listener, ListenerName, Protocol, TlsMode},
+    snapshot::{ClusterId, HttpListener, L4Listener, Listener, ListenerName, Protocol, RuleName, TlsMode},
 };
 use selvedge_wire::forwarded::Trust;
 use std::{collections::BTreeMap, sync::Arc};
@@ -25,8 +25,11 @@ pub struct ListenerTable {
     pub nowhere: Arc<ListenerHandle>,
     /// For records of TCP and UDP listeners.
     pub streams: Option<Arc<ListenerHandle>>,
+    /// Counters of the route of a TCP or UDP listener.
+    pub stream_route: Option<Arc<RouteMetrics>>,
     /// For records of TLS routes, by listener.
     tls_streams: BTreeMap<ListenerName, Arc<ListenerHandle>>,
+    tls_routes: BTreeMap<(ListenerName, RuleName), Arc<RouteMetrics>>,
 }
 
 pub enum LiveProtocol {
@@ -56,7 +59,8 @@ impl ListenerTable {
         store: &tls::Store,
     ) -> (Self, Vec<Error>) {
         let live = |http: &Arc<HttpListener>| Arc::new(LiveHttp::link(http, telemetry));
-        let (mut problems, mut streams, mut tls_streams) = (Vec::new(), None, BTreeMap::new());
+        let (mut problems, mut streams, mut stream_route) = (Vec::new(), None, None);
+        let (mut tls_streams, mut tls_routes) = (BTreeMap::new(), BTreeMap::new());
         let protocol = match &config.protocol {
             Protocol::Http(hosts) => LiveProtocol::Http(hosts.clone().map(|http| live(&http))),
             Protocol::Tls(hosts) => {
@@ -66,8 +70,13 @@ impl ListenerTable {
                         TlsMode::Http { http: config, .. } => {
                             http.insert(pattern.as_deref(), live(config));
                         }
-                        TlsMode::Tcp { listener: options, .. } | TlsMode::Passthrough { listener: options, .. } => {
+                        TlsMode::Tcp { listener: options, routes, .. }
+                        | TlsMode::Passthrough { listener: options, routes } => {
                             tls_streams.insert(listener.name.clone(), telemetry.stream_listener(options));
+                            for route in routes.values() {
+                                let metrics = telemetry.route(&listener.name, &route.name);
+                                tls_routes.insert((listener.name.clone(), route.name.clone()), metrics);
+                            }
                         }
                     }
                 }
@@ -75,13 +84,14 @@ impl ListenerTable {
                 problems = found;
                 LiveProtocol::Tls { acceptor, http }
             }
-            Protocol::Tcp(listener) => {
+            Protocol::Tcp(listener) | Protocol::Udp(listener) => {
                 streams = Some(telemetry.stream_listener(&listener.options));
-                LiveProtocol::Tcp(listener.clone())
-            }
-            Protocol::Udp(listener) => {
-                streams = Some(telemetry.stream_listener(&listener.options));
-                LiveProtocol::Udp(listener.clone())
+                let name = &listener.options.name;
+                stream_route = listener.route.as_ref().map(|route| telemetry.route(name, &route.name));
+                match config.protocol {
+                    Protocol::Tcp(_) => LiveProtocol::Tcp(listener.clone()),
+                    _ => LiveProtocol::Udp(listener.clone()),
+                }
             }
         };
         let table = Self {
@@ -91,7 +101,9 @@ impl ListenerTable {
             socket: telemetry.registry.socket(&config.bind),
             nowhere: nowhere.clone(),
             streams,
+            stream_route,
             tls_streams,
+            tls_routes,
         };
         (table, problems)
     }
@@ -121,6 +133,23 @@ impl ListenerTable {
     /// Where the records of a TLS route's listener go.
     pub fn stream_handle(&self, name: &ListenerName) -> Arc<ListenerHandle> {
         self.tls_streams.get(name).unwrap_or(&self.nowhere).clone()
+    }
+
+    /// What UDP sessions are served with.
+    pub fn udp(&self, listener: &L4Listener) -> udp::Current {
+        udp::Current {
+            route: listener.route.clone(),
+            options: listener.options.clone(),
+            clusters: self.clusters.clone(),
+            handle: self.streams.clone().unwrap_or_else(|| self.nowhere.clone()),
+            metrics: self.stream_route.clone(),
+            max_sessions: self.config.options.max_connections as usize,
+        }
+    }
+
+    /// Counters of a TLS route.
+    pub fn stream_metrics(&self, listener: &ListenerName, route: &RuleName) -> Option<Arc<RouteMetrics>> {
+        self.tls_routes.get(&(listener.clone(), route.clone())).cloned()
     }
 
     pub fn cluster(&self, id: ClusterId) -> &Arc<LiveCluster> {
