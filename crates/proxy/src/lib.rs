@@ -26,7 +26,6 @@ mod reply;
 mod request;
 mod resolve;
 mod serve;
-mod shim;
 mod sniff;
 mod split;
 mod stream;
