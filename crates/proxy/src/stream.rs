@@ -253,21 +253,33 @@ impl<G: Send + Unpin + 'static> HttpBody for Held<G> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http_body_util::{BodyExt, StreamBody};
+    use http_body_util::BodyExt;
 
     fn chunks(list: &[&'static str]) -> Body {
-        let frames: Vec<_> = list.iter().map(|c| Ok::<_, Error>(Frame::data(Bytes::from_static(c.as_bytes())))).collect();
-        Body::stream(StreamBody::new(Frames(frames.into_iter())))
+        Body::stream(Chunks(list.to_vec().into_iter()))
     }
 
-    struct Frames(std::vec::IntoIter<Result<Frame<Bytes>, Error>>);
-    impl futures_stream::Stream for Frames {
-        type Item = Result<Frame<Bytes>, Error>;
-        fn poll_next(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            Poll::Ready(self.0.next())
+    /// Data frames that are all there.
+    struct Chunks(std::vec::IntoIter<&'static str>);
+
+    impl HttpBody for Chunks {
+        type Data = Bytes;
+        type Error = Error;
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+            Poll::Ready(self.0.next().map(|c| Ok(Frame::data(Bytes::from_static(c.as_bytes())))))
         }
     }
-    use futures_core as futures_stream;
+
+    /// A body that never goes on.
+    struct Stuck;
+
+    impl HttpBody for Stuck {
+        type Data = Bytes;
+        type Error = Error;
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+            Poll::Pending
+        }
+    }
 
     async fn text(body: Body) -> Result<String, Error> {
         Ok(String::from_utf8_lossy(&body.collect().await?.to_bytes()).into_owned())
@@ -301,16 +313,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_body_ends() {
-        let never = Body::stream(StreamBody::new(Pending));
-        let held = Held::wrap(never, None, Some(Duration::from_secs(5)), ());
+        let held = Held::wrap(Body::stream(Stuck), None, Some(Duration::from_secs(5)), ());
         assert_eq!(text(held).await.unwrap_err().kind, Kind::Timeout);
-    }
-
-    struct Pending;
-    impl futures_stream::Stream for Pending {
-        type Item = Result<Frame<Bytes>, Error>;
-        fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-            Poll::Pending
-        }
     }
 }
