@@ -33,7 +33,7 @@ pub use field_path::{At, FieldPath, Segment};
 pub use gateway::{Gateway, GatewayClass, ListenerSet, ReferenceGrant};
 pub use grpc::GrpcRoute;
 pub use http::HttpRoute;
-pub use load::{Limits, Loaded, Locator, Origin, Parsed, parse};
+pub use load::{Limits, Loaded, Locator, Origin, Parsed, Reader, parse};
 pub use meta::{GATEWAY_GROUP, Kind, ObjectMeta, ResourceKey, SELVEDGE_GROUP};
 pub use resource::{Object, Resource};
 pub use resources::{Delta, Resources, Upserted};

@@ -382,6 +382,35 @@ fn ten_thousand_routes_are_read_in_time() {
     assert_eq!(parsed.diagnostics, []);
     assert_eq!(parsed.loaded.len(), 10_000);
     assert!(parsed.loaded.iter().all(|loaded| loaded.resource.as_ref().is_some_and(|r| r.kind() == Kind::HttpRoute)));
-    eprintln!("10,000 routes in {:?}", started.elapsed());
     assert!(started.elapsed().as_secs() < 30);
+}
+
+#[test]
+fn only_documents_that_changed_are_read_again() {
+    let document = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n");
+    let files = [
+        format!("{}---\n{}---\nfoo: [\n", document("a"), document("b")),
+        format!("# moved\n---\n{}---\n{}---\nfoo: [\n", document("a"), document("c")),
+        format!("---\n{}---\n{}---\n{}", document("c"), document("c"), document("a")),
+        String::new(),
+        document("a"),
+    ];
+    let limits = Limits::default();
+    let mut reader = selvedge_model::Reader::default();
+    let mut maps = Vec::new();
+    for file in files {
+        let parsed = reader.parse("f.yaml", file.as_bytes(), &limits);
+        assert_eq!(parsed, read(&file), "{file}");
+        maps.push(parsed.loaded.into_iter().find_map(|loaded| match loaded.resource {
+            Some(Resource::ConfigMap(map)) if map.metadata.name == "a" => Some(map),
+            _ => None,
+        }));
+    }
+    let same = |one: usize, other: usize| match (&maps[one], &maps[other]) {
+        (Some(one), Some(other)) => std::sync::Arc::ptr_eq(one, other),
+        _ => false,
+    };
+    assert!(same(1, 2), "an unchanged document yields the same object");
+    reader.retain(|_| false);
+    assert_eq!(reader.parse("f.yaml", b"", &limits), Parsed::default());
 }

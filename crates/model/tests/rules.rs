@@ -188,7 +188,10 @@ fn grpc_and_tls_routes() {
         &format!("{GRPC}  rules:\n  - "),
         &[
             ("matches: [{method: {}}]", "0102 spec.rules[0].matches[0].method"),
-            ("matches: [{method: {service: 'a b', method: 1a}}]", "0106 spec.rules[0].matches[0].method.service\n0106 spec.rules[0].matches[0].method.method"),
+            (
+                "matches: [{method: {service: 'a b', method: 1a}}]",
+                "0106 spec.rules[0].matches[0].method.service\n0106 spec.rules[0].matches[0].method.method",
+            ),
             (
                 "matches: [{method: {service: 'a b', method: c-d}}]",
                 "0106 spec.rules[0].matches[0].method.service\n0106 spec.rules[0].matches[0].method.method",
