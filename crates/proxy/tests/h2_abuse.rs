@@ -4,7 +4,7 @@ mod h2_common;
 
 use h2_common::*;
 use selvedge_compile::snapshot::HttpOptions;
-use selvedge_proxy::{Body, Response, error::Kind};
+use selvedge_proxy::{Body, Response, codec, drain::Drainer, error::Kind, io::Io};
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     sync::{
@@ -477,4 +477,54 @@ async fn tunnels_that_outlive_their_streams() {
     assert_eq!(running.load(SeqCst), 200);
     meter.check();
     drop(served.done);
+}
+
+/// Over real sockets a close with unread bytes is a TCP reset, which destroys a GOAWAY on its way.
+#[tokio::test]
+async fn the_goaway_reaches_a_client_that_is_still_sending() {
+    let _alone = ALONE.lock().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    let drainer = Drainer::default();
+    let drain = drainer.subscribe();
+    let serving =
+        tokio::spawn(async move { codec::h2::serve(server.into(), echo(), &HttpOptions::default(), drain).await });
+    let mut raw = Raw::client(client, &[]).await;
+    let mut burst = Vec::new();
+    for stream in (1..2_000).step_by(2) {
+        burst.extend_from_slice(&frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, &head("GET")));
+        burst.extend_from_slice(&frame(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes()));
+    }
+    // All of it is written before anything is read.
+    assert!(raw.send(&burst).await);
+    assert_eq!(goaway(&mut raw.io).await, Some(ENHANCE_YOUR_CALM));
+    drop(raw);
+    assert!(serving.await.unwrap().is_err());
+}
+
+/// Memory of a connection that has served a request and waits for the next.
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_small() {
+    let _alone = ALONE.lock().await;
+    let service = service(|_| async { Response::new(Body::full("hello")) });
+    let mut connections = Vec::new();
+    let live = LIVE.load(Relaxed);
+    for _ in 0..100 {
+        // Small pipes, which are allocated as they are filled.
+        let (io, server) = tokio::io::duplex(1024);
+        let (service, drainer) = (service.clone(), Drainer::default());
+        let drain = drainer.subscribe();
+        let task =
+            tokio::spawn(
+                async move { codec::h2::serve(Io::other(server), service, &HttpOptions::default(), drain).await },
+            );
+        let mut raw = Raw::client(io, &[]).await;
+        raw.send(&frame(kind::HEADERS, END_HEADERS | END_STREAM, 1, &head("GET"))).await;
+        raw.next(&[kind::DATA]).await.unwrap();
+        connections.push((raw, drainer, task));
+    }
+    let each = (LIVE.load(Relaxed) - live) / connections.len();
+    println!("{each} bytes");
+    assert!(each < 48 * 1024, "an idle connection takes {each} bytes");
 }
