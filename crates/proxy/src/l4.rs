@@ -259,16 +259,22 @@ pub(crate) mod tests {
         /// A client whose connection is served by `route`.
         async fn connect(&self, route: Option<L4Route>) -> (TcpStream, JoinHandle<()>) {
             let (client, server) = tcp::pair().await;
+            (client, tokio::spawn(self.serve(server.into(), route)))
+        }
+
+        /// Serves one connection by `route`.
+        pub(crate) fn serve(&self, io: Io, route: Option<L4Route>) -> impl Future<Output = ()> + use<> {
+            let client = "192.0.2.1:5000".parse().expect("an address");
             let facts = ConnectionFacts {
                 worker: WorkerId(0),
                 local: "192.0.2.9:443".parse().expect("an address"),
-                peer: "192.0.2.1:5000".parse().expect("an address"),
-                client: "192.0.2.1:5000".parse().expect("an address"),
+                peer: client,
+                client,
                 tls: None,
                 listener: self.handle.clone(),
             };
             let stream = Stream {
-                io: server.into(),
+                io,
                 worker: WorkerId(0),
                 facts: Arc::new(facts),
                 handle: self.handle.clone(),
@@ -277,7 +283,7 @@ pub(crate) mod tests {
                 drain: self.drainer.subscribe(),
             };
             let clusters = self.clusters.clone();
-            (client, tokio::spawn(async move { serve(stream, route.as_ref(), &clusters).await }))
+            async move { serve(stream, route.as_ref(), &clusters).await }
         }
 
         pub(crate) fn metrics(&self) -> String {

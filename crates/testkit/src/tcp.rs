@@ -79,7 +79,11 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let (connected, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (connected.expect("a connection"), accepted.expect("a connection").0)
+    let (connected, accepted) = (connected.expect("a connection"), accepted.expect("a connection").0);
+    // As the data plane does; small writes would wait for delayed acknowledgements otherwise.
+    connected.set_nodelay(true).expect("nodelay");
+    accepted.set_nodelay(true).expect("nodelay");
+    (connected, accepted)
 }
 
 /// A loopback address on which nothing listens.

@@ -1,7 +1,11 @@
 //! Server and client against each other and against bare rustls, over loopback.
 
 use super::*;
-use crate::{Error, error::Kind};
+use crate::{
+    Error,
+    error::Kind,
+    l4::{self, tests::Bench},
+};
 use bytes::Bytes;
 use rustls::{ClientConfig, RootCertStore, version::TLS12};
 use rustls_pki_types::ServerName;
@@ -574,4 +578,89 @@ fn problems_name_the_listener_and_the_secret() {
     let [problem] = problems.as_slice() else { panic!("{problems:?}") };
     let message = problem.to_string();
     assert!(message.contains("default/edge/a.example") && message.contains("Secret default/a.example"), "{message}");
+}
+
+/// An echo server over TLS.
+async fn tls_echo(acceptor: Acceptor) -> tcp::Server {
+    let acceptor = Arc::new(acceptor);
+    tcp::Server::tcp(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(served) = serve(&acceptor, stream).await else { return };
+            let (mut read, mut write) = tokio::io::split(served.io);
+            if tokio::io::copy(&mut read, &mut write).await.is_ok() {
+                let _ = write.shutdown().await;
+            }
+        }
+    })
+    .await
+}
+
+/// Sends `bytes` through a stream and gives back everything that comes until the end.
+async fn echo(mut io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, bytes: &[u8]) -> Vec<u8> {
+    io.write_all(bytes).await.expect("write");
+    io.shutdown().await.expect("shutdown");
+    let mut got = Vec::new();
+    io.read_to_end(&mut got).await.expect("read");
+    got
+}
+
+/// TLS ends at the listener and begins anew towards the upstream, half-close included.
+#[tokio::test]
+async fn streams_are_terminated_and_originated() {
+    let (front_ca, back_ca) = (Ca::new("front"), Ca::new("back"));
+    let server = tls_echo(acceptor([http(None, vec![issued(&back_ca, &["db.internal"])], None)])).await;
+    let mut cluster = l4::tests::config("default/db:5432", &[server.address]);
+    cluster.tls = Some(Arc::new(upstream(&back_ca, "db.internal")));
+    let bench = Bench::new(vec![cluster]);
+    let front = acceptor_for_bytes(&front_ca);
+    let connector = Connector::new(&upstream(&front_ca, "a.example"), Alpn::None).expect("connector");
+    let (connected, accepted) = tcp::pair().await;
+    let client = async {
+        let (io, _) = connector.connect(connected).await.expect("client");
+        echo(io, &[9; 200_000]).await
+    };
+    let gateway = async {
+        let served = serve(&front, accepted).await.expect("server");
+        bench.serve(served.io.into(), Some(l4::tests::route([(1, Some(0))]))).await;
+    };
+    let (got, ()) = tokio::join!(client, gateway);
+    assert!(got == [9; 200_000]);
+}
+
+/// The client's handshake is with the upstream, and nobody in between.
+#[tokio::test]
+async fn streams_are_passed_through() {
+    let ca = Ca::new("back");
+    let server = tls_echo(acceptor([http(None, vec![issued(&ca, &["db.pass.example"])], None)])).await;
+    let bench = Bench::new(vec![l4::tests::config("default/db:5432", &[server.address])]);
+    let front = acceptor([passthrough("*.pass.example")]);
+    let connector = Connector::new(&upstream(&ca, "db.pass.example"), Alpn::Http2).expect("connector");
+    let (connected, accepted) = tcp::pair().await;
+    let client = async {
+        let (io, negotiated) = connector.connect(connected).await.expect("client");
+        assert!(negotiated.h2, "ALPN is settled with the upstream");
+        echo(io, b"through").await
+    };
+    let gateway = async {
+        match front.accept(accepted, Bytes::new(), soon()).await {
+            Ok(Accepted::Passthrough { io, .. }) => bench.serve(io, Some(l4::tests::route([(1, Some(0))]))).await,
+            _ => panic!("not passed through"),
+        }
+    };
+    let (got, ()) = tokio::join!(client, gateway);
+    assert_eq!(got, b"through");
+}
+
+/// A TLS cluster is never reached in plaintext, and its certificate decides.
+#[tokio::test]
+async fn streams_end_when_the_upstream_cannot_be_trusted() {
+    let (good, other) = (Ca::new("good"), Ca::new("other"));
+    let server = tls_echo(acceptor([http(None, vec![issued(&other, &["db.internal"])], None)])).await;
+    let mut cluster = l4::tests::config("default/db:5432", &[server.address]);
+    cluster.tls = Some(Arc::new(upstream(&good, "db.internal")));
+    let bench = Bench::new(vec![cluster]);
+    let (mut client, accepted) = tcp::pair().await;
+    bench.serve(accepted.into(), Some(l4::tests::route([(1, Some(0))]))).await;
+    assert!(client.read(&mut [0; 8]).await.is_err(), "a reset");
 }
