@@ -134,6 +134,11 @@ impl LiveCluster {
         self.settings.load_full()
     }
 
+    /// The same, for a moment and without an `await` in it.
+    pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Settings>> {
+        self.settings.load()
+    }
+
     /// Waits until endpoints have been looked for once (DNS), at most for the connect timeout. Returns at once in
     /// all other cases; to be called before [`pick`](Self::pick).
     pub async fn ready(&self) {
@@ -218,7 +223,8 @@ impl LiveCluster {
         }
     }
 
-    /// A connection for bytes (TCP and TLS routes). Counts as open until the second value is dropped.
+    /// A connection for bytes (TCP and TLS routes). Until the second value is dropped it counts as open, and as a
+    /// request in flight to its endpoint.
     pub async fn connect_raw(
         self: &Arc<Self>,
         endpoint: &Arc<LiveEndpoint>,

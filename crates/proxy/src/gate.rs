@@ -150,14 +150,20 @@ impl Gate {
         }
     }
 
-    /// A stream of a shared connection has ended.
-    pub(crate) fn capacity(&self, place: Place) {
+    /// A stream of a shared connection has ended. True when only others wait, who need a connection of their own.
+    pub(crate) fn capacity(&self, place: Place) -> bool {
         if self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
+            return false;
         }
-        while let Taken::Same(grant) = self.take(place) {
-            if grant.send(Grant::Recheck).is_ok() {
-                return;
+        loop {
+            match self.take(place) {
+                Taken::Same(grant) => {
+                    if grant.send(Grant::Recheck).is_ok() {
+                        return false;
+                    }
+                }
+                Taken::Nobody => return false,
+                Taken::Other => return true,
             }
         }
     }

@@ -236,7 +236,7 @@ impl h1::Home for Ticket {
         else {
             return;
         };
-        let settings = cluster.settings();
+        let settings = cluster.current();
         let now = Instant::now();
         let most = settings.config.connections.max_requests_per_connection;
         let spent = most > 0 && connection.requests() >= most;
@@ -301,7 +301,10 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.endpoint.end();
-        self.cluster.gate.capacity(self.ticket.place);
+        if self.cluster.gate.capacity(self.ticket.place) {
+            // Where this connection, or another, has become idle by it, somebody else may open one instead.
+            self.cluster.evict_idle();
+        }
     }
 }
 

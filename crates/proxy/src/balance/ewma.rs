@@ -53,7 +53,7 @@ fn next(packed: u64, sample: f32, now: u64, decay: Duration) -> f32 {
 }
 
 fn pack(value: f32, now: u64) -> u64 {
-    u64::from(value.to_bits()) << 32 | now & 0xffff_ffff
+    (u64::from(value.to_bits()) << 32) | (now & 0xffff_ffff)
 }
 
 fn value(packed: u64) -> f32 {

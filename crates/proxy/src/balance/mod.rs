@@ -81,7 +81,7 @@ impl Picker {
         let choice = eligible::choose(endpoints, config, zone);
         let window = config.slow_start.map_or(0, |slow| slow.window.as_millis() as u64);
         let warm_until = endpoints.iter().map(|e| e.warm_since() + window).max().unwrap_or(0);
-        let mut random = Random::seeded(Random::with_local(Random::next));
+        let mut random = Random::seeded(Random::with_local(Random::draw));
         let probation = endpoints.iter().filter(|e| e.outlier.standing() == Standing::Probation && e.weight() > 0);
         Self {
             all: endpoints.to_vec(),
@@ -145,7 +145,7 @@ impl Picker {
             (1000.., _) => true,
             (0, _) => false,
             // By the hash, so that one key does not wander between zones.
-            (share, Some(hash)) => ((hash >> 32) * 1000 >> 32) < u64::from(share),
+            (share, Some(hash)) => (((hash >> 32) * 1000) >> 32) < u64::from(share),
             (share, None) => random.below(1000) < share as usize,
         }
     }

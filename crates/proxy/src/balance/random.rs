@@ -25,7 +25,8 @@ impl Random {
         })
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// 64 random bits.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -35,12 +36,12 @@ impl Random {
 
     /// Uniform in `0..bound` (0 for a bound of 0). The bias is below `bound / 2^64`.
     pub fn below(&mut self, bound: usize) -> usize {
-        ((u128::from(self.next()) * bound as u128) >> 64) as usize
+        ((u128::from(self.draw()) * bound as u128) >> 64) as usize
     }
 
     /// Uniform in `[0, 1)`.
     pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -79,7 +80,7 @@ impl Sampler {
     pub fn draw(&self, random: &mut Random) -> usize {
         let column = random.below(self.len);
         match self.columns.get(column) {
-            Some((keep, other)) if (random.next() >> 32) as u32 > *keep => *other as usize,
+            Some((keep, other)) if (random.draw() >> 32) as u32 > *keep => *other as usize,
             _ => column,
         }
     }

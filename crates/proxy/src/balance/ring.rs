@@ -76,7 +76,7 @@ mod tests {
     fn weights_decide_the_share() {
         let ring = Ring::new(&[("a".to_owned(), 1), ("b".to_owned(), 3)], 4096, 65536);
         let mut random = Random::seeded(5);
-        let hits = (0..100_000).filter(|_| ring.walk(random.next()).next() == Some(1)).count();
+        let hits = (0..100_000).filter(|_| ring.walk(random.draw()).next() == Some(1)).count();
         assert!((70_000..80_000).contains(&hits), "{hits}");
     }
 
@@ -87,7 +87,7 @@ mod tests {
         let mut random = Random::seeded(9);
         let (mut moved, mut owned) = (0, 0);
         for _ in 0..20_000 {
-            let hash = random.next();
+            let hash = random.draw();
             let (b, a) = (before.walk(hash).next(), after.walk(hash).next());
             owned += usize::from(b == Some(9));
             moved += usize::from(b != a);

@@ -20,7 +20,7 @@ impl Stride {
     pub fn new(weights: &[u32], random: &mut Random) -> Self {
         let max = u64::from(weights.iter().copied().max().unwrap_or(1).max(1));
         let scaled = weights.iter().map(|w| (u64::from((*w).max(1)) * MAX_WEIGHT).div_ceil(max) as u16);
-        Self { weights: scaled.collect(), next: AtomicU64::new(random.next() >> 16) }
+        Self { weights: scaled.collect(), next: AtomicU64::new(random.draw() >> 16) }
     }
 
     /// The next index; 0 when there are none. An endpoint takes its turn in as many generations as its weight says.

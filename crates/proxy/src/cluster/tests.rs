@@ -1,3 +1,7 @@
+//! Clusters against real servers on loopback, and against virtual time where only timers matter.
+
+mod auto;
+
 use super::*;
 use crate::{
     codec::Service,
@@ -403,6 +407,28 @@ async fn full_http2_connections_get_company_up_to_the_limit() {
 }
 
 #[tokio::test]
+async fn an_idle_http2_connection_makes_room_for_those_who_wait() {
+    let (one, two) = (server(true).await, server(true).await);
+    let clusters = clusters();
+    let mut config = Cluster { protocol: UpstreamProtocol::Http2, ..config(&[one.address, two.address]) };
+    config.connections.max_connections = 1;
+    let cluster = link(&clusters, &config);
+    let spawn = |address, path: &'static str| {
+        let endpoint = cluster.endpoints().into_iter().find(|e| e.address == address).unwrap();
+        let cluster = cluster.clone();
+        tokio::spawn(async move { cluster.send(WorkerId(0), &endpoint, request(path)).await.map(drop) })
+    };
+    let first = spawn(one.address, "/wait");
+    until("the request arrives", || one.shop.requests.load(Ordering::SeqCst) == 1).await;
+    let second = spawn(two.address, "/");
+    until("the other waits", || cluster.gate.waiting() == 1).await;
+    one.shop.release.add_permits(1);
+    first.await.unwrap().unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!((one.accepted(), two.accepted(), cluster.limits().connections.used), (1, 1, 1));
+}
+
+#[tokio::test]
 async fn an_http2_connection_that_goes_away_is_replaced() {
     let server = server(true).await;
     let clusters = clusters();
@@ -425,7 +451,7 @@ async fn connections_that_carry_the_clients_address_are_not_shared() {
     let client = ClientAddress { source: "192.0.2.1:9".parse().unwrap(), destination: server.address };
     for _ in 0..2 {
         let (io, held) = cluster.connect_raw(&endpoint, Some(client)).await.unwrap();
-        assert_eq!((cluster.status().limits.connections.used, endpoint.status().connections), (1, 1));
+        assert_eq!((cluster.limits().connections.used, endpoint.status().connections, endpoint.active()), (1, 1, 1));
         drop((io, held));
     }
     until("both arrive", || server.accepted() == 2).await;
