@@ -2,8 +2,10 @@
 //! to the wrong request.
 
 use crate::support::*;
+use http_body_util::BodyExt;
 use http_desync_guardian::{RequestSafetyTier, request_analyzer::HttpRequestData};
 use selvedge_compile::snapshot::HttpOptions;
+use selvedge_proxy::{Body, Request};
 use tokio::io::AsyncWriteExt;
 
 /// Sends bytes to a server in front of a recording upstream, and ends the client's side. Returns what the client and the
@@ -214,6 +216,37 @@ async fn what_is_forwarded_is_compliant() {
             number += 1;
         }
         assert_eq!((number, rest.len()), (requests, 0), "{seen:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_bytes_are_split_changes_nothing() {
+    let bytes = "\r\nPOST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nA: b\r\n\r\n\
+                 PUT /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nfghi\
+                 GET /3 HTTP/1.1\r\nHost: a\r\n\r\n";
+    for at in 0..bytes.len() {
+        let upstream = Upstream::default();
+        let behind = upstream.clone();
+        let mut served = serve(move |request| {
+            let upstream = behind.clone();
+            Box::pin(async move {
+                // Whole, so that what the upstream sees does not depend on when it came.
+                let (parts, body) = request.into_parts();
+                let body = Body::full(body.collect().await.unwrap().to_bytes());
+                forward(Request::from_parts(parts, body), &upstream).await
+            })
+        });
+        served.send(&bytes[..at]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        served.send(&bytes[at..]).await;
+        served.until("#3").await;
+        assert_eq!(
+            upstream.seen(),
+            "POST /1 HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nabcde\
+             PUT /2 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nfghi\
+             GET /3 HTTP/1.1\r\nhost: a\r\n\r\n"
+        );
+        assert_eq!(upstream.pool.len(), 1);
     }
 }
 

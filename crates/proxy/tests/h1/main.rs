@@ -6,3 +6,4 @@ mod limits;
 mod server;
 mod support;
 mod tcp;
+mod tls;

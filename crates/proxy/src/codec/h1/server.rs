@@ -237,7 +237,7 @@ impl<'a> Server<'a> {
             }
             let mut wire = self.link.lock();
             let wire = &mut *wire;
-            if wire.take_continue() && !self.out.is_full() {
+            if !self.out.is_full() && wire.take_continue() {
                 write_continue(self.out.small());
             }
             if !self.out.is_empty()
