@@ -171,12 +171,12 @@ thread_local! {
     static SCRATCH: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
 }
 
-/// The thread's buffer, taken out while it is in use.
-struct Scratch(Box<[u8]>);
+/// The thread's buffer, taken out while it is in use; large enough for any datagram.
+pub(crate) struct Scratch(pub Box<[u8]>);
 
 impl Scratch {
-    fn take() -> Self {
-        Self(SCRATCH.take().unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice()))
+    pub(crate) fn take() -> Self {
+        Self(SCRATCH.take().unwrap_or_else(|| vec![0; 64 * 1024].into_boxed_slice()))
     }
 }
 
@@ -221,7 +221,7 @@ impl Pump {
                 drop(shut);
                 return Poll::Ready(Ok(()));
             }
-            let mut buf = ReadBuf::new(&mut scratch.0);
+            let mut buf = ReadBuf::new(&mut scratch.0[..BUFFER]);
             match Pin::new(&mut *from).poll_read(cx, &mut buf) {
                 Poll::Pending => return self.flush(cx, to),
                 Poll::Ready(Ok(())) if buf.filled().is_empty() => self.stage = Stage::Closing,

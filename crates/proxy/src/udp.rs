@@ -9,7 +9,7 @@ use crate::{
     l4::{self, Active},
     outlier::Outcome,
     telemetry::{ConnectionFacts, Flags, ListenerHandle, Progress, Record, RouteMetrics},
-    tunnel::DRAIN_QUIET,
+    tunnel::{DRAIN_QUIET, Scratch},
     worker::WorkerId,
 };
 use ahash::AHashMap;
@@ -287,9 +287,10 @@ impl Run {
                 }
             }
             // Held only while there is something to read, so that silent sessions cost no buffer.
-            let mut buf = vec![0; MAX_DATAGRAM];
+            let mut scratch = Scratch::take();
+            let buf = &mut scratch.0;
             loop {
-                match self.session.upstream.try_recv(&mut buf) {
+                match self.session.upstream.try_recv(buf) {
                     Ok(length) => {
                         self.session.touch();
                         if self.socket.send(&buf[..length], client, source).await.is_ok() {
