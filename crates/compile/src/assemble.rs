@@ -10,6 +10,7 @@ use crate::{
     index,
     l4_routes::{self, L4Outcome},
     listeners::{Family, ListenerState, Speaks},
+    memory::{CompiledRoute, Kept, Memory},
     policy::{Front, Policies},
     router::{HostMap, RouterBuilder},
     routes::{self, Surroundings},
@@ -19,12 +20,15 @@ use crate::{
         L4Route, Listener, Protocol, Rule, Snapshot, SocketOptions, Target, Termination, TlsListener, TlsMode,
         TlsVersion, Tracing,
     },
-    status::ResourceStatus,
     traffic,
 };
 use ahash::AHashMap;
-use selvedge_model::{Code, Kind, ResourceKey, traffic::TrafficSettings};
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use selvedge_model::{Code, Kind, ObjectMeta, ResourceKey, traffic::TrafficSettings};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 pub(crate) fn snapshot<'a>(
     cx: &mut Context<'a>,
@@ -48,17 +52,19 @@ pub(crate) fn snapshot<'a>(
         listeners,
         situations: &situations,
     };
-    let routes = compile_routes(cx, around);
-    for (attachment, _) in routes.iter().flat_map(|r| &r.attachments) {
+    let mut routes = compile_routes(cx, around, &mut compiler.memory);
+    for (attachment, _) in routes.iter().flat_map(|r| &r.outcome.attachments) {
         listeners[attachment.listener].attached += 1;
     }
     let streams = l4_routes::all(cx, &tls, &policies, &parents, listeners, &situations);
-    let clusters = Clusters::new(cx, &tls, &policies, gateways, &routes, &streams);
+    let clusters = Clusters::new(cx, &mut compiler.memory, (&tls, &policies), gateways, &routes, &streams);
     if !tls.is_empty() {
         let reached = reached(gateways, listeners, &routes, &streams);
         tls.write_status(cx, &reached);
     }
-    let mut routers = routers(listeners.len(), &routes, &clusters);
+    let mut routers = routers(listeners.len(), &mut routes, &clusters);
+    compiler.memory.retain_clusters(|wanted| clusters.ids.contains_key(wanted), clusters.list.len());
+    keep(&mut compiler.memory, cx, routes);
     let streams = stream_routes(cx, listeners, streams, &clusters);
     let settings: Vec<Settings> = fronts.iter().map(|front| Settings::new(&front.listener(), cx.options)).collect();
     let fallback = Settings::new(&TrafficSettings::default(), cx.options);
@@ -90,28 +96,55 @@ fn situation(
     Situation { client, front }
 }
 
-fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>) -> Vec<RouteOutcome> {
+/// Every HTTPRoute, then every GRPCRoute, in the order of the index; those that were compiled before are taken over.
+fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>, memory: &mut Memory) -> Vec<CompiledRoute> {
     let http = cx.index.http_routes.clone();
     let grpc = cx.index.grpc_routes.clone();
-    let mut outcomes = Vec::with_capacity(http.len() + grpc.len());
+    let (mut kept_http, mut kept_grpc) = (std::mem::take(&mut memory.http), std::mem::take(&mut memory.grpc));
+    let mut all = Vec::with_capacity(http.len() + grpc.len());
     for route in http {
-        let outcome = routes::http(cx, around, route);
-        set_status(cx, Kind::HttpRoute, &route.metadata, &outcome);
-        outcomes.push(outcome);
+        all.push(match kept_http.remove(&address(route)).filter(|kept| Arc::ptr_eq(&kept.route, route)) {
+            Some(kept) => kept.compiled,
+            None => fresh(cx, Kind::HttpRoute, &route.metadata, |cx| routes::http(cx, around, route)),
+        });
     }
     for route in grpc {
-        let outcome = routes::grpc(cx, around, route);
-        set_status(cx, Kind::GrpcRoute, &route.metadata, &outcome);
-        outcomes.push(outcome);
+        all.push(match kept_grpc.remove(&address(route)).filter(|kept| Arc::ptr_eq(&kept.route, route)) {
+            Some(kept) => kept.compiled,
+            None => fresh(cx, Kind::GrpcRoute, &route.metadata, |cx| routes::grpc(cx, around, route)),
+        });
     }
-    outcomes
+    // Sorted by key already, which makes this one pass.
+    let status = all.iter().filter_map(|r| Some((r.key.clone(), Arc::clone(r.status.as_ref()?))));
+    let mut status: BTreeMap<ResourceKey, Arc<crate::ResourceStatus>> = status.collect();
+    cx.status.resources.append(&mut status);
+    cx.report.0.extend(all.iter().flat_map(|r| &r.diagnostics).cloned());
+    all
 }
 
-fn set_status(cx: &mut Context<'_>, kind: Kind, meta: &selvedge_model::ObjectMeta, outcome: &RouteOutcome) {
-    if !outcome.status.parents.is_empty() {
-        let key = ResourceKey::new(kind, &*meta.namespace, &*meta.name);
-        cx.status.set(key, ResourceStatus::Route(outcome.status.clone()));
-    }
+fn address<T>(route: &Arc<T>) -> usize {
+    Arc::as_ptr(route) as usize
+}
+
+fn fresh<'a>(
+    cx: &mut Context<'a>,
+    kind: Kind,
+    meta: &ObjectMeta,
+    compile: impl FnOnce(&mut Context<'a>) -> RouteOutcome,
+) -> CompiledRoute {
+    let mark = cx.report.0.len();
+    let outcome = compile(cx);
+    let diagnostics = cx.report.0.split_off(mark);
+    CompiledRoute::new(ResourceKey::new(kind, &*meta.namespace, &*meta.name), outcome, diagnostics)
+}
+
+/// Remembers the routes for the next compilation; they are in the order of [`compile_routes`].
+fn keep(memory: &mut Memory, cx: &Context<'_>, routes: Vec<CompiledRoute>) {
+    let mut routes = routes.into_iter();
+    let http = cx.index.http_routes.iter().zip(routes.by_ref());
+    memory.http = http.map(|(r, compiled)| (address(r), Kept { route: Arc::clone(r), compiled })).collect();
+    let grpc = cx.index.grpc_routes.iter().zip(routes);
+    memory.grpc = grpc.map(|(r, compiled)| (address(r), Kept { route: Arc::clone(r), compiled })).collect();
 }
 
 /// The clusters of a snapshot, and where each use of one is.
@@ -123,19 +156,44 @@ struct Clusters {
 impl Clusters {
     fn new(
         cx: &mut Context<'_>,
-        tls: &BackendTls<'_>,
-        policies: &Policies<'_>,
+        memory: &mut Memory,
+        (tls, policies): (&BackendTls<'_>, &Policies<'_>),
         gateways: &[GatewayState<'_>],
-        routes: &[RouteOutcome],
+        routes: &[CompiledRoute],
         streams: &[L4Outcome],
     ) -> Self {
         // A route that is attached nowhere reaches nothing.
-        let of_routes = routes.iter().filter(|r| !r.attachments.is_empty()).flat_map(|r| &r.uses);
-        let all: BTreeSet<&ClusterUse> = of_routes.chain(streams.iter().flat_map(|s| &s.uses)).collect();
-        let mut built: Vec<(&ClusterUse, Arc<Cluster>)> =
-            all.into_iter().map(|wanted| (wanted, backends::build(cx, tls, policies, gateways, wanted))).collect();
-        built.sort_by(|a, b| a.1.key.cmp(&b.1.key));
-        let ids = built.iter().enumerate().map(|(i, (wanted, _))| ((*wanted).clone(), id(i))).collect();
+        let of_routes = routes.iter().map(|r| &r.outcome).filter(|r| !r.attachments.is_empty()).flat_map(|r| &r.uses);
+        let uses = of_routes.chain(streams.iter().flat_map(|s| &s.uses));
+        let mut ids: AHashMap<ClusterUse, ClusterId> = AHashMap::new();
+        let mut built: Vec<(&ClusterUse, Arc<Cluster>)> = Vec::new();
+        for wanted in uses {
+            if ids.contains_key(wanted) {
+                continue;
+            }
+            ids.insert(wanted.clone(), ClusterId(0));
+            let slices =
+                cx.index.slices.get(&(wanted.namespace.as_str(), wanted.name.as_str())).cloned().unwrap_or_default();
+            let cluster = match memory.cluster(wanted, &slices) {
+                Some((cluster, diagnostics)) => {
+                    cx.report.0.extend_from_slice(diagnostics);
+                    cluster
+                }
+                None => {
+                    let mark = cx.report.0.len();
+                    let cluster = backends::build(cx, tls, policies, gateways, wanted);
+                    memory.keep_cluster(wanted, &slices, &cluster, cx.report.0[mark..].to_vec());
+                    cluster
+                }
+            };
+            built.push((wanted, cluster));
+        }
+        built.sort_unstable_by(|a, b| a.1.key.cmp(&b.1.key));
+        for (i, (wanted, _)) in built.iter().enumerate() {
+            if let Some(place) = ids.get_mut(*wanted) {
+                *place = id(i);
+            }
+        }
         Clusters { list: built.into_iter().map(|(_, cluster)| cluster).collect(), ids }
     }
 
@@ -153,7 +211,7 @@ fn id(position: usize) -> ClusterId {
 fn reached(
     gateways: &[GatewayState<'_>],
     listeners: &[ListenerState<'_>],
-    routes: &[RouteOutcome],
+    routes: &[CompiledRoute],
     streams: &[L4Outcome],
 ) -> BTreeSet<((String, String), (String, String))> {
     let mut reached = BTreeSet::new();
@@ -163,7 +221,7 @@ fn reached(
             reached.insert((service.clone(), (namespace.to_owned(), name.to_owned())));
         }
     };
-    for route in routes {
+    for route in routes.iter().map(|r| &r.outcome) {
         for (attachment, _) in &route.attachments {
             add(&route.policed, attachment.listener);
         }
@@ -175,20 +233,16 @@ fn reached(
 }
 
 /// One router for each listener that has HTTP routes.
-fn routers(count: usize, routes: &[RouteOutcome], clusters: &Clusters) -> Vec<Option<RouterBuilder>> {
+fn routers(count: usize, routes: &mut [CompiledRoute], clusters: &Clusters) -> Vec<Option<RouterBuilder>> {
     let mut routers: Vec<Option<RouterBuilder>> = (0..count).map(|_| None).collect();
-    for route in routes.iter().filter(|r| !r.attachments.is_empty()) {
-        let ids = clusters.of(&route.uses);
-        let variants: Vec<Vec<Arc<Rule>>> = route
-            .variants
-            .iter()
-            .map(|rules| rules.iter().map(|rule| Arc::new(with_ids(rule.clone(), &ids))).collect())
-            .collect();
-        for (attachment, variant) in &route.attachments {
+    for route in routes.iter_mut().filter(|r| !r.outcome.attachments.is_empty()) {
+        let ids = clusters.of(&route.outcome.uses);
+        let variants = route.rules(ids, |rule, ids| with_ids(rule.clone(), ids)).to_vec();
+        for (attachment, variant) in &route.outcome.attachments {
             let router = routers[attachment.listener].get_or_insert_default();
             let rules: Vec<u32> = variants[*variant].iter().map(|rule| router.rule(Arc::clone(rule))).collect();
             for hostname in &attachment.hostnames {
-                for entry in &route.entries {
+                for entry in &route.outcome.entries {
                     let rule = rules[entry.rule as usize];
                     router.entry(hostname.as_deref(), crate::router::Entry { rule, ..entry.clone() });
                 }

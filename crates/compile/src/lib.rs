@@ -26,6 +26,7 @@ mod http_route;
 mod index;
 mod l4_routes;
 mod listeners;
+mod memory;
 mod policy;
 mod report;
 mod routes;
@@ -117,6 +118,7 @@ pub fn compile(resources: &Resources, options: &Options) -> Compiled {
 #[derive(Default)]
 pub struct Compiler {
     tls: secrets::TlsCache,
+    memory: memory::Memory,
 }
 
 impl Compiler {
@@ -129,6 +131,7 @@ impl Compiler {
             controller: Arc::from(options.controller_name.as_str()),
         };
         self.tls.retain(&cx.index);
+        self.memory.prepare(resources, options);
         let gateways = gateways::gateways(&mut cx, &mut self.tls);
         let sets = gateways::listener_sets(&mut cx, &gateways);
         let mut listeners = listeners::listeners(&mut cx, &mut self.tls, &gateways, &sets);
