@@ -37,7 +37,8 @@ pub(crate) fn of_slices(
         for (i, endpoint) in slice.endpoints.iter().enumerate() {
             let conditions = &endpoint.conditions;
             let ready = conditions.is_ready() || service.spec.publish_not_ready_addresses;
-            if !ready && !(conditions.is_serving() && conditions.is_terminating()) {
+            let ends_but_serves = conditions.is_serving() && conditions.is_terminating();
+            if !ready && !ends_but_serves {
                 continue;
             }
             let Some(address) = endpoint.addresses.first() else { continue };

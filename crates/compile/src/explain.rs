@@ -308,7 +308,7 @@ impl<'a> Walk<'a> {
                 Protocol::Tls(map) => map.values().filter_map(|tls| http_of(tls)).collect(),
                 _ => Vec::new(),
             };
-            let mut all: Vec<_> = all.into_iter().filter(|l| !chosen.is_some_and(|c| c.name == l.name)).collect();
+            let mut all: Vec<_> = all.into_iter().filter(|l| chosen.is_none_or(|c| c.name != l.name)).collect();
             all.sort_by(|a, b| a.name.cmp(&b.name));
             for listener in all {
                 let Some(found) = listener.router.find(&lookup) else { continue };

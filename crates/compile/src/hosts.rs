@@ -26,8 +26,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let Some(suffix) = pattern.strip_prefix("*.") else { return false };
     // A wildcard name falls under a wildcard pattern that is its parent domain.
     let name = name.strip_prefix("*.").unwrap_or(name);
-    let under = name.strip_suffix(suffix).is_some_and(|front| front.ends_with('.') && front.len() > 1);
-    under
+    name.strip_suffix(suffix).is_some_and(|front| front.ends_with('.') && front.len() > 1)
 }
 
 /// Whether some name falls under both patterns.

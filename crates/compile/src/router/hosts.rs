@@ -64,7 +64,7 @@ impl<T> HostMap<T> {
     /// Every value whose pattern matches, most specific first.
     pub fn all<'s, 'h>(&'s self, host: &'h str) -> impl Iterator<Item = &'s T> + use<'s, 'h, T> {
         let exact = if self.exact.is_empty() { None } else { self.exact.get(host) };
-        let wild = (!self.wildcard.is_empty()).then(|| Suffixes(host)).into_iter().flatten();
+        let wild = (!self.wildcard.is_empty()).then_some(Suffixes(host)).into_iter().flatten();
         exact.into_iter().chain(wild.filter_map(|s| self.wildcard.get(s))).chain(self.any.as_ref())
     }
 
