@@ -322,6 +322,45 @@ async fn waiting_for_a_connection_ends() {
     assert_eq!((0..5).filter_map(|_| gate.try_open()).collect::<Vec<_>>().len(), 3);
 }
 
+/// Real threads: a wake-up lost between a worker that gives back and one that waits would time out here.
+#[tokio::test]
+async fn two_workers_share_a_tight_limit() {
+    for h2 in [false, true] {
+        let (one, two) = (server(h2).await, server(h2).await);
+        let clusters = clusters();
+        let mut config = config(&[one.address, two.address]);
+        config.protocol = if h2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 };
+        config.load_balancing.algorithm = Algorithm::RoundRobin;
+        config.connections.max_connections = 3;
+        config.connections.http2_max_streams = 2;
+        let cluster = link(&clusters, &config);
+        let work = |worker: usize| {
+            let cluster = cluster.clone();
+            tokio::task::spawn_blocking(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let mut tasks = tokio::task::JoinSet::new();
+                    for _ in 0..300 {
+                        let cluster = cluster.clone();
+                        tasks.spawn(async move { hello(&cluster, worker).await });
+                    }
+                    while let Some(done) = tasks.join_next().await {
+                        done.unwrap();
+                    }
+                });
+            })
+        };
+        let (first, second) = tokio::join!(work(0), work(1));
+        first.unwrap();
+        second.unwrap();
+        let limits = cluster.limits();
+        assert!(limits.connections.used <= 3, "{limits:?}");
+        assert_eq!((limits.pending.used, limits.pending.refused), (0, 0));
+        assert!(cluster.endpoints().iter().all(|endpoint| endpoint.active() == 0));
+        clusters.close_idle();
+    }
+}
+
 #[tokio::test]
 async fn an_idle_connection_elsewhere_makes_room() {
     let (one, two) = (server(false).await, server(false).await);
