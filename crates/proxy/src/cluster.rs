@@ -223,8 +223,8 @@ impl LiveCluster {
         }
     }
 
-    /// A connection for bytes (TCP and TLS routes). Until the second value is dropped it counts as open, and as a
-    /// request in flight to its endpoint.
+    /// A connection for bytes (TCP and TLS routes). Counts as open until the second value is dropped; whether it is
+    /// a request in flight to the endpoint is the caller's to count.
     pub async fn connect_raw(
         self: &Arc<Self>,
         endpoint: &Arc<LiveEndpoint>,

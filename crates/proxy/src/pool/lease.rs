@@ -77,7 +77,6 @@ pub(crate) async fn raw(seeker: Seeker<'_>) -> Result<(Io, Held), Error> {
         match seeker.open(Place::nowhere()).await? {
             Grant::Open(open) => {
                 let (connected, ticket) = seeker.connect(open).await?;
-                ticket.begin(seeker.endpoint);
                 return Ok((connected.io, Held::new(ticket)));
             }
             Grant::Connection(..) | Grant::Recheck => {}
