@@ -14,8 +14,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -26,10 +27,15 @@ use tokio::sync::watch;
 pub struct OpenListener {
     pub bind: Bind,
     pub local: SocketAddr,
-    pub socket: OpenSocket,
+    /// Gone as soon as nothing is accepted any more: connections outlive it.
+    socket: Mutex<Option<OpenSocket>>,
+    /// Notified when `socket` is gone.
+    gone: Condvar,
     table: ArcSwap<ListenerTable>,
     pub drainer: Drainer,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Stop>,
+    /// Tasks that accept.
+    accepting: AtomicUsize,
     pub active: AtomicUsize,
     pub accepted: AtomicU64,
     pub refused: AtomicU64,
@@ -39,6 +45,32 @@ pub struct OpenListener {
 pub enum OpenSocket {
     Tcp(TcpListener),
     Udp(UdpSocket),
+}
+
+/// Whether to go on accepting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stop {
+    #[default]
+    No,
+    /// The socket closes once its backlog has been accepted.
+    Close,
+    /// Another process has the socket too, and accepts what waits.
+    HandOver,
+}
+
+/// What `/listeners` shows.
+#[derive(Debug, Clone)]
+pub struct ListenerStatus {
+    pub bind: Bind,
+    /// `http`, `tls`, `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Listeners of Gateways, `namespace/gateway/section`.
+    pub names: Vec<String>,
+    /// Connections (not of UDP) open now.
+    pub connections: usize,
+    pub accepted: u64,
+    /// Nothing is accepted any more.
+    pub draining: bool,
 }
 
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
@@ -93,10 +125,12 @@ impl OpenListener {
         Ok(Arc::new(Self {
             bind,
             local,
-            socket,
+            socket: Mutex::new(Some(socket)),
+            gone: Condvar::new(),
             table: ArcSwap::new(table),
             drainer: Drainer::default(),
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::default(),
+            accepting: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -123,20 +157,22 @@ impl OpenListener {
 
     /// Starts accepting on every worker.
     pub fn start(self: &Arc<Self>, shared: &Arc<Shared>) -> io::Result<()> {
-        match &self.socket {
-            OpenSocket::Tcp(socket) => {
-                for worker in shared.workers.ids() {
-                    let socket = socket.try_clone()?;
+        match &*self.socket() {
+            Some(OpenSocket::Tcp(socket)) => {
+                let sockets = shared.workers.ids().map(|_| socket.try_clone()).collect::<io::Result<Vec<_>>>()?;
+                self.accepting.store(sockets.len(), Relaxed);
+                for (worker, socket) in shared.workers.ids().zip(sockets) {
                     let (this, stop, shared) = (self.clone(), self.stop.subscribe(), shared.clone());
                     shared.workers.handle(worker).clone().spawn(async move {
                         match tokio::net::TcpListener::from_std(socket) {
                             Ok(socket) => this.accept(socket, worker, &shared, stop).await,
                             Err(error) => tracing::error!(listener = %this.bind, %error, "cannot accept on this worker"),
                         }
+                        this.stopped(worker, &shared);
                     });
                 }
             }
-            OpenSocket::Udp(socket) => {
+            Some(OpenSocket::Udp(socket)) => {
                 let socket = socket.try_clone()?;
                 let (this, drain) = (self.clone(), self.drainer.subscribe());
                 let LiveProtocol::Udp(first) = &self.table().protocol else {
@@ -152,28 +188,104 @@ impl OpenListener {
                     }
                 });
             }
+            None => {}
         }
         Ok(())
     }
 
     /// Stops accepting, after whatever waits in the backlog has been accepted, and tells connections to finish.
     pub fn close(&self) {
-        self.stop.send_replace(true);
+        self.end(Stop::Close);
+    }
+
+    /// Stops accepting at once, for another process that has the socket too, and tells connections to finish.
+    pub fn hand_over(&self) {
+        self.end(Stop::HandOver);
+    }
+
+    fn end(&self, stop: Stop) {
+        self.stop.send_if_modified(|now| *now == Stop::No && std::mem::replace(now, stop) != stop);
         self.drainer.start();
+        // Sessions keep a UDP socket for their answers; a TCP socket is dropped by the last who accepts.
+        if self.bind.transport == Transport::Udp {
+            self.drop_socket();
+        }
+    }
+
+    /// Waits until the socket of a closing listener is closed, so that its address is free; at most for `limit`.
+    pub fn wait_gone(&self, limit: Duration) {
+        let socket = self.socket();
+        drop(self.gone.wait_timeout_while(socket, limit, |socket| socket.is_some()));
+    }
+
+    /// Another descriptor of the socket, to be passed to another process; `None` when it is closed.
+    ///
+    /// # Errors
+    /// There are no more descriptors.
+    pub fn duplicate(&self) -> io::Result<Option<OwnedFd>> {
+        let socket = self.socket();
+        let Some(socket) = &*socket else { return Ok(None) };
+        let fd = match socket {
+            OpenSocket::Tcp(socket) => socket.as_fd(),
+            OpenSocket::Udp(socket) => socket.as_fd(),
+        };
+        fd.try_clone_to_owned().map(Some)
+    }
+
+    pub fn status(&self) -> ListenerStatus {
+        let (protocol, names) = self.table().names();
+        ListenerStatus {
+            bind: self.bind,
+            protocol,
+            names,
+            connections: self.active.load(Relaxed),
+            accepted: self.accepted.load(Relaxed),
+            draining: *self.stop.borrow() != Stop::No,
+        }
+    }
+
+    fn socket(&self) -> MutexGuard<'_, Option<OpenSocket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_socket(&self) {
+        *self.socket() = None;
+        self.gone.notify_all();
+    }
+
+    /// One task accepts no more. The last one takes the rest of the backlog, with no task of another worker in between,
+    /// and closes the socket.
+    fn stopped(self: &Arc<Self>, worker: WorkerId, shared: &Arc<Shared>) {
+        if self.accepting.fetch_sub(1, Relaxed) > 1 {
+            return;
+        }
+        let mut socket = self.socket();
+        if let (Some(OpenSocket::Tcp(socket)), Stop::Close) = (&*socket, *self.stop.borrow()) {
+            for _ in 0..BACKLOG {
+                let Ok((stream, peer)) = socket.accept() else { break };
+                let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
+                if let Ok(stream) = stream {
+                    self.admit(stream, peer, worker, shared);
+                }
+            }
+        }
+        *socket = None;
+        drop(socket);
+        self.gone.notify_all();
     }
 
     async fn accept(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         socket: tokio::net::TcpListener,
         worker: WorkerId,
         shared: &Arc<Shared>,
-        mut stop: watch::Receiver<bool>,
+        mut stop: watch::Receiver<Stop>,
     ) {
         loop {
             let accepted = tokio::select! {
                 biased;
+                _ = stop.wait_for(|stop| *stop != Stop::No) => return,
                 accepted = socket.accept() => accepted,
-                _ = stop.wait_for(|stop| *stop) => return,
             };
             match accepted {
                 Ok((stream, peer)) => self.admit(stream, peer, worker, shared),

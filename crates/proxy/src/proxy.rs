@@ -11,9 +11,12 @@ use crate::{
 };
 use selvedge_compile::snapshot::{Bind, Snapshot};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::runtime::Handle;
@@ -53,6 +56,8 @@ pub struct Proxy {
     closing: Mutex<Vec<Arc<OpenListener>>>,
     /// Sockets from the process before this one, until a snapshot asks for them.
     inherited: Mutex<BTreeMap<Bind, OpenSocket>>,
+    /// Nothing is opened any more.
+    draining: AtomicBool,
 }
 
 /// A listener that could not be served as configured.
@@ -60,7 +65,12 @@ pub struct Proxy {
 pub struct ListenerProblem {
     pub bind: Bind,
     pub message: String,
+    /// The same snapshot may be served at another time: its address may become free.
+    pub transient: bool,
 }
+
+/// How long a socket that is being closed may keep its address from another listener.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// How draining ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,7 +94,13 @@ impl Proxy {
             overload,
             control,
         });
-        Ok(Self { shared, open: Mutex::default(), closing: Mutex::default(), inherited: Mutex::default() })
+        Ok(Self {
+            shared,
+            open: Mutex::default(),
+            closing: Mutex::default(),
+            inherited: Mutex::default(),
+            draining: AtomicBool::new(false),
+        })
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -101,35 +117,29 @@ impl Proxy {
         lock(&self.open).values().cloned().collect()
     }
 
+    /// Closed listeners whose connections are not yet finished.
+    pub fn closing(&self) -> Vec<Arc<OpenListener>> {
+        lock(&self.closing).clone()
+    }
+
     /// Makes a snapshot effective: opens what is new, swaps what stays, closes what is gone. Listeners that cannot be
-    /// served are reported; what they served before goes on.
+    /// served are reported; what they served before goes on. While draining, connections that are left are served by
+    /// the new snapshot, and nothing is opened.
     pub fn install(&self, snapshot: &Snapshot) -> Vec<ListenerProblem> {
         let clusters: Arc<[_]> = self.shared.clusters.link(&snapshot.clusters).into();
         let mut problems = Vec::new();
         let mut open = lock(&self.open);
-        // Sockets that are gone are closed first: a listener may move to another address of the same port.
-        let wanted: std::collections::BTreeSet<Bind> = snapshot.listeners.iter().map(|l| l.bind).collect();
-        let gone: Vec<Bind> = open.keys().filter(|bind| !wanted.contains(bind)).copied().collect();
-        let mut closing = lock(&self.closing);
-        for bind in gone {
-            if let Some(listener) = open.remove(&bind) {
-                tracing::info!(listener = %bind, "closing the listener; its connections finish");
-                listener.close();
-                closing.push(listener);
-            }
+        if !self.draining.load(Relaxed) {
+            self.close_gone(&mut open, snapshot);
         }
-        closing.retain(|listener| listener.drainer.open() > 0);
-        drop(closing);
         let nowhere: Arc<ListenerHandle> = self.shared.telemetry.nowhere(&snapshot.telemetry);
         for config in &snapshot.listeners {
             let bind = config.bind;
             let shared = &self.shared;
             let (table, errors) = ListenerTable::link(config, &clusters, &shared.telemetry, &nowhere, &shared.tls);
-            let mut messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            messages.extend(self.serve(&mut open, bind, Arc::new(table)).err());
-            for message in messages {
-                tracing::error!(listener = %bind, "{message}");
-                problems.push(ListenerProblem { bind, message });
+            problems.extend(errors.iter().map(|e| ListenerProblem { bind, message: e.to_string(), transient: false }));
+            if let Err(message) = self.serve(&mut open, bind, Arc::new(table)) {
+                problems.push(ListenerProblem { bind, message, transient: true });
             }
         }
         // What the new configuration did not want of the old process's sockets is closed.
@@ -137,9 +147,34 @@ impl Proxy {
         problems
     }
 
+    /// Sockets that are gone are closed first, as a listener may move to another address of the same port; that one
+    /// then waits for the old one's backlog to be accepted.
+    fn close_gone(&self, open: &mut BTreeMap<Bind, Arc<OpenListener>>, snapshot: &Snapshot) {
+        let wanted: BTreeSet<Bind> = snapshot.listeners.iter().map(|l| l.bind).collect();
+        let opened: Vec<Bind> = wanted.iter().filter(|bind| !open.contains_key(bind)).copied().collect();
+        let mut closing = lock(&self.closing);
+        let gone: Vec<_> = open.extract_if(.., |bind, _| !wanted.contains(bind)).collect();
+        for (bind, listener) in &gone {
+            tracing::info!(listener = %bind, "closing the listener; its connections finish");
+            listener.close();
+            closing.push(listener.clone());
+        }
+        closing.retain(|listener| listener.drainer.open() > 0);
+        drop(closing);
+        for (bind, listener) in gone {
+            if opened.iter().any(|new| new.port == bind.port && new.transport == bind.transport) {
+                listener.wait_gone(CLOSING);
+            }
+        }
+    }
+
     fn serve(&self, open: &mut BTreeMap<Bind, Arc<OpenListener>>, bind: Bind, table: Arc<ListenerTable>) -> Result<(), String> {
         if let Some(listener) = open.get(&bind) {
             listener.set_table(table);
+            return Ok(());
+        }
+        if self.draining.load(Relaxed) {
+            lock(&self.closing).iter().filter(|l| l.bind == bind).for_each(|l| l.set_table(table.clone()));
             return Ok(());
         }
         let inherited = lock(&self.inherited).remove(&bind);
@@ -154,16 +189,28 @@ impl Proxy {
         Ok(())
     }
 
-    /// Stops accepting and waits until every connection is finished, or until `deadline` has passed.
+    /// Stops accepting (what waits in the backlogs is accepted first) and waits until every connection is finished, or
+    /// until `deadline` has passed.
     pub async fn drain(&self, deadline: Duration) -> Drained {
-        let listeners: Vec<_> = {
+        self.finish(deadline, OpenListener::close).await
+    }
+
+    /// As [`Proxy::drain`], when another process has the sockets and has begun to accept: the backlogs are left to it.
+    pub async fn hand_over(&self, deadline: Duration) -> Drained {
+        self.finish(deadline, OpenListener::hand_over).await
+    }
+
+    async fn finish(&self, deadline: Duration, end: fn(&OpenListener)) -> Drained {
+        // Kept among `closing`: their tables hold the outputs of the access logs, which are written to until the end.
+        let listeners = {
+            let mut open = lock(&self.open);
+            self.draining.store(true, Relaxed);
             let mut closing = lock(&self.closing);
-            closing.extend(std::mem::take(&mut *lock(&self.open)).into_values());
-            std::mem::take(&mut *closing)
+            closing.extend(std::mem::take(&mut *open).into_values());
+            closing.clone()
         };
-        for listener in &listeners {
-            listener.close();
-        }
+        self.shared.telemetry.registry.process.set_draining(true);
+        listeners.iter().for_each(|listener| end(listener));
         let all = async {
             for listener in &listeners {
                 listener.drainer.done().await;

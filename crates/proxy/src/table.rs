@@ -130,6 +130,16 @@ impl ListenerTable {
         }
     }
 
+    /// The protocol, and the listeners of Gateways behind this socket.
+    pub fn names(&self) -> (&'static str, Vec<String>) {
+        match &self.config.protocol {
+            Protocol::Http(hosts) => ("http", hosts.values().map(|l| l.name.to_string()).collect()),
+            Protocol::Tls(hosts) => ("tls", hosts.values().map(|l| l.name.to_string()).collect()),
+            Protocol::Tcp(listener) => ("tcp", vec![listener.options.name.to_string()]),
+            Protocol::Udp(listener) => ("udp", vec![listener.options.name.to_string()]),
+        }
+    }
+
     /// Where the records of a TLS route's listener go.
     pub fn stream_handle(&self, name: &ListenerName) -> Arc<ListenerHandle> {
         self.tls_streams.get(name).unwrap_or(&self.nowhere).clone()

@@ -140,20 +140,27 @@ async fn a_connection_carries_so_many_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn draining() {
-    // Idle, new or used: closed at once.
-    for used in [false, true] {
+    // Idle, new or used: a client in the middle of its work has two seconds for its next request.
+    for (used, idle, left) in [(false, 0, 2), (true, 0, 2), (true, 1, 1), (true, 60, 0)] {
         let mut served = serve(echo);
         if used {
             served.send(GET).await;
             served.until("] 0").await;
         }
         tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_secs(idle)).await;
         let start = Instant::now();
         served.drainer.start();
         assert_eq!(served.rest().await, "");
-        assert_eq!(start.elapsed().as_secs(), 0);
+        assert_eq!(start.elapsed().as_secs(), left);
         served.task.await.unwrap().unwrap();
     }
+    // The next request comes: it is the last.
+    let mut served = serve(echo);
+    served.drainer.start();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    served.send(GET).await;
+    assert!(served.rest().await.contains("connection: close"));
     // Busy: the response is told to be the last.
     let (go, wait) = oneshot::channel::<()>();
     let wait = Arc::new(Mutex::new(Some(wait)));

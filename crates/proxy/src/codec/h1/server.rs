@@ -42,6 +42,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+/// While draining, a connection without a request ends when it has been idle for so long. A client that is in the middle
+/// of its work has sent its next request by then: it is answered, with `Connection: close`, where a connection closed at
+/// once would cross that request on its way.
+const DRAIN_IDLE: Duration = Duration::from_secs(2);
 /// What is read of a request body that nobody wanted, to keep the connection; as nginx's default buffer for it.
 const MOST_DISCARDED: u64 = 64 * 1024;
 /// How long that may take, and how long a client has to read its last response before the socket is closed under it.
@@ -182,9 +186,7 @@ impl<'a> Server<'a> {
             }
             // Empty lines that old clients send behind a body have been taken out by now.
             let idle = wire.input.is_empty();
-            if idle && self.drain.poll(cx) {
-                return Poll::Ready(Ok(None));
-            }
+            let draining = idle && self.drain.poll(cx);
             let lost = match wire.input.poll_read(&mut wire.io, cx) {
                 Poll::Ready(Ok(1..)) => continue,
                 Poll::Ready(Ok(0)) => None,
@@ -193,7 +195,7 @@ impl<'a> Server<'a> {
                     let (from, limit) = if idle {
                         wire.input.release();
                         self.out.release();
-                        (self.since, self.options.idle_timeout)
+                        (self.since, idle_limit(self.options.idle_timeout, draining))
                     } else {
                         (*begun.get_or_insert_with(Instant::now), self.options.header_timeout)
                     };
@@ -490,6 +492,15 @@ fn reset(io: &Io) {
 fn write(out: &mut Out, io: &mut Io, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
     ready!(out.poll_write(io, cx))?;
     tokio::io::AsyncWrite::poll_flush(Pin::new(io), cx)
+}
+
+/// How long a connection may be idle; zero is for ever.
+fn idle_limit(limit: Duration, draining: bool) -> Duration {
+    match draining {
+        true if limit.is_zero() => DRAIN_IDLE,
+        true => limit.min(DRAIN_IDLE),
+        false => limit,
+    }
 }
 
 /// How the body is framed, and what the head says about its length.
