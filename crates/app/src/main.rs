@@ -1,5 +1,6 @@
 //! The one binary: API gateway and service mesh.
 
+mod logging;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -23,12 +24,22 @@ struct Cli {
 enum Command {
     /// Serve a folder of resources: control plane and proxy in one process.
     Run(run::Args),
+    /// Let the binary that is now at the path of a running `selvedge run` take over from it, without losing a connection.
+    Upgrade {
+        /// Process id of the one that runs.
+        #[arg(long, value_name = "PID")]
+        pid: i32,
+    },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args, &cli.log),
+        Command::Upgrade { pid } => run::handover::ask(pid).map(|()| {
+            println!("asked process {pid} to upgrade; its log says how it goes");
+            ExitCode::SUCCESS
+        }),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

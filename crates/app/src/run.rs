@@ -1,18 +1,31 @@
 //! `selvedge run`: everything in one process.
 
+mod admin;
+pub mod handover;
+mod service_manager;
+mod signals;
+
+use crate::logging::{self, Level};
+use admin::{Address, Parts, Phase};
 use anyhow::{Context, Result, ensure};
 use clap::Args as ClapArgs;
-use selvedge_control::{Engine, Problem};
+use handover::{Inherited, Origin};
+use selvedge_compile::snapshot::Snapshot;
+use selvedge_control::{Engine, Install, Problem, saved};
 use selvedge_proxy::{
     overload::Limits,
     proxy::{Proxy, Settings},
     worker::WorkerCount,
 };
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
+use signals::{Asked, Signals};
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
+use tokio::sync::{Notify, watch};
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
@@ -43,15 +56,28 @@ pub struct Args {
     /// Seconds that connections have to finish after SIGTERM.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drain: u64,
+    /// Seconds between the end of readiness and the end of accepting, for load balancers to notice.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    pub drain_delay: u64,
+    /// Address of the admin listener (moved by --port-offset), or `off`.
+    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+    pub admin: Address,
 }
 
+/// Connections were cut at the deadline of the drain.
+const CUT: u8 = 3;
+/// A second signal ended the process while it drained.
+const INTERRUPTED: u8 = 130;
+/// What waits to be written or exported at the end gets so long.
+const FLUSH: Duration = Duration::from_secs(2);
+
 pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_new(log).context("--log is not a valid filter")?)
-        .with_writer(std::io::stderr)
-        .init();
+    let level = logging::start(log)?;
+    let origin = Origin::find()?;
+    let inherited = Inherited::take()?;
+    let saved = !args.no_state && args.state.join(saved::FILE).exists();
     for path in &args.files {
-        ensure!(path.exists() || !args.no_state, "{} does not exist", path.display());
+        ensure!(path.exists() || saved, "{} does not exist, and no last good configuration is kept", path.display());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -59,41 +85,195 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
-    runtime.block_on(serve(args))
+    let code = runtime.block_on(serve(args, level, &origin, inherited));
+    // Whatever still runs is not waited for.
+    runtime.shutdown_background();
+    code
 }
 
-async fn serve(args: &Args) -> Result<ExitCode> {
+async fn serve(args: &Args, level: Level, origin: &Origin, inherited: Option<Inherited>) -> Result<ExitCode> {
+    let drain = Arc::new(Notify::new());
+    let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
+    let proxy = Arc::new(Proxy::start(&settings(args), tokio::runtime::Handle::current()).context("cannot start the workers")?);
+    let parts = Parts { proxy, phase: Arc::new(Phase::default()), current: Arc::new(OnceLock::new()), drain, level };
+    let (old_admin, sockets, old) = inherited.map(Inherited::split).map_or((None, Vec::new(), None), |(a, s, o)| (a, s, Some(o)));
+    parts.proxy.inherit(sockets);
+    let admin = match old_admin {
+        Some(socket) => Some(socket),
+        None => args.admin.open(args.port_offset)?,
+    };
+    let admin_end = watch::Sender::new(false);
+    // As long as the old process serves, questions are for it.
+    if old.is_none() {
+        serve_admin(&parts, admin.as_ref(), &admin_end)?;
+    }
+    let reload = Arc::new(Notify::new());
+    let looks = start_engine(args, &parts, &reload);
+    parts.phase.serving();
+    if let Some(old) = old {
+        serve_admin(&parts, admin.as_ref(), &admin_end)?;
+        match Inherited::ready(old) {
+            Ok(()) => tracing::info!("serving; the old process drains"),
+            // It will not drain because of us, but it may be gone altogether: the sockets are ours in any case.
+            Err(error) => tracing::warn!("{error:#}; serving"),
+        }
+    }
+    service_manager::ready();
+    let ended = until_end(&parts, &mut signals, origin, admin.as_ref(), (&reload, looks)).await;
+    Ok(finish(args, &parts, &mut signals, ended, &admin_end).await)
+}
+
+fn settings(args: &Args) -> Settings {
     let mut settings = Settings { zone: args.zone.clone(), ..Settings::default() };
     if let Some(workers) = args.workers {
         settings.workers = WorkerCount(usize::from(workers));
     }
     settings.limits = Limits { max_connections: args.max_connections, max_memory: args.max_memory, ..Limits::default() };
-    let proxy = Arc::new(Proxy::start(&settings, tokio::runtime::Handle::current()).context("cannot start the workers")?);
-    let target = proxy.clone();
-    let install = Box::new(move |snapshot: &selvedge_compile::snapshot::Snapshot| {
-        let problems = target.install(snapshot);
-        problems.into_iter().map(|p| Problem { listener: p.bind.to_string(), message: p.message }).collect()
+    settings
+}
+
+fn serve_admin(parts: &Parts, socket: Option<&TcpListener>, end: &watch::Sender<bool>) -> Result<()> {
+    let Some(socket) = socket else { return Ok(()) };
+    let mut end = end.subscribe();
+    parts.serve(socket.try_clone()?, async move {
+        let _ = end.wait_for(|end| *end).await;
+    })
+}
+
+/// Installs the first configuration and follows the files from then on.
+fn start_engine(args: &Args, parts: &Parts, reload: &Arc<Notify>) -> watch::Receiver<u64> {
+    let target = parts.proxy.clone();
+    let install: Install = Box::new(move |snapshot: &Snapshot| {
+        let problem = |p: selvedge_proxy::proxy::ListenerProblem| Problem {
+            listener: p.bind.to_string(),
+            message: p.message,
+            transient: p.transient,
+        };
+        target.install(snapshot).into_iter().map(problem).collect()
     });
     let options = selvedge_compile::Options { port_offset: args.port_offset, zone: args.zone.clone(), ..Default::default() };
     let state = (!args.no_state).then(|| args.state.clone());
     let engine = Engine::start(selvedge_control::Settings { roots: args.files.clone(), state, options }, install);
-    let reload = Arc::new(Notify::new());
+    let (current, looks) = (engine.current(), engine.looks());
+    // Set once, here.
+    let _ = parts.current.set(current.clone());
+    tokio::spawn(admin::measure(parts.proxy.clone(), current));
     tokio::spawn(engine.run(reload.clone()));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    looks
+}
+
+/// Why the process ends.
+enum Ended {
+    Asked,
+    /// The new process serves.
+    Replaced(tokio::process::Child),
+}
+
+/// Reloads and upgrades when asked to, until the process is to end.
+async fn until_end(
+    parts: &Parts,
+    signals: &mut Signals,
+    origin: &Origin,
+    admin: Option<&TcpListener>,
+    (reload, mut looks): (&Notify, watch::Receiver<u64>),
+) -> Ended {
+    let mut upgrade = std::pin::pin!(None);
+    let mut reloading = false;
     loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => reload.notify_one(),
+        let asked = tokio::select! {
+            asked = signals.next() => asked,
+            Ok(()) = looks.changed(), if reloading => {
+                reloading = false;
+                service_manager::ready();
+                continue;
+            }
+            result = poll_option(upgrade.as_mut()) => {
+                upgrade.set(None);
+                match result {
+                    Ok(child) => return Ended::Replaced(child),
+                    Err(error) => {
+                        let error: anyhow::Error = error;
+                        tracing::error!("the upgrade has failed, this process serves on: {error:#}");
+                        continue;
+                    }
+                }
+            }
+        };
+        match asked {
+            Asked::End => return Ended::Asked,
+            Asked::Reload => {
+                tracing::info!("SIGHUP: looking at the files and opening access logs again");
+                service_manager::reloading();
+                looks.mark_unchanged();
+                reloading = true;
+                reload.notify_one();
+                parts.proxy.shared().telemetry.reopen();
+            }
+            Asked::Upgrade if upgrade.is_some() => tracing::warn!("SIGUSR2: an upgrade is under way already"),
+            Asked::Upgrade => {
+                tracing::info!("SIGUSR2: starting the new binary");
+                upgrade.set(Some(origin.hand_over(&parts.proxy, admin)));
+            }
         }
     }
-    tracing::info!(seconds = args.drain, "draining");
-    let drained = proxy.drain(Duration::from_secs(args.drain)).await;
+}
+
+/// The future that is there; without one, never.
+async fn poll_option<F: Future>(mut future: std::pin::Pin<&mut Option<F>>) -> F::Output {
+    std::future::poll_fn(|cx| match future.as_mut().as_pin_mut() {
+        Some(future) => future.poll(cx),
+        None => std::task::Poll::Pending,
+    })
+    .await
+}
+
+/// Drains. Another signal, or the failure to drain in time, ends it.
+async fn finish(
+    args: &Args,
+    parts: &Parts,
+    signals: &mut Signals,
+    ended: Ended,
+    admin_end: &watch::Sender<bool>,
+) -> ExitCode {
+    parts.phase.ending();
+    let proxy = &parts.proxy;
+    proxy.shared().telemetry.registry.process.set_draining(true);
+    let deadline = Duration::from_secs(args.drain);
+    let draining = async {
+        match ended {
+            Ended::Asked => {
+                service_manager::stopping();
+                if args.drain_delay > 0 {
+                    tracing::info!(seconds = args.drain_delay, "no longer ready; serving on until load balancers have noticed");
+                    tokio::time::sleep(Duration::from_secs(args.drain_delay)).await;
+                }
+                tracing::info!(seconds = args.drain, "draining");
+                proxy.drain(deadline).await
+            }
+            Ended::Replaced(child) => {
+                let pid = child.id().unwrap_or_default();
+                tracing::info!(pid, seconds = args.drain, "the new process serves; draining");
+                service_manager::main_process(pid);
+                // Questions are for the new process.
+                admin_end.send_replace(true);
+                let drained = proxy.hand_over(deadline).await;
+                drop(child);
+                drained
+            }
+        }
+    };
+    let drained = tokio::select! {
+        drained = draining => drained,
+        () = signals.end() => {
+            tracing::warn!("asked to end again: ending at once");
+            return ExitCode::from(INTERRUPTED);
+        }
+    };
+    proxy.shared().telemetry.flush(FLUSH).await;
     if drained.cut > 0 {
         tracing::warn!(connections = drained.cut, "the drain deadline has passed: connections were cut");
-        return Ok(ExitCode::from(3));
+        return ExitCode::from(CUT);
     }
-    Ok(ExitCode::SUCCESS)
+    tracing::info!("every connection has finished");
+    ExitCode::SUCCESS
 }

@@ -4,7 +4,10 @@ use crate::{
     saved::Saved,
     source::{Changes, Watcher, folder::Folder},
 };
-use selvedge_compile::{Compiled, Compiler, Options, snapshot::Snapshot};
+use selvedge_compile::{
+    Compiled, Compiler, Options,
+    snapshot::{Protocol, Snapshot, TlsMode},
+};
 use selvedge_model::{Diagnostic, Resources, Severity};
 use serde::Serialize;
 use std::{
@@ -29,6 +32,8 @@ pub struct Settings {
 pub struct Problem {
     pub listener: String,
     pub message: String,
+    /// May be gone at another try with the same snapshot: its address is in use, perhaps not for long.
+    pub transient: bool,
 }
 
 /// Makes a snapshot effective and tells what could not be.
@@ -61,6 +66,19 @@ pub struct Engine {
     install: Install,
     current: watch::Sender<Arc<Current>>,
     saver: Arc<Saver>,
+    /// Counts looks at the sources.
+    looks: watch::Sender<u64>,
+}
+
+/// Why a round is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The sources say something new, or may do so.
+    Sources,
+    /// What could not be served may be served now.
+    Retry,
+    /// A certificate has begun or ceased to be valid.
+    Clock,
 }
 
 /// Writes the last good state in the background, the newest only.
@@ -72,6 +90,12 @@ struct Saver {
 /// How often the last good state is written at most.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 
+/// How often listeners that could not be opened are tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How often the validity of certificates is looked at; the clock may be set meanwhile.
+const VALIDITY: Duration = Duration::from_secs(3600);
+
 impl Engine {
     /// Reads, compiles and installs for the first time.
     pub fn start(settings: Settings, install: Install) -> Self {
@@ -80,7 +104,9 @@ impl Engine {
             match Saved::load(state) {
                 Ok(Some(saved)) => folder.remember(&saved),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(state = %state.display(), %error, "the last good state cannot be read and is not used"),
+                Err(error) => {
+                    tracing::warn!(state = %state.display(), %error, "the last good state cannot be read and is not used")
+                }
             }
         }
         let mut engine = Self {
@@ -91,15 +117,21 @@ impl Engine {
             install,
             current: watch::Sender::default(),
             saver: Arc::new(Saver { next: Mutex::new(None), wake: Notify::new() }),
+            looks: watch::Sender::default(),
         };
         engine.folder.read(&Changes::Everything);
-        engine.round(Instant::now());
+        engine.round(Instant::now(), Cause::Sources);
         engine
     }
 
     /// What is in effect, now and after each change.
     pub fn current(&self) -> watch::Receiver<Arc<Current>> {
         self.current.subscribe()
+    }
+
+    /// Counts looks at the sources: who has asked for one sees when it is done.
+    pub fn looks(&self) -> watch::Receiver<u64> {
+        self.looks.subscribe()
     }
 
     /// Follows changes of the files, and looks at once when `reload` is notified (SIGHUP). Never returns.
@@ -109,31 +141,62 @@ impl Engine {
             tokio::spawn(self.saver.clone().run(state));
         }
         // What changed between the first round and the watch.
-        let mut changes = Changes::Everything;
+        let mut next = (Cause::Sources, Changes::Everything);
         loop {
-            let began = Instant::now();
-            if self.folder.read(&changes) {
-                self.round(began);
-            }
-            changes = tokio::select! {
-                changes = watcher.changed() => changes,
-                () = reload.notified() => Changes::Everything,
+            blocking(|| self.look(&next));
+            self.looks.send_modify(|looks| *looks += 1);
+            let retry = self.current.borrow().problems.iter().any(|p| p.transient);
+            next = tokio::select! {
+                changes = watcher.changed() => (Cause::Sources, changes),
+                () = reload.notified() => (Cause::Sources, Changes::Everything),
+                () = tokio::time::sleep(RETRY), if retry => (Cause::Retry, Changes::Files(Default::default())),
+                () = tokio::time::sleep(self.validity_changes()) => (Cause::Clock, Changes::Files(Default::default())),
             };
         }
     }
 
-    fn round(&mut self, began: Instant) {
+    fn look(&mut self, (cause, changes): &(Cause, Changes)) {
+        let began = Instant::now();
+        let round = match cause {
+            // An explicit look is a chance for what could not be served, too.
+            Cause::Sources => self.folder.read(changes) || !self.current.borrow().problems.is_empty(),
+            Cause::Retry => true,
+            Cause::Clock => {
+                let now = now();
+                let before = self.options.now;
+                validity(&self.current.borrow().compiled.snapshot).any(|at| before < at && at <= now)
+            }
+        };
+        if round {
+            self.round(began, *cause);
+        }
+    }
+
+    /// Until a served certificate begins or ceases to be valid, [`VALIDITY`] at most.
+    fn validity_changes(&self) -> Duration {
+        let now = now();
+        let current = self.current.borrow();
+        let next = validity(&current.compiled.snapshot).filter(|at| *at > self.options.now).min();
+        next.map_or(VALIDITY, |at| Duration::from_secs(at.saturating_sub(now).max(1).unsigned_abs()).min(VALIDITY))
+    }
+
+    fn round(&mut self, began: Instant, cause: Cause) {
         let resources = self.folder.resources().clone();
         let before = self.current.borrow().clone();
         let unchanged = before.revision > 0 && before.resources == resources;
-        self.options.now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let (compiled, problems, revision) = if unchanged && before.problems.is_empty() {
-            (before.compiled.clone(), Vec::new(), before.revision)
-        } else {
-            let compiled = Arc::new(self.compiler.compile(&resources, &self.options));
-            let problems = (self.install)(&compiled.snapshot);
-            (compiled, problems, before.revision + 1)
-        };
+        let mut revision = before.revision;
+        let mut problems = before.problems.clone();
+        let mut compiled = before.compiled.clone();
+        if !unchanged || cause == Cause::Clock {
+            self.options.now = now();
+            compiled = Arc::new(self.compiler.compile(&resources, &self.options));
+        }
+        if !unchanged || !problems.is_empty() {
+            problems = (self.install)(&compiled.snapshot);
+        }
+        if !unchanged {
+            revision += 1;
+        }
         let mut about_resources = compiled.diagnostics.clone();
         self.folder.locate(&mut about_resources);
         let mut diagnostics = self.folder.diagnostics();
@@ -144,8 +207,8 @@ impl Engine {
             compiled,
             problems,
             last_good: self.folder.is_last_good(),
-            installed: self.options.now,
-            took: began.elapsed(),
+            installed: if unchanged { before.installed } else { self.options.now },
+            took: if unchanged { before.took } else { began.elapsed() },
             diagnostics,
         };
         report(&before, &current);
@@ -164,14 +227,50 @@ fn report(before: &Current, current: &Current) {
             Severity::Info => tracing::info!("{diagnostic}"),
         }
     }
+    for problem in current.problems.iter().filter(|p| !before.problems.contains(p)) {
+        let again = if problem.transient { "; trying again every 5 s" } else { "" };
+        tracing::error!(listener = problem.listener, "{}{again}", problem.message);
+    }
+    for problem in before.problems.iter().filter(|p| !current.problems.contains(p)) {
+        tracing::info!(listener = problem.listener, "no longer a problem: {}", problem.message);
+    }
     if current.last_good && !before.last_good {
-        tracing::error!("SERVING THE LAST GOOD CONFIGURATION: some files are broken or missing (see the errors above, or GET /status of the admin listener)");
+        tracing::error!(
+            "SERVING THE LAST GOOD CONFIGURATION: some files are broken or missing (see the errors above, or GET /status of the admin listener)"
+        );
     } else if before.last_good && !current.last_good {
         tracing::info!("all files are readable again; serving what they say");
     }
     if current.revision != before.revision {
         tracing::info!(revision = current.revision, resources = current.resources.len(), took = ?current.took, "configuration installed");
     }
+}
+
+/// Runs what takes long without holding up the other tasks of a multi-threaded runtime.
+fn blocking(work: impl FnOnce()) {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+/// Seconds since the epoch.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// When certificates of a snapshot begin and cease to be valid: the first second at which it is so.
+fn validity(snapshot: &Snapshot) -> impl Iterator<Item = i64> {
+    let served = snapshot.listeners.iter().filter_map(|listener| match &listener.protocol {
+        Protocol::Tls(hosts) => Some(hosts.values()),
+        _ => None,
+    });
+    let served = served.flatten().filter_map(|listener| match &listener.mode {
+        TlsMode::Http { tls, .. } | TlsMode::Tcp { tls, .. } => Some(tls.certificates.iter()),
+        TlsMode::Passthrough { .. } => None,
+    });
+    let ours = snapshot.clusters.iter().filter_map(|cluster| cluster.tls.as_ref()?.client_certificate.as_ref());
+    served.flatten().chain(ours).flat_map(|c| [c.not_before, c.not_after.saturating_add(1)])
 }
 
 impl Saver {

@@ -48,7 +48,8 @@ impl Saved {
         let list = |resources: &Vec<Resource>| resources.iter().map(Resource::to_value).collect::<Vec<_>>();
         let files: BTreeMap<_, _> = self.files.iter().map(|(path, r)| (path.to_string_lossy(), list(r))).collect();
         let text = serde_json::to_vec(&json!({ "version": 1, "files": files }))?;
-        let new = state.join(format!("{FILE}.new"));
+        // Two processes write at the same time while one takes over from the other.
+        let new = state.join(format!("{FILE}.{}", std::process::id()));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
         file.sync_all()?;

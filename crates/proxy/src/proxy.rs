@@ -5,7 +5,7 @@ use crate::{
     listener::{self, OpenListener, OpenSocket},
     overload::{Limits, Overload},
     table::ListenerTable,
-    telemetry::{ListenerHandle, Telemetry},
+    telemetry::{self, ListenerHandle, Telemetry},
     tls,
     worker::{WorkerCount, Workers},
 };
@@ -93,6 +93,12 @@ impl Proxy {
             workers,
             overload,
             control,
+        });
+        let weak = Arc::downgrade(&shared);
+        shared.telemetry.registry.collect(move |out| {
+            if let Some(shared) = weak.upgrade() {
+                telemetry::encode_clusters(&shared.clusters, out);
+            }
         });
         Ok(Self {
             shared,
