@@ -29,7 +29,7 @@ fn check(authority: Option<&str>, headers: &HeaderMap) -> Result<(), Error> {
         ));
     }
     let origin = headers.contains_key(header::ORIGIN).then(|| text(header::ORIGIN).unwrap_or_default());
-    let foreign = origin.is_some_and(|origin| !origin.split_once("://").is_some_and(|(_, from)| from == host));
+    let foreign = origin.is_some_and(|origin| origin.split_once("://").is_none_or(|(_, from)| from != host));
     let cross_site = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
     if foreign || cross_site {
         return Err(Error::new(

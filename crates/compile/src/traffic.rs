@@ -12,6 +12,7 @@ use selvedge_model::{
     http::HttpRouteRetry,
     traffic::{self as spec, TrafficSettings},
 };
+use selvedge_wire::log_template::DEFAULT_JSON;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 fn span(value: Option<Span>, default: Duration) -> Duration {
@@ -359,7 +360,10 @@ pub(crate) fn access_log(it: &spec::Telemetry) -> Option<Vec<Arc<AccessLog>>> {
         (spec::AccessLogFormat::Text, Some(template), _) => LogFormat::Text(template.clone()),
         (spec::AccessLogFormat::Text, None, _) => LogFormat::Text(COMBINED.to_owned()),
         (spec::AccessLogFormat::Json, _, Some(fields)) if !fields.is_empty() => {
-            LogFormat::JsonFields(fields.iter().map(|(k, v)| (k.clone(), v.clone())).collect())
+            // A field of the user's takes the place of the default one of that name.
+            let defaults = DEFAULT_JSON.iter().filter(|(name, _)| !fields.contains_key(*name));
+            let defaults = defaults.map(|(name, template)| ((*name).to_owned(), (*template).to_owned()));
+            LogFormat::JsonFields(defaults.chain(fields.iter().map(|(k, v)| (k.clone(), v.clone()))).collect())
         }
         (spec::AccessLogFormat::Json, ..) => LogFormat::Json,
     };

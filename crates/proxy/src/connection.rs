@@ -11,7 +11,7 @@ use crate::{
     proxy::Shared,
     serve, sniff,
     table::{ListenerTable, LiveProtocol},
-    telemetry::{ConnectionFacts, Handshake, ListenerHandle, Record, TlsFacts},
+    telemetry::{ConnectionFacts, Handshake, ListenerHandle, Record, Rejected, TlsFacts},
     tls::{Accepted, AppProtocol, Session},
     worker::WorkerId,
 };
@@ -96,9 +96,11 @@ pub async fn run(
     let open = listener.active.fetch_add(1, Relaxed);
     let counted = listener.clone();
     let _active = Active(&counted.active);
+    let _open = table.socket.opened(worker);
     let options = &table.config.options;
     if open >= options.max_connections as usize {
         listener.refused.fetch_add(1, Relaxed);
+        table.socket.rejected(worker, Rejected::ListenerLimit);
         tracing::debug!(listener = %listener.bind, "connection refused: max_connections is reached");
         return;
     }

@@ -87,6 +87,13 @@ impl Overload {
         shed
     }
 
+    /// Adds what was shed to the metrics.
+    pub fn encode(&self, out: &mut crate::telemetry::encode::Encoder) {
+        use crate::telemetry::families::Family::OverloadShed;
+        out.sample(OverloadShed, &["requests"], self.shed_requests.load(Relaxed));
+        out.sample(OverloadShed, &["connections"], self.refused_connections.load(Relaxed));
+    }
+
     pub fn connections(&self) -> usize {
         self.connections.load(Relaxed)
     }

@@ -88,7 +88,7 @@ impl Proxy {
         control.spawn(overload.clone().watch());
         let shared = Arc::new(Shared {
             clusters: Clusters::new(count, settings.zone.clone(), control.clone()),
-            telemetry: Telemetry::new(count),
+            telemetry: Telemetry::on(count, Some(control.clone())),
             tls: tls::Store::default(),
             workers,
             overload,
@@ -98,6 +98,7 @@ impl Proxy {
         shared.telemetry.registry.collect(move |out| {
             if let Some(shared) = weak.upgrade() {
                 telemetry::encode_clusters(&shared.clusters, out);
+                shared.overload.encode(out);
             }
         });
         Ok(Self {

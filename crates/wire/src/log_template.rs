@@ -160,6 +160,26 @@ pub const WITH_ARGUMENTS: &[(&str, &str)] = &[
     ("GRPC_STATUS", "gRPC status by name, `(CAMEL_STRING)` (default), `(SNAKE_STRING)` or `(NUMBER)`."),
 ];
 
+/// The operators and default formats as the document that users read (`docs/access-log.md`).
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# Access log templates\n\n<!-- Made from crates/wire/src/log_template.rs: `UPDATE=1 cargo test -p selvedge-wire log_template` rewrites it. -->\n\n\
+         A template is text with operators between percent signs, as in Envoy; `%%` is a percent sign. `:N` behind an operator cuts\n\
+         its value to N bytes. What has no value is `-` in text and `null` in JSON. Controls, quotes and whatever else could break or\n\
+         forge a line are escaped. Operators that are not in this list are errors of the configuration.\n\n| operator | meaning |\n|---|---|\n",
+    );
+    let plain =
+        PLAIN.iter().map(|(_, name, number, help)| (name, help, if *number { " (a number in JSON)" } else { "" }));
+    for (name, help, note) in WITH_ARGUMENTS.iter().map(|(name, help)| (name, help, "")).chain(plain) {
+        out.push_str(&format!("| `%{name}%` | {help}{note} |\n"));
+    }
+    out.push_str("\n## Default JSON fields\n\n| field | template |\n|---|---|\n");
+    for (name, template) in DEFAULT_JSON {
+        out.push_str(&format!("| `{name}` | `{template}` |\n"));
+    }
+    out
+}
+
 /// What is wrong with a template, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (at byte {position} of the template)")]
@@ -411,6 +431,17 @@ mod tests {
         assert!(message("%START_TIME(%Q)%").contains("%Q"));
         assert!(message(&"x".repeat(MAX_TEMPLATE + 1)).contains("longer than"));
         assert!(message(&"%PROTOCOL% ".repeat(MAX_OPERATORS + 1)).contains("more than"));
+    }
+
+    #[test]
+    fn log_template_document_is_current() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/access-log.md");
+        let want = markdown();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &want).unwrap();
+        }
+        let have = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(have == want, "docs/access-log.md is old: run UPDATE=1 cargo test -p selvedge-wire log_template");
     }
 
     #[test]

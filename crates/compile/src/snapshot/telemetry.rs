@@ -14,7 +14,7 @@ pub struct Telemetry {
 pub struct AccessLog {
     pub output: LogOutput,
     pub format: LogFormat,
-    /// Of a million records.
+    /// Of a million records; those with status 500 and above are always written.
     pub per_million: u32,
     pub condition: LogCondition,
 }

@@ -29,7 +29,7 @@ pub struct AccessLog {
     /// JSON object or text.
     #[schemars(extend("default" = "Json"))]
     pub format: Option<AccessLogFormat>,
-    /// Template of a text line, with operators such as `%METHOD%`, `%REQ(user-agent)%` and `%DURATION%`;
+    /// Template of a text line, with operators such as `%REQ(:METHOD)%`, `%REQ(user-agent)%` and `%DURATION%`;
     /// without it, a line much like the combined log format.
     #[schemars(length(min = 1, max = 4096))]
     pub template: Option<String>,

@@ -226,15 +226,15 @@ fn not_longer(report: &mut Report, short: Option<Duration>, long: Option<Duratio
     }
 }
 
-/// Operators stand between two `%`; `%%` is a percent sign.
+/// Templates are checked by the parser that the proxy evaluates them with.
 fn templates(report: &mut Report, settings: &TrafficSettings, spec: &At<'_>) {
     let Some(log) = settings.telemetry.as_ref().and_then(|telemetry| telemetry.access_log.as_ref()) else { return };
     let at = spec.field("telemetry");
     let at = at.field("accessLog");
     let fields = at.field("fields");
     let mut check = |template: &str, at: &At<'_>| {
-        if template.matches('%').count() % 2 == 1 {
-            report.error(Code::InvalidTemplate, at, "a `%` is not closed; write `%%` for a percent sign");
+        if let Err(error) = selvedge_wire::log_template::Template::parse(template) {
+            report.error(Code::InvalidTemplate, at, error.to_string());
         }
     };
     if let Some(template) = &log.template {

@@ -189,7 +189,9 @@ impl Log {
 
     /// Hands the record to the output, if it is one of those to be written.
     pub fn write(&self, values: &Values<'_>) {
-        if wanted(&self.condition, values) && sampled(self.per_million) {
+        // Sampling thins out what is normal: an error of ours or of an upstream is always written.
+        let error = values.record.status >= 500;
+        if wanted(&self.condition, values) && (error || sampled(self.per_million)) {
             self.output.write(&self.format, values);
         }
     }

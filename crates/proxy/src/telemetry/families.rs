@@ -110,8 +110,8 @@ families! {
         "When a served certificate expires, in seconds since the epoch; fingerprint is the start of its SHA-256.";
     Draining Gauge "selvedge_draining" []
         "1 while the process drains its connections to end.";
-    OverloadShed Counter "selvedge_overload_shed_total" ["cause"]
-        "Requests and connections refused because of overload.";
+    OverloadShed Counter "selvedge_overload_shed_total" ["what"]
+        "Requests answered 503 and connections closed at accept because of overload.";
     LimitsHit Counter "selvedge_limits_hit_total" ["limit"]
         "Requests, connections or messages refused or cut because of a limit.";
     AccessLogWritten Counter "selvedge_access_log_records_total" ["output"]

@@ -446,8 +446,6 @@ limits! {
 #[derive(Debug)]
 pub struct ProcessMetrics {
     limits: [Count; LIMITS.len()],
-    shed_memory: Count,
-    shed_connections: Count,
     reload_success: Count,
     reload_failure: Count,
     revision: Count,
@@ -460,8 +458,6 @@ impl Default for ProcessMetrics {
     fn default() -> Self {
         Self {
             limits: std::array::from_fn(|_| Count::default()),
-            shed_memory: Count::default(),
-            shed_connections: Count::default(),
             reload_success: Count::default(),
             reload_failure: Count::default(),
             revision: Count::default(),
@@ -472,23 +468,9 @@ impl Default for ProcessMetrics {
     }
 }
 
-/// Why something was shed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shed {
-    Memory,
-    Connections,
-}
-
 impl ProcessMetrics {
     pub fn limit(&self, limit: Limit) {
         self.limits[limit as usize].inc();
-    }
-
-    pub fn shed(&self, cause: Shed) {
-        match cause {
-            Shed::Memory => self.shed_memory.inc(),
-            Shed::Connections => self.shed_connections.inc(),
-        }
     }
 
     /// A configuration was installed.
@@ -525,8 +507,6 @@ impl ProcessMetrics {
         for (limit, label) in self.limits.iter().zip(LIMITS) {
             out.sample(Family::LimitsHit, &[label], limit.get());
         }
-        out.sample(Family::OverloadShed, &["memory"], self.shed_memory.get());
-        out.sample(Family::OverloadShed, &["connections"], self.shed_connections.get());
         out.sample(Family::ConfigReloads, &["success"], self.reload_success.get());
         out.sample(Family::ConfigReloads, &["failure"], self.reload_failure.get());
         out.sample(Family::ConfigRevision, &[], self.revision.get());

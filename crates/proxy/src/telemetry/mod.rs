@@ -18,6 +18,6 @@ mod walk;
 
 pub use flags::Flags;
 pub use handle::{ListenerHandle, Telemetry};
-pub use metrics::{Handshake, Layer, Limit, Registry, Rejected, RouteMetrics, Shed, SocketMetrics};
+pub use metrics::{Handshake, Layer, Limit, Registry, Rejected, RouteMetrics, SocketMetrics};
 pub use record::{ConnectionFacts, Progress, Record, RequestId, TlsFacts};
 pub use walk::{encode_certificates, encode_clusters};
