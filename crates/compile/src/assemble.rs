@@ -75,7 +75,33 @@ pub(crate) fn snapshot<'a>(
         let options = sheet.socket(cx, on);
         list.push(Arc::new(Listener { bind: *bind, options, protocol: sheet.protocol(on) }));
     }
+    warn_of_shadows(cx, &sheet.made);
     Snapshot { listeners: list, clusters: clusters.list, telemetry: cx.options.telemetry.clone() }
+}
+
+/// Tells the owners of matches that another route keeps from ever being met. Within one route it may be on purpose.
+fn warn_of_shadows(cx: &mut Context<'_>, made: &AHashMap<usize, Arc<HttpListener>>) {
+    for http in made.values() {
+        for (winner, loser) in http.router.shadowed() {
+            let (own, other) = (&loser.age, &winner.age);
+            if (&own.namespace, &own.name) == (&other.namespace, &other.name) {
+                continue;
+            }
+            let rule = &http.router.rules()[loser.rule as usize];
+            let kind: Kind = rule.name.kind.parse().unwrap_or(Kind::HttpRoute);
+            let key = ResourceKey::new(kind, &*own.namespace, &*own.name);
+            let message = format!(
+                "the same match of the older route {}/{} wins on listener {}, so that this one is never met there",
+                other.namespace, other.name, http.name
+            );
+            cx.report.warning(
+                &key,
+                Code::ShadowedMatch,
+                &format!("spec.rules[{}].matches[{}]", own.rule, own.position),
+                &message,
+            );
+        }
+    }
 }
 
 /// What the listener brings by policies is entered once in `fronts`, for listeners mostly have the same.

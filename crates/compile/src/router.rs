@@ -111,6 +111,12 @@ impl Router {
         table
     }
 
+    /// Matches that can never be met, because an older or earlier one under the same hostname and path has the same
+    /// conditions: the winner, then the loser.
+    pub fn shadowed(&self) -> impl Iterator<Item = (&Entry, &Entry)> {
+        self.hosts.values().flat_map(PathRouter::shadowed)
+    }
+
     /// Hostname patterns that have routes.
     pub fn hostnames(&self) -> impl Iterator<Item = Option<String>> {
         self.hosts.iter().map(|(pattern, _)| pattern)
@@ -161,6 +167,19 @@ impl Entry {
             return Some(Mismatch::GrpcMethod(method));
         }
         self.query.iter().find(|q| !q.matches(request.query)).map(Mismatch::Query)
+    }
+
+    /// Whether method, headers and query ask for the same; the path has been looked at by the caller.
+    fn same_conditions(&self, other: &Entry) -> bool {
+        self.method == other.method
+            && self.headers.len() == other.headers.len()
+            && self.query.len() == other.query.len()
+            && self.headers.iter().all(|h| other.headers.iter().any(|o| o.name == h.name && o.value.same(&h.value)))
+            && self.query.iter().all(|q| other.query.iter().any(|o| o.name == q.name && o.value.same(&q.value)))
+            && match (&self.grpc_method, &other.grpc_method) {
+                (Some(own), Some(others)) => own.same(others),
+                (own, others) => own.is_none() && others.is_none(),
+            }
     }
 
     /// Sort key behind the path: more specific first.

@@ -46,6 +46,15 @@ pub enum Mismatch<'a> {
 }
 
 impl ValueMatch {
+    /// Whether both ask for the same.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Regex(a), Self::Regex(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+
     /// Characters of the text or expression: longer is more specific.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -15,6 +15,9 @@ pub(super) struct PathRouter {
     lengths: Vec<usize>,
 }
 
+/// How far back a list is searched for an equal match, which keeps the search linear.
+const MAX_COMPARED: usize = 32;
+
 impl PathRouter {
     pub(super) fn insert(&mut self, entry: Entry) {
         match &entry.path {
@@ -57,6 +60,18 @@ impl PathRouter {
 }
 
 impl PathRouter {
+    /// Entries that an earlier one with the very same conditions keeps from ever being met: the earlier, then the later.
+    pub(super) fn shadowed(&self) -> impl Iterator<Item = (&Entry, &Entry)> {
+        let lists = self.exact.values().chain(self.prefix.values()).filter(|list| list.len() > 1);
+        lists.flat_map(|list| {
+            list.iter().enumerate().skip(1).filter_map(move |(i, later)| {
+                // Equal conditions sort side by side, but for others of the same number of headers.
+                let before = list[i.saturating_sub(MAX_COMPARED)..i].iter();
+                before.into_iter().find(|earlier| earlier.same_conditions(later)).map(|earlier| (earlier, later))
+            })
+        })
+    }
+
     /// All entries: exact paths, expressions, prefixes; each in order of precedence.
     pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
         let sorted = |map: &'_ AHashMap<String, Vec<Entry>>| {
