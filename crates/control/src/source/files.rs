@@ -2,7 +2,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fmt, fs,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -49,8 +50,10 @@ pub(super) fn find(root: &Path) -> io::Result<(Vec<PathBuf>, Vec<(PathBuf, io::E
                 continue;
             }
         };
-        for entry in entries.flatten() {
-            let path = entry.path();
+        // Sorted, so that of several ways to one folder it is always the same that is taken.
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort_by(|a, b| b.cmp(a));
+        for path in paths {
             if is_hidden(&path) {
                 continue;
             }
@@ -66,4 +69,30 @@ pub(super) fn find(root: &Path) -> io::Result<(Vec<PathBuf>, Vec<(PathBuf, io::E
     }
     found.sort();
     Ok((found, errors))
+}
+
+/// Why a file was not read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    TooLarge { bytes: u64, limit: usize },
+    Io(io::Error),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge { bytes, limit } => write!(f, "it has {bytes} bytes; at most {limit} are read"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Reads a file of at most `limit` bytes; larger ones never come into memory.
+pub(super) fn read(path: &Path, limit: usize) -> Result<Vec<u8>, ReadError> {
+    let file = fs::File::open(path).map_err(ReadError::Io)?;
+    let bytes = file.metadata().map_err(ReadError::Io)?.len();
+    let mut text = Vec::with_capacity(usize::try_from(bytes).unwrap_or(limit).min(limit));
+    // It may grow meanwhile.
+    let read = file.take(limit as u64 + 1).read_to_end(&mut text).map_err(ReadError::Io)?;
+    if read > limit { Err(ReadError::TooLarge { bytes: bytes.max(read as u64), limit }) } else { Ok(text) }
 }

@@ -1,29 +1,34 @@
-//! Resources from folders of YAML and JSON files. Only files that have changed are read again.
+//! Resources from folders of YAML and JSON files. Only documents that have changed are read again.
 
 use super::{Changes, files};
 use crate::saved::Saved;
 use selvedge_model::{
-    Code, Diagnostic, Location, Resource, ResourceKey, Resources,
-    load::{self, Limits, Locator, Origin},
+    Code, Collected, Diagnostic, FieldPath, Limits, Location, Origins, Parsed, Reader, Resource, ResourceKey,
+    Resources, fill_locations,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// All resources of some folders and files, kept in step with the disk.
 ///
-/// What a broken document defined before stays (last-good) until the file is mended or removed; when a whole folder
-/// vanishes, all of it stays.
+/// What a broken document defined before stays (last-good) until the document is mended or removed; when a document is
+/// so broken that it has no name, everything stays that its file defined before; when a whole folder vanishes, all of it
+/// stays. A file that is deleted takes its resources along.
 pub struct Folder {
     roots: Vec<PathBuf>,
     limits: Limits,
+    reader: Reader,
     files: BTreeMap<PathBuf, File>,
     /// Which file a resource is taken from.
     owners: BTreeMap<ResourceKey, PathBuf>,
     resources: Resources,
+    /// Some resource is in several files.
+    contested: bool,
     duplicates: Vec<Diagnostic>,
     unreadable: Vec<Diagnostic>,
 }
@@ -31,24 +36,31 @@ pub struct Folder {
 #[derive(Default)]
 struct File {
     stamp: Option<Stamp>,
-    resources: BTreeMap<ResourceKey, (Resource, Option<Origin>)>,
-    diagnostics: Vec<Diagnostic>,
+    /// What it holds, with what is kept from before.
+    content: Collected,
     /// Resources that stay from before because their documents are broken now.
     kept: BTreeSet<ResourceKey>,
+    /// What was handed over instead of being read from disk.
+    text: Option<Arc<[u8]>>,
 }
 
-/// When it is the same, the file need not be read.
+/// Inode, length and time of change: when they are the same, a scan need not read the file.
 #[derive(PartialEq, Eq, Clone, Copy)]
 struct Stamp(u64, u64, i64, i64);
+
+/// Changed files in one go after which everything is put together anew, which is cheaper then.
+const MANY: usize = 64;
 
 impl Folder {
     pub fn new(roots: Vec<PathBuf>) -> Self {
         Self {
             roots,
             limits: Limits::default(),
+            reader: Reader::default(),
             files: BTreeMap::new(),
             owners: BTreeMap::new(),
             resources: Resources::default(),
+            contested: false,
             duplicates: Vec::new(),
             unreadable: Vec::new(),
         }
@@ -58,47 +70,71 @@ impl Folder {
         &self.roots
     }
 
-    /// Takes over what was saved by an earlier run, to be used where the files are broken or missing. Call it before
-    /// the first [`Folder::read`].
+    /// Takes over what was saved by an earlier run, to be used where the files are broken or missing; files that the
+    /// roots do not cover are left out. Call it before the first [`Folder::read`].
     pub fn remember(&mut self, saved: &Saved) {
         for (path, resources) in &saved.files {
-            let resources = resources.iter().map(|r| (r.key(), (r.clone(), None))).collect();
-            self.files.insert(path.clone(), File { resources, ..File::default() });
+            if !self.ours(path) {
+                continue;
+            }
+            let content = Collected { resources: resources.iter().cloned().collect(), ..Collected::default() };
+            self.files.insert(path.clone(), File { content, ..File::default() });
         }
         self.merge();
     }
 
     /// What would be saved now.
     pub fn to_saved(&self) -> Saved {
-        let of = |file: &File| file.resources.values().map(|(r, _)| r.clone()).collect();
-        Saved { files: self.files.iter().map(|(path, file)| (path.clone(), of(file))).collect() }
+        Saved {
+            files: self.files.iter().map(|(path, f)| (path.clone(), f.content.resources.iter().collect())).collect(),
+        }
+    }
+
+    /// Takes in a text that is no file, such as standard input. `name` is how diagnostics call it.
+    pub fn insert(&mut self, name: &str, text: Vec<u8>) {
+        let path = PathBuf::from(name);
+        let parsed = self.reader.parse(name, &text, &self.limits);
+        let mut file = File::new(None, parsed, &Collected::default());
+        file.text = Some(text.into());
+        self.files.insert(path, file);
+        self.merge();
     }
 
     /// Brings everything up to date. Returns whether resources or diagnostics may have changed.
     pub fn read(&mut self, changes: &Changes) -> bool {
-        let changed = match changes {
-            Changes::Files(paths) => paths.iter().filter(|path| self.ours(path)).cloned().collect(),
+        let unreadable = self.unreadable.clone();
+        // Whoever names a file knows that it was written, even where its stamp is too coarse to show it.
+        let forced = matches!(changes, Changes::Files(_));
+        let (changed, mut touched) = match changes {
+            Changes::Files(paths) => (paths.iter().filter(|path| self.ours(path)).cloned().collect(), Vec::new()),
             Changes::Everything => self.scan(),
         };
-        let mut any = !self.unreadable.is_empty();
-        let mut touched = Vec::new();
         for path in changed {
-            if let Some(keys) = self.read_file(&path) {
+            if let Some(keys) = self.read_file(&path, forced) {
                 touched.push((path, keys));
-                any = true;
             }
         }
         self.apply(&touched);
-        any
+        !touched.is_empty() || unreadable != self.unreadable
     }
 
     pub fn resources(&self) -> &Resources {
         &self.resources
     }
 
+    /// Files that were read, or are remembered.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.keys().map(PathBuf::as_path)
+    }
+
+    /// Resources that are there but broken, and not served, for nothing is known of them from before.
+    pub fn broken(&self) -> impl Iterator<Item = &ResourceKey> {
+        self.files.values().flat_map(|f| &f.content.broken).filter(|key| !self.owners.contains_key(*key))
+    }
+
     /// What is wrong with files, by path.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
-        let files = self.files.values().flat_map(|f| f.diagnostics.iter());
+        let files = self.files.values().flat_map(|f| f.content.diagnostics.iter());
         self.unreadable.iter().chain(files).chain(&self.duplicates).cloned().collect()
     }
 
@@ -109,17 +145,26 @@ impl Folder {
 
     /// Gives diagnostics about resources the place in their file.
     pub fn locate(&self, diagnostics: &mut [Diagnostic]) {
-        let mut locators: BTreeMap<&Path, Option<Locator>> = BTreeMap::new();
+        let mut origins = Origins::new();
+        for key in diagnostics.iter().filter(|d| d.location.is_none()).filter_map(|d| d.resource.as_ref()) {
+            let file = self.owners.get(key).and_then(|path| self.files.get(path));
+            if let Some(origin) = file.and_then(|file| file.content.origins.get(key)) {
+                origins.insert(key.clone(), origin.clone());
+            }
+        }
+        fill_locations(diagnostics, &origins, &self.limits, |name| self.text(Path::new(name)));
+        // What is kept from before has no line any more, but a file.
         for diagnostic in diagnostics.iter_mut().filter(|d| d.location.is_none()) {
-            let Some(key) = &diagnostic.resource else { continue };
-            let Some(path) = self.owners.get(key) else { continue };
-            let origin = self.files.get(path).and_then(|f| f.resources.get(key)?.1.as_ref());
-            let Some(origin) = origin else { continue };
-            let locator = locators.entry(path).or_insert_with(|| {
-                fs::read(path).ok().map(|text| Locator::new(&path.to_string_lossy(), &text, &self.limits))
-            });
-            let found = locator.as_ref().and_then(|l| l.locate(origin, &diagnostic.path));
-            diagnostic.location = found.or_else(|| Some(origin.location.clone()));
+            let path = diagnostic.resource.as_ref().and_then(|key| self.owners.get(key));
+            diagnostic.location = path.map(|path| top_of(path));
+        }
+    }
+
+    /// The text of a file, if it can be read and is not over the limit.
+    pub fn text(&self, path: &Path) -> Option<Vec<u8>> {
+        match self.files.get(path).and_then(|file| file.text.as_ref()) {
+            Some(text) => Some(text.to_vec()),
+            None => files::read(path, self.limits.file_bytes).ok(),
         }
     }
 
@@ -131,163 +176,411 @@ impl Folder {
         self.roots.iter().any(|root| path == root || (path.starts_with(root) && !root.is_file() && !hidden_below(root)))
     }
 
-    /// Lists all files; returns those that are new, changed or gone.
-    fn scan(&mut self) -> Vec<PathBuf> {
+    /// Lists all files that are there. Those that are gone are removed, and come back with the keys they had.
+    fn scan(&mut self) -> (Vec<PathBuf>, Vec<(PathBuf, BTreeSet<ResourceKey>)>) {
         self.unreadable.clear();
         let mut present = BTreeSet::new();
+        let mut doubtful = BTreeSet::new();
         for root in self.roots.clone() {
-            match files::find(&root) {
+            let errors = match files::find(&root) {
                 Ok((found, errors)) => {
                     present.extend(found);
-                    for (path, error) in errors {
-                        // What the file defined stays, as it would when it is broken.
-                        self.cannot_read(&path, &error);
-                        present.extend(self.files.keys().filter(|f| f.starts_with(&path)).cloned());
-                    }
+                    errors
                 }
-                Err(error) => {
-                    self.cannot_read(&root, &error);
-                    present.extend(self.files.keys().filter(|f| f.starts_with(&root)).cloned());
-                }
+                Err(error) => vec![(root, error)],
+            };
+            for (path, error) in errors {
+                // What it defined stays, as it would when it is broken.
+                doubtful.extend(self.files.keys().filter(|f| f.starts_with(&path)).cloned());
+                self.cannot_read(&path, &error);
             }
         }
-        let gone = self.files.keys().filter(|path| !present.contains(*path)).cloned();
-        let mut all: Vec<PathBuf> = gone.collect();
-        all.extend(present);
-        all
+        let stays =
+            |path: &PathBuf, file: &File| file.text.is_some() || present.contains(path) || doubtful.contains(path);
+        let gone: Vec<PathBuf> =
+            self.files.iter().filter(|(path, file)| !stays(path, file)).map(|(p, _)| p.clone()).collect();
+        let gone = gone.into_iter().filter_map(|path| self.forget(&path).map(|keys| (path, keys))).collect();
+        (present.into_iter().collect(), gone)
     }
 
     fn cannot_read(&mut self, path: &Path, error: &io::Error) {
-        let location = Location { file: path.to_string_lossy().into(), line: 1, column: 1 };
-        let diagnostic = Diagnostic::file_error(Code::UnreadableFile, location, format!("cannot be read: {error}"));
-        self.unreadable.push(diagnostic.help("check that it exists and may be read; until then what it defined before stays in use"));
+        let diagnostic = Diagnostic::file_error(Code::UnreadableFile, top_of(path), format!("cannot be read: {error}"));
+        self.unreadable.push(
+            diagnostic.help("check that it exists and may be read; until then what it defined before stays in use"),
+        );
+    }
+
+    fn forget(&mut self, path: &Path) -> Option<BTreeSet<ResourceKey>> {
+        let file = self.files.remove(path)?;
+        let name = path.to_string_lossy();
+        self.reader.retain(|other| other != name);
+        Some(file.keys())
     }
 
     /// Reads one file again if it has changed. Returns the keys it had before.
-    fn read_file(&mut self, path: &Path) -> Option<BTreeSet<ResourceKey>> {
-        let before = self.files.get(path);
-        let old_keys = || before.map(|f| f.resources.keys().cloned().collect()).unwrap_or_default();
+    fn read_file(&mut self, path: &Path, forced: bool) -> Option<BTreeSet<ResourceKey>> {
         let stamp = match fs::metadata(path) {
             Ok(meta) => Stamp(meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()),
             Err(_) => {
-                // Gone; whether its folder is readable at all was looked at by the scan.
+                // Gone, unless it cannot be seen because its folder is gone too.
                 let root_there = self.roots.iter().filter(|r| path.starts_with(r)).all(|r| r.exists());
-                if root_there && path.symlink_metadata().is_err() && before.is_some() {
-                    let keys = old_keys();
-                    self.files.remove(path);
-                    return Some(keys);
-                }
-                return None;
+                return (root_there && path.symlink_metadata().is_err()).then(|| self.forget(path)).flatten();
             }
         };
-        if before.is_some_and(|f| f.stamp == Some(stamp)) {
+        if !forced && self.files.get(path).is_some_and(|f| f.stamp == Some(stamp)) {
             return None;
         }
-        let keys = old_keys();
         let previous = self.files.remove(path).unwrap_or_default();
-        self.files.insert(path.to_path_buf(), parse(path, stamp, previous, &self.limits));
-        Some(keys)
+        let name = path.to_string_lossy();
+        let parsed = match files::read(path, self.limits.file_bytes) {
+            Ok(text) => self.reader.parse(&name, &text, &self.limits),
+            Err(error) => Parsed { loaded: Vec::new(), diagnostics: vec![unread(path, &error)] },
+        };
+        let file = File::new(Some(stamp), parsed, &previous.content);
+        self.files.insert(path.to_path_buf(), file);
+        Some(previous.keys())
     }
 
     /// Takes the new content of files into the whole.
     fn apply(&mut self, touched: &[(PathBuf, BTreeSet<ResourceKey>)]) {
-        if touched.is_empty() {
-            return;
-        }
-        let clashes = |folder: &Self, path: &PathBuf| {
-            let file = folder.files.get(path);
-            file.is_some_and(|f| f.resources.keys().any(|k| folder.owners.get(k).is_some_and(|owner| owner != path)))
-        };
         // Who wins among several of one name depends on all files, which is rare enough to start over.
-        if !self.duplicates.is_empty() || touched.len() > 64 || touched.iter().any(|(path, _)| clashes(self, path)) {
+        let clashes = |(path, _): &(PathBuf, BTreeSet<ResourceKey>)| {
+            let keys = self.files.get(path).map(File::keys).unwrap_or_default();
+            keys.iter().any(|key| self.owners.get(key).is_some_and(|owner| owner != path))
+        };
+        if self.contested || touched.len() > MANY || touched.iter().any(clashes) {
             return self.merge();
         }
         for (path, before) in touched {
-            let now = self.files.get(path).map(|f| &f.resources);
-            for key in before.iter().filter(|k| now.is_none_or(|n| !n.contains_key(*k))) {
+            let now = self.files.get(path).map(|f| &f.content.resources);
+            for key in before.iter().filter(|key| now.is_none_or(|now| now.get(key).is_none())) {
                 self.resources.remove(key);
                 self.owners.remove(key);
             }
-            for (key, (resource, _)) in now.into_iter().flatten() {
-                self.resources.upsert(resource.clone());
-                self.owners.insert(key.clone(), path.clone());
+            for resource in now.into_iter().flat_map(Resources::iter) {
+                self.owners.insert(resource.key(), path.clone());
+                self.resources.upsert(resource);
             }
         }
     }
 
+    /// Puts all files together, in the order of their paths: the first of several of one name wins. What is only kept
+    /// from before yields to what is written elsewhere, for it may have been moved.
     fn merge(&mut self) {
         let mut resources = Resources::default();
         let mut owners: BTreeMap<ResourceKey, PathBuf> = BTreeMap::new();
         self.duplicates.clear();
-        for (path, file) in &self.files {
-            for (key, (resource, origin)) in &file.resources {
-                if let Some(first) = owners.get(key) {
-                    let place = self.files.get(first).and_then(|f| f.resources.get(key)?.1.as_ref());
-                    let place = place.map_or_else(|| first.display().to_string(), |o| o.location.to_string());
-                    let message = format!("is already defined at {place}, which is used");
-                    let mut diagnostic = Diagnostic::error(Code::DuplicateResource, key.clone(), Default::default(), message);
-                    diagnostic.location = origin.as_ref().map(|o| o.location.clone());
-                    self.duplicates.push(diagnostic.help("rename one of the two, or remove it"));
-                    continue;
+        self.contested = false;
+        for kept in [false, true] {
+            for (path, file) in &self.files {
+                for resource in file.content.resources.iter() {
+                    let key = resource.key();
+                    if file.kept.contains(&key) != kept {
+                        continue;
+                    }
+                    self.contested |= owners.contains_key(&key);
+                    match owners.get(&key) {
+                        Some(first) if !kept => {
+                            let (first, second) = (self.place(first, &key), self.place(path, &key));
+                            self.duplicates.push(duplicate(key, &first, second));
+                        }
+                        Some(_) => {}
+                        None => {
+                            // Objects that have not changed keep their identity, which is what the compiler caches by.
+                            resources
+                                .upsert(self.resources.get(&key).filter(|old| *old == resource).unwrap_or(resource));
+                            owners.insert(key, path.clone());
+                        }
+                    }
                 }
-                // Objects that have not changed keep their identity, which is what the compiler caches by.
-                resources.upsert(self.resources.get(key).filter(|old| old == resource).unwrap_or_else(|| resource.clone()));
-                owners.insert(key.clone(), path.clone());
             }
         }
         (self.resources, self.owners) = (resources, owners);
     }
+
+    fn place(&self, path: &Path, key: &ResourceKey) -> Location {
+        let origin = self.files.get(path).and_then(|f| f.content.origins.get(key));
+        origin.map_or_else(|| top_of(path), |o| o.location.clone())
+    }
 }
 
-/// Reads a file. Resources that were there before and cannot be read now are kept.
-fn parse(path: &Path, stamp: Stamp, previous: File, limits: &Limits) -> File {
-    let name = path.to_string_lossy();
-    // Larger files are refused by their size, before they are in memory.
-    let too_large = stamp.1 > limits.file_bytes as u64;
-    let text = if too_large { Ok(vec![0; limits.file_bytes + 1]) } else { fs::read(path) };
-    let parsed = match text {
-        Ok(text) => load::parse(&name, &text, limits),
-        Err(error) => {
-            let location = Location { file: name.as_ref().into(), line: 1, column: 1 };
-            let diagnostic = Diagnostic::file_error(Code::UnreadableFile, location, format!("cannot be read: {error}"));
-            load::Parsed { loaded: Vec::new(), diagnostics: vec![diagnostic] }
-        }
-    };
-    let mut file = File { stamp: Some(stamp), diagnostics: parsed.diagnostics, ..File::default() };
-    let mut anonymous = file.diagnostics.iter().any(|d| d.is_error() && d.resource.is_none());
-    for loaded in parsed.loaded {
-        let (Some(key), origin) = (loaded.key, loaded.origin) else {
-            anonymous = true;
-            continue;
+impl File {
+    /// Resources that were there before and cannot be read now are kept.
+    fn new(stamp: Option<Stamp>, parsed: Parsed, previous: &Collected) -> Self {
+        // A document so broken that it has no name may be any of those that are missing.
+        let nameless = parsed.loaded.iter().any(|l| l.key.is_none())
+            || parsed.diagnostics.iter().any(|d| d.is_error() && d.resource.is_none());
+        let mut content = Collected::from_files([parsed]);
+        let mut kept = BTreeSet::new();
+        let missing = |old: &Resource| {
+            let key = old.key();
+            content.broken.contains(&key) || (nameless && !content.origins.contains_key(&key))
         };
-        match loaded.resource {
-            Some(resource) => match file.resources.entry(key.clone()) {
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert((resource, Some(origin)));
-                }
-                std::collections::btree_map::Entry::Occupied(entry) => {
-                    let first = entry.get().1.as_ref().map_or_else(String::new, |o| o.location.to_string());
-                    let message = format!("is already defined at {first}, which is used");
-                    let diagnostic = Diagnostic::error(Code::DuplicateResource, key, Default::default(), message);
-                    file.diagnostics.push(diagnostic.at(origin.location).help("rename one of the two, or remove it"));
-                }
-            },
-            None => {
-                if let Some((old, _)) = previous.resources.get(&key) {
-                    file.kept.insert(key.clone());
-                    file.resources.entry(key).or_insert((old.clone(), Some(origin)));
-                }
-            }
+        let keep: Vec<Resource> = previous.resources.iter().filter(missing).collect();
+        for resource in keep {
+            kept.insert(resource.key());
+            content.resources.upsert(resource);
+        }
+        Self { stamp, content, kept, text: None }
+    }
+
+    fn keys(&self) -> BTreeSet<ResourceKey> {
+        self.content.resources.iter().map(|r| r.key()).collect()
+    }
+}
+
+fn duplicate(key: ResourceKey, first: &Location, second: Location) -> Diagnostic {
+    let message = format!("{key} is given twice: here and at {first}");
+    let diagnostic = Diagnostic::error(Code::DuplicateResource, key, FieldPath::root(), message);
+    diagnostic.at(second).help("the first is used; rename or remove one of them")
+}
+
+fn unread(path: &Path, error: &files::ReadError) -> Diagnostic {
+    match error {
+        files::ReadError::TooLarge { bytes, limit } => {
+            let message = format!("the file has {bytes} bytes; at most {limit} are read");
+            Diagnostic::file_error(Code::FileTooLarge, top_of(path), message).help("split the file into several")
+        }
+        files::ReadError::Io(error) => {
+            Diagnostic::file_error(Code::UnreadableFile, top_of(path), format!("cannot be read: {error}"))
         }
     }
-    // A document so broken that it has no name may be any of those that are missing.
-    if anonymous {
-        for (key, (old, origin)) in previous.resources {
-            if let std::collections::btree_map::Entry::Vacant(entry) = file.resources.entry(key.clone()) {
-                entry.insert((old, origin));
-                file.kept.insert(key);
-            }
+}
+
+fn top_of(path: &Path) -> Location {
+    Location { file: path.to_string_lossy().into(), line: 1, column: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    struct Disk {
+        dir: tempfile::TempDir,
+    }
+
+    impl Disk {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap() }
+        }
+
+        fn root(&self) -> PathBuf {
+            self.dir.path().join("conf")
+        }
+
+        fn write(&self, name: &str, text: &str) -> PathBuf {
+            let path = self.root().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            // A new file each time, so that its inode or time of change differs.
+            let new = self.dir.path().join("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(new, &path).unwrap();
+            path
+        }
+
+        fn folder(&self) -> Folder {
+            let mut folder = Folder::new(vec![self.root()]);
+            folder.read(&Changes::Everything);
+            folder
         }
     }
-    file
+
+    fn map(name: &str, value: &str) -> String {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{k: \"{value}\"}}\n")
+    }
+
+    /// `name=value` of every ConfigMap, sorted.
+    fn maps(folder: &Folder) -> String {
+        let one =
+            |m: &Arc<selvedge_model::ConfigMap>| format!("{}={}", m.metadata.name, m.data.get("k").map_or("", |v| v));
+        folder.resources().config_maps().iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+
+    fn codes(folder: &Folder) -> Vec<Code> {
+        folder.diagnostics().iter().map(|d| d.code).collect()
+    }
+
+    #[test]
+    fn a_broken_document_keeps_its_resource() {
+        let disk = Disk::new();
+        disk.write("a.yaml", &format!("{}---\n{}", map("a", "1"), map("b", "1")));
+        let mut folder = disk.folder();
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=1 b=1", false));
+        disk.write("a.yaml", &format!("{}---\n{}extra: 1\n", map("a", "2"), map("b", "2")));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=2 b=1", true));
+        assert_eq!(codes(&folder), [Code::UnknownField]);
+        assert_eq!(folder.broken().count(), 0, "it is served as it was");
+        // Removing the broken document removes the resource.
+        disk.write("a.yaml", &map("a", "2"));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=2", false));
+        assert!(!folder.read(&Changes::Everything), "nothing has changed");
+    }
+
+    #[test]
+    fn a_document_without_a_name_keeps_all_that_is_missing() {
+        let disk = Disk::new();
+        let path = disk.write("a.yaml", &format!("{}---\n{}", map("a", "1"), map("b", "1")));
+        let mut folder = disk.folder();
+        disk.write("a.yaml", &format!("{}---\nkind: [\n", map("a", "2")));
+        assert!(folder.read(&Changes::Files([path].into())));
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=2 b=1", true));
+        // What was moved to another file is taken from there, without a complaint about two of one name.
+        disk.write("0.yaml", &map("b", "3"));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(maps(&folder), "a=2 b=3");
+        disk.write("z.yaml", &map("b", "3"));
+        fs::remove_file(disk.root().join("0.yaml")).unwrap();
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), codes(&folder).as_slice()), ("a=2 b=3", [Code::Syntax].as_slice()));
+    }
+
+    #[test]
+    fn a_deleted_file_takes_its_resources_along() {
+        let disk = Disk::new();
+        disk.write("a.yaml", &map("a", "1"));
+        let path = disk.write("sub/b.json", r#"{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "b"}}"#);
+        disk.write(".hidden.yaml", &map("hidden", "1"));
+        disk.write(".git/c.yaml", &map("hidden", "1"));
+        let mut folder = disk.folder();
+        assert_eq!(maps(&folder), "a=1 b=");
+        fs::remove_file(&path).unwrap();
+        assert!(folder.read(&Changes::Files([path].into())));
+        assert_eq!(maps(&folder), "a=1");
+        fs::remove_file(disk.root().join("a.yaml")).unwrap();
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("", false));
+    }
+
+    #[test]
+    fn a_vanished_folder_keeps_everything() {
+        let disk = Disk::new();
+        let path = disk.write("a.yaml", &map("a", "1"));
+        let mut folder = disk.folder();
+        let aside = disk.dir.path().join("aside");
+        fs::rename(disk.root(), &aside).unwrap();
+        assert!(folder.read(&Changes::Everything));
+        folder.read(&Changes::Files([path].into()));
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=1", true));
+        assert_eq!(codes(&folder), [Code::UnreadableFile]);
+        assert!(!folder.read(&Changes::Everything), "it is still gone: nothing new");
+        fs::rename(aside, disk.root()).unwrap();
+        assert!(folder.read(&Changes::Everything), "the diagnostic goes");
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=1", false));
+    }
+
+    #[test]
+    fn links_in_circles_end() {
+        let disk = Disk::new();
+        disk.write("sub/a.yaml", &map("a", "1"));
+        symlink(disk.root(), disk.root().join("sub/up")).unwrap();
+        symlink(disk.root().join("sub"), disk.root().join("again")).unwrap();
+        symlink("self.yaml", disk.root().join("self.yaml")).unwrap();
+        let mut folder = disk.folder();
+        assert_eq!(maps(&folder), "a=1");
+        assert_eq!(codes(&folder), [Code::UnreadableFile], "of the link to itself");
+        assert!(!folder.read(&Changes::Everything));
+    }
+
+    #[test]
+    fn a_mounted_config_map_changes_as_one() {
+        let disk = Disk::new();
+        for (version, value) in [("..1", "old"), ("..2", "new")] {
+            disk.write(&format!("{version}/a.yaml"), &map("a", value));
+            disk.write(&format!("{version}/b.yaml"), &map("b", value));
+        }
+        let point = |version: &str| {
+            symlink(version, disk.root().join("..data_tmp")).unwrap();
+            fs::rename(disk.root().join("..data_tmp"), disk.root().join("..data")).unwrap();
+        };
+        point("..1");
+        for name in ["a.yaml", "b.yaml"] {
+            symlink(format!("..data/{name}"), disk.root().join(name)).unwrap();
+        }
+        let mut folder = disk.folder();
+        assert_eq!(maps(&folder), "a=old b=old");
+        point("..2");
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=new b=new", false));
+    }
+
+    #[test]
+    fn of_two_files_with_one_name_the_first_is_used() {
+        let disk = Disk::new();
+        disk.write("b.yaml", &map("x", "b"));
+        let mut folder = disk.folder();
+        disk.write("a.yaml", &map("x", "a"));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(maps(&folder), "x=a");
+        let [diagnostic] = folder.diagnostics().try_into().unwrap();
+        let root = disk.root();
+        assert_eq!(
+            diagnostic.to_string(),
+            format!(
+                "{0}/b.yaml:1:1: error[SELV0008] ConfigMap default/x: ConfigMap default/x is given twice: here and at {0}/a.yaml:1:1\n  help: the first is used; rename or remove one of them",
+                root.display()
+            )
+        );
+        fs::remove_file(root.join("a.yaml")).unwrap();
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), folder.diagnostics()), ("x=b", vec![]));
+    }
+
+    #[test]
+    fn what_was_saved_stands_in_for_broken_and_missing_files() {
+        let disk = Disk::new();
+        for name in ["a", "b", "c"] {
+            disk.write(&format!("{name}.yaml"), &map(name, "1"));
+        }
+        let state = disk.dir.path().join("state");
+        let mut saved = disk.folder().to_saved();
+        saved.files.insert("/elsewhere/x.yaml".into(), saved.files.values().next().unwrap().clone());
+        saved.store(&state).unwrap();
+        let saved = Saved::load(&state).unwrap().unwrap();
+        disk.write("a.yaml", "}");
+        disk.write("b.yaml", &map("b", "2"));
+        fs::remove_file(disk.root().join("c.yaml")).unwrap();
+        let mut folder = Folder::new(vec![disk.root()]);
+        folder.remember(&saved);
+        folder.read(&Changes::Everything);
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=1 b=2", true));
+        let key = folder.resources().config_map("default", "a").map(|m| selvedge_model::Object::key(&**m)).unwrap();
+        let mut about = [Diagnostic::error(Code::MissingField, key, FieldPath::root(), "x")];
+        folder.locate(&mut about);
+        assert_eq!(about[0].location, Some(top_of(&disk.root().join("a.yaml"))));
+        // Without the folder all of it is served.
+        fs::remove_dir_all(disk.root()).unwrap();
+        let mut folder = Folder::new(vec![disk.root()]);
+        folder.remember(&saved);
+        folder.read(&Changes::Everything);
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("a=1 b=1 c=1", true));
+    }
+
+    #[test]
+    fn large_files_are_refused_unread() {
+        let disk = Disk::new();
+        let path = disk.write("a.yaml", "");
+        fs::File::options().write(true).open(&path).unwrap().set_len(100 << 20).unwrap();
+        let folder = disk.folder();
+        let [diagnostic] = folder.diagnostics().try_into().unwrap();
+        assert_eq!(diagnostic.code, Code::FileTooLarge);
+        assert!(diagnostic.message.contains("104857600 bytes"), "{diagnostic}");
+        assert!(folder.text(&path).is_none());
+    }
+
+    #[test]
+    fn a_text_is_read_like_a_file() {
+        let mut folder = Folder::new(Vec::new());
+        folder.insert("<stdin>", format!("{}---\n{}oops: 1\n", map("a", "1"), map("b", "1")).into_bytes());
+        folder.read(&Changes::Everything);
+        assert_eq!(maps(&folder), "a=1");
+        assert_eq!(folder.broken().map(ToString::to_string).collect::<Vec<_>>(), ["ConfigMap default/b"]);
+        let [diagnostic] = folder.diagnostics().try_into().unwrap();
+        assert!(
+            diagnostic.to_string().starts_with("<stdin>:10:1: error[SELV0100] ConfigMap default/b oops: "),
+            "{diagnostic}"
+        );
+    }
 }
