@@ -1,6 +1,7 @@
 //! The one binary: API gateway and service mesh.
 
 mod logging;
+mod offline;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,14 @@ enum Command {
         #[arg(long, value_name = "PID")]
         pid: i32,
     },
+    /// Say what is wrong with resources; exits with 1 on errors.
+    Check(offline::check::Args),
+    /// Say what a request would meet and why, or what the code of a diagnostic means.
+    Explain(offline::explain::Args),
+    /// Say what would change for traffic from one folder to another.
+    Diff(offline::diff::Args),
+    /// Print the JSON Schema of a kind, or of all.
+    Schema(offline::schema::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +49,10 @@ fn main() -> ExitCode {
             println!("asked process {pid} to upgrade; its log says how it goes");
             ExitCode::SUCCESS
         }),
+        Command::Check(args) => offline::check::run(&args),
+        Command::Explain(args) => offline::explain::run(&args),
+        Command::Diff(args) => Ok(offline::diff::run(&args)),
+        Command::Schema(args) => offline::schema::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,254 @@
+//! `selvedge explain`: what a request would meet, or what a code of a diagnostic means.
+
+use super::{
+    input, text,
+    tint::{Tint, print},
+};
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args as ClapArgs, ValueEnum};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};
+use selvedge_compile::{BackendShare, Explanation, Request, explain};
+use selvedge_model::{Code, diagnostic::nearest};
+use selvedge_wire::{
+    forwarded::{self, Hop},
+    hop, host,
+};
+use std::{
+    fmt::{self, Write},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+#[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = "Examples:
+  selvedge explain -f conf GET https://shop.example/cart -H 'x-canary: 1' --from 10.0.0.1
+  selvedge explain SELV0204")]
+pub struct Args {
+    /// Folder or file of YAML or JSON resources, or `-` for standard input; may be given several times.
+    #[arg(short = 'f', long = "file", value_name = "DIR")]
+    pub files: Vec<PathBuf>,
+    /// Method (GET when it is left out) and URL; or the code of a diagnostic.
+    #[arg(value_names = ["METHOD", "URL"], num_args = 1..=2, required = true)]
+    pub what: Vec<String>,
+    /// Header of the request; may be given several times.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    pub headers: Vec<String>,
+    /// Address of the client.
+    #[arg(long, value_name = "IP")]
+    pub from: Option<IpAddr>,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+/// Exits with 2 when no route takes the request.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let (method, url) = match args.what.as_slice() {
+        [code] if is_code(code) => return meaning(code),
+        [url] => ("GET", url.as_str()),
+        [method, url] => (method.as_str(), url.as_str()),
+        _ => bail!("name a method and a URL"),
+    };
+    ensure!(!args.files.is_empty(), "name the folder with the resources: -f DIR");
+    let request = request(method, url, &args.headers, args.from)?;
+    let input = input::read(&args.files)?;
+    let explanation = explain(&input.compiled.snapshot, &request);
+    match args.format {
+        Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&explanation)?))?,
+        Format::Text => {
+            let tint = Tint::of(&io::stdout());
+            if input.has_errors() {
+                eprintln!(
+                    "{}; `selvedge check` shows them. What follows is without the broken parts.\n",
+                    text::summary(&input, tint)
+                );
+            }
+            let from = args.from.map(|ip| format!(" from {ip}")).unwrap_or_default();
+            let mut out = String::new();
+            // Writing to a String cannot fail.
+            let _ = render(&mut out, &explanation, &from, tint);
+            print(&out)?;
+        }
+    }
+    Ok(ExitCode::from(if explanation.rule.is_some() { 0 } else { 2 }))
+}
+
+fn is_code(text: &str) -> bool {
+    text.len() >= 4
+        && text[..4.min(text.len())].eq_ignore_ascii_case("selv")
+        && text[4..].bytes().all(|b| b.is_ascii_digit())
+}
+
+fn meaning(text: &str) -> Result<ExitCode> {
+    let wanted = text.to_ascii_uppercase();
+    let Some(code) = Code::ALL.iter().find(|code| code.to_string() == wanted) else {
+        let all: Vec<String> = Code::ALL.iter().map(ToString::to_string).collect();
+        let near = nearest(&wanted, all.iter().map(String::as_str)).map(|n| format!("; did you mean {n}?"));
+        bail!("there is no diagnostic {wanted}{}", near.unwrap_or_default());
+    };
+    let tint = Tint::of(&io::stdout());
+    print(&format!("{}: {}\n\n{}\n", tint.bold(code), tint.bold(code.title()), wrapped(code.doc(), 100)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Breaks lines between words.
+fn wrapped(text: &str, width: usize) -> String {
+    let mut out = String::new();
+    let mut column = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > width {
+            out.push('\n');
+            column = 0;
+        } else if column > 0 {
+            out.push(' ');
+            column += 1;
+        }
+        out.push_str(word);
+        column += length;
+    }
+    out
+}
+
+/// The request as a route would see it: what the proxy takes out of the headers of a client is out, what it adds is in.
+fn request(method: &str, url: &str, lines: &[String], from: Option<IpAddr>) -> Result<Request> {
+    let method = Method::from_bytes(method.as_bytes()).with_context(|| format!("`{method}` is no HTTP method"))?;
+    ensure!(
+        method != Method::CONNECT && method != Method::TRACE,
+        "{method} is answered with 405: this is neither a forward proxy nor a mirror"
+    );
+    let mut url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(':').with_context(|| format!("`-H '{line}'` is not `name: value`"))?;
+        let name =
+            HeaderName::from_bytes(name.trim().as_bytes()).with_context(|| format!("`{name}` is no header name"))?;
+        let value =
+            HeaderValue::from_str(value.trim()).with_context(|| format!("the value of `{name}` is not valid"))?;
+        headers.append(name, value);
+    }
+    if let Some(named) = headers.get(HOST).cloned() {
+        url = with_host(&url, &named)?;
+    }
+    let secure = url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+    // A URL that cannot be understood is explained as such.
+    if let Ok(authority) = host::parse(authority(&url).as_bytes()) {
+        let text = HeaderValue::from_str(&authority.text(secure)).context("the host is not valid")?;
+        headers.insert(HOST, text);
+        hop::strip_request(&mut headers);
+        forwarded::strip_internal(&mut headers);
+        let peer = from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let hop = Hop { peer, host: &authority.host, secure, port: authority.effective_port(secure) };
+        forwarded::write_x_forwarded(&mut headers, &hop);
+    }
+    Ok(Request { method, url, headers, from })
+}
+
+fn authority(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
+/// As curl does: the connection goes where the URL says, the request asks for the host of the header.
+fn with_host(url: &str, named: &HeaderValue) -> Result<String> {
+    let given = host::parse(named.as_bytes()).context("the Host header is not valid")?;
+    let old = authority(url);
+    let port = host::parse(old.as_bytes()).ok().and_then(|a| a.port);
+    let new = port.map_or_else(|| given.host.to_string(), |port| format!("{}:{port}", given.host));
+    Ok(url.replacen(old, &new, 1))
+}
+
+fn render(out: &mut String, explanation: &Explanation, from: &str, tint: Tint) -> fmt::Result {
+    writeln!(out, "{}{from}\n", tint.bold(&explanation.request))?;
+    for (what, chosen) in [("listener", &explanation.listener), ("rule", &explanation.rule)] {
+        if let Some(chosen) = chosen {
+            line(out, tint, what, &tint.cyan(&chosen.name))?;
+            line(out, tint, "", &tint.dim(format!("because {}", chosen.why)))?;
+        }
+    }
+    for (number, filter) in explanation.filters.iter().enumerate() {
+        line(out, tint, if number == 0 { "filters" } else { "" }, &format!("{}. {filter}", number + 1))?;
+    }
+    for (number, setting) in explanation.settings.iter().enumerate() {
+        line(out, tint, if number == 0 { "with" } else { "" }, setting)?;
+    }
+    for (number, backend) in explanation.backends.iter().enumerate() {
+        share(out, tint, if number == 0 { "backends" } else { "" }, backend)?;
+    }
+    if let Some(url) = &explanation.final_url {
+        line(out, tint, "asks for", url)?;
+    }
+    match &explanation.answer {
+        Some(answer) if answer.status == 0 => line(out, tint, "no answer", &tint.red(&answer.why))?,
+        Some(answer) => {
+            let status = if answer.status >= 400 { tint.red(answer.status) } else { tint.green(answer.status) };
+            line(out, tint, "answers", &format!("{status} {}", answer.why))?;
+        }
+        None => {}
+    }
+    for (number, lost) in explanation.lost.iter().enumerate() {
+        if number == 0 {
+            writeln!(out)?;
+        }
+        line(out, tint, if number == 0 { "not" } else { "" }, &lost.what)?;
+        line(out, tint, "", &tint.dim(format!("because {}", lost.why)))?;
+    }
+    Ok(())
+}
+
+fn share(out: &mut String, tint: Tint, what: &str, backend: &BackendShare) -> fmt::Result {
+    let percent = f64::from(backend.weight) * 100.0 / f64::from(backend.total.max(1));
+    let weight = if backend.weight == backend.total {
+        String::new()
+    } else {
+        format!("  {percent:.1} % (weight {} of {})", backend.weight, backend.total)
+    };
+    line(out, tint, what, &format!("{}{weight}", tint.cyan(&backend.to)))?;
+    let tls = backend.tls.iter().map(|tls| format!("over TLS, {tls}"));
+    let more = backend.endpoints.iter().cloned().chain(tls).chain(backend.filters.iter().cloned());
+    more.into_iter().try_for_each(|more| line(out, tint, "", &format!("  {more}")))
+}
+
+fn line(out: &mut String, tint: Tint, what: &str, text: &str) -> fmt::Result {
+    writeln!(out, "{}{text}", tint.bold(format!("{what:<11}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_proxy_would_see() {
+        let lines = ["X-A: 1".to_owned(), "connection: x-b".to_owned(), "x-b: 1".to_owned()];
+        let seen = request("GET", "https://Shop.Example:8443/a", &lines, "10.1.2.3".parse().ok()).unwrap();
+        assert_eq!(seen.headers["x-a"], "1");
+        assert!(!seen.headers.contains_key("x-b"), "hop by hop");
+        assert_eq!(seen.headers[HOST], "shop.example:8443");
+        assert_eq!(seen.headers["x-forwarded-for"], "10.1.2.3");
+        assert_eq!(seen.headers["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn the_host_header_wins_over_the_url() {
+        let seen = request("POST", "127.0.0.1:8080/a?b", &["Host: shop.example".to_owned()], None).unwrap();
+        assert_eq!(seen.url, "http://shop.example:8080/a?b");
+        assert!(request("GET", "http://a/", &["Host: a b".to_owned()], None).is_err());
+        assert!(request("GET", "http://a/", &["nonsense".to_owned()], None).is_err());
+        assert!(request("CONNECT", "a:1", &[], None).is_err());
+        assert!(request("G T", "http://a/", &[], None).is_err());
+    }
+
+    #[test]
+    fn codes_are_told_from_urls() {
+        assert!(is_code("SELV0204") && is_code("selv0204"));
+        assert!(!is_code("selvedge.dev/x") && !is_code("äöü") && !is_code("sel"));
+        assert_eq!(wrapped("one two three", 7), "one two\nthree");
+    }
+}

@@ -1,0 +1,10 @@
+//! Commands that look at resources without serving them: `check`, `explain`, `diff` and `schema`.
+
+pub mod check;
+pub mod diff;
+pub mod explain;
+mod github;
+mod input;
+pub mod schema;
+mod text;
+mod tint;
