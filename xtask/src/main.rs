@@ -1,1 +1,31 @@
-fn main() {}
+//! Tasks of the developers of Selvedge: `cargo xtask bench`.
+
+mod bench;
+mod forward;
+
+use clap::Parser;
+
+/// Tasks around Selvedge that are not part of it.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Measure Selvedge next to HAProxy, nginx, Envoy and a bare byte forwarder.
+    Bench(bench::Args),
+    /// Pass bytes on to an address without looking at them: the floor of the benchmark.
+    Forward(forward::Args),
+    /// Answer gRPC unary calls with their own message: a backend of the benchmark.
+    #[command(hide = true)]
+    GrpcBackend,
+    /// Open TLS connections, one request each: a load of the benchmark.
+    #[command(hide = true)]
+    Handshakes(bench::handshakes::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Bench(args) => bench::run(&args),
+        Task::Forward(args) => forward::run(&args),
+        Task::GrpcBackend => bench::grpc::run(),
+        Task::Handshakes(args) => bench::handshakes::run(&args),
+    }
+}
