@@ -1,0 +1,202 @@
+"""Real servers behind a real gateway: nginx, grpcio, Python WebSockets, raw sockets; curl in front.
+
+SELVEDGE_BIN names the binary (default: target/debug/selvedge). Everything listens on loopback, on ports that the
+kernel chose.
+"""
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.request
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN = os.environ.get("SELVEDGE_BIN", str(ROOT / "target/debug/selvedge"))
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(check, what, seconds=15):
+    end = time.monotonic() + seconds
+    last = None
+    while time.monotonic() < end:
+        try:
+            found = check()
+            if found:
+                return found
+        except Exception as error:  # not there yet
+            last = error
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen within {seconds} s: {last}")
+
+
+def can_connect(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+
+
+class Gateway:
+    """A running `selvedge run` on a folder of its own."""
+
+    def __init__(self, folder, *args):
+        self.folder = pathlib.Path(folder)
+        self.admin = free_port()
+        self.log = open(self.folder.parent / f"{self.folder.name}.log", "wb")
+        command = [BIN, "run", "-f", str(self.folder), "--admin", f"127.0.0.1:{self.admin}", "--no-state", *args]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        wait_for(lambda: self.get("/ready"), "the gateway being ready")
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def status(self):
+        return json.loads(self.get("/status"))
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.log.close()
+        return self.process.returncode
+
+
+def service(name, port, target_ports, app_protocol=None, protocol="TCP"):
+    """A Service with one EndpointSlice per target port."""
+    app = f", appProtocol: {app_protocol}" if app_protocol else ""
+    text = f"""
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  ports: [{{name: main, port: {port}, protocol: {protocol}{app}}}]
+"""
+    for index, target in enumerate(target_ports):
+        text += f"""---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: {name}-{index}, labels: {{kubernetes.io/service-name: {name}}}}}
+addressType: IPv4
+endpoints: [{{addresses: [127.0.0.1]}}]
+ports: [{{name: main, port: {target}, protocol: {protocol}}}]
+"""
+    return text
+
+
+def route(name, rules, listener="http", hostnames=None):
+    hosts = f"\n  hostnames: {json.dumps(hostnames)}" if hostnames else ""
+    return f"""
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {name}}}
+spec:
+  parentRefs: [{{name: edge, sectionName: {listener}}}]{hosts}
+  rules: {json.dumps(rules)}
+"""
+
+
+def curl(*args, check=True, timeout=20):
+    done = subprocess.run(["curl", "-sS", "--max-time", "15", *map(str, args)], capture_output=True, timeout=timeout)
+    if check:
+        assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode(errors="replace")
+
+
+def raw(port, data, seconds=5):
+    """Sends bytes and returns everything that comes back until the connection closes (or nothing more comes)."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as s:
+        s.sendall(data)
+        out = b""
+        try:
+            while chunk := s.recv(65536):
+                out += chunk
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return out
+
+
+class Recorder:
+    """A raw TCP backend: keeps every byte it receives and answers each complete request with 200 and its number."""
+
+    def __init__(self):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.received = []
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection):
+        data = b""
+        index = len(self.received)
+        self.received.append(data)
+        with connection:
+            try:
+                while chunk := connection.recv(65536):
+                    data += chunk
+                    self.received[index] = data
+                    body = b"ok"
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+            except OSError:
+                pass
+
+    def all(self):
+        return b"".join(self.received)
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory):
+    """Three nginx servers that say who they are and what they got."""
+    binary = shutil.which("nginx") or "/usr/sbin/nginx"
+    folder = tmp_path_factory.mktemp("nginx")
+    ports = {name: free_port() for name in ("v1", "v2", "fail")}
+    big = folder / "big.bin"
+    big.write_bytes(b"x" * 1_000_000)
+    servers = ""
+    for name, port in ports.items():
+        status = 503 if name == "fail" else 200
+        servers += f"""
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      default_type application/json;
+      add_header X-Backend {name};
+      return {status} '{{"backend":"{name}","uri":"$request_uri","host":"$http_host","x_set":"$http_x_set","x_added":"$http_x_added","x_removed":"$http_x_removed","xff":"$http_x_forwarded_for","connection":"$http_connection","traceparent":"$http_traceparent","request_id":"$http_x_request_id"}}\\n';
+    }}
+    location /text {{ default_type text/plain; alias {folder}/text.txt; }}
+    location /big {{ default_type application/octet-stream; alias {big}; }}
+    location /upload {{ client_max_body_size 0; proxy_pass http://127.0.0.1:{ports['v1']}/uploaded; }}
+  }}"""
+    (folder / "text.txt").write_text("a line that compresses well\n" * 1000)
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{ worker_connections 4096; }}\n"
+        f"http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};"
+        f" uwsgi_temp_path {folder}; scgi_temp_path {folder}; keepalive_requests 1000000; {servers} }}\n"
+    )
+    process = subprocess.Popen([binary, "-c", str(folder / "nginx.conf"), "-p", str(folder)])
+    for port in ports.values():
+        wait_for(lambda: can_connect(port), "nginx listening")
+    yield ports
+    process.terminate()
+    process.wait()
