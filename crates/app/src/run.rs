@@ -94,9 +94,11 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
 async fn serve(args: &Args, level: Level, origin: &Origin, inherited: Option<Inherited>) -> Result<ExitCode> {
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
-    let proxy = Arc::new(Proxy::start(&settings(args), tokio::runtime::Handle::current()).context("cannot start the workers")?);
+    let proxy =
+        Arc::new(Proxy::start(&settings(args), tokio::runtime::Handle::current()).context("cannot start the workers")?);
     let parts = Parts { proxy, phase: Arc::new(Phase::default()), current: Arc::new(OnceLock::new()), drain, level };
-    let (old_admin, sockets, old) = inherited.map(Inherited::split).map_or((None, Vec::new(), None), |(a, s, o)| (a, s, Some(o)));
+    let (old_admin, sockets, old) =
+        inherited.map(Inherited::split).map_or((None, Vec::new(), None), |(a, s, o)| (a, s, Some(o)));
     parts.proxy.inherit(sockets);
     let admin = match old_admin {
         Some(socket) => Some(socket),
@@ -128,7 +130,8 @@ fn settings(args: &Args) -> Settings {
     if let Some(workers) = args.workers {
         settings.workers = WorkerCount(usize::from(workers));
     }
-    settings.limits = Limits { max_connections: args.max_connections, max_memory: args.max_memory, ..Limits::default() };
+    settings.limits =
+        Limits { max_connections: args.max_connections, max_memory: args.max_memory, ..Limits::default() };
     settings
 }
 
@@ -151,7 +154,8 @@ fn start_engine(args: &Args, parts: &Parts, reload: &Arc<Notify>) -> watch::Rece
         };
         target.install(snapshot).into_iter().map(problem).collect()
     });
-    let options = selvedge_compile::Options { port_offset: args.port_offset, zone: args.zone.clone(), ..Default::default() };
+    let options =
+        selvedge_compile::Options { port_offset: args.port_offset, zone: args.zone.clone(), ..Default::default() };
     let state = (!args.no_state).then(|| args.state.clone());
     let engine = Engine::start(selvedge_control::Settings { roots: args.files.clone(), state, options }, install);
     let (current, looks) = (engine.current(), engine.looks());
@@ -244,7 +248,10 @@ async fn finish(
             Ended::Asked => {
                 service_manager::stopping();
                 if args.drain_delay > 0 {
-                    tracing::info!(seconds = args.drain_delay, "no longer ready; serving on until load balancers have noticed");
+                    tracing::info!(
+                        seconds = args.drain_delay,
+                        "no longer ready; serving on until load balancers have noticed"
+                    );
                     tokio::time::sleep(Duration::from_secs(args.drain_delay)).await;
                 }
                 tracing::info!(seconds = args.drain, "draining");

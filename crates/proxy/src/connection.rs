@@ -104,6 +104,7 @@ pub async fn run(
         tracing::debug!(listener = %listener.bind, "connection refused: max_connections is reached");
         return;
     }
+    let _open = table.socket.opened(worker);
     // Small responses must not wait for an acknowledgement (Nagle).
     let _ = tcp.set_nodelay(true);
     let deadline = Instant::now() + options.handshake_timeout;
@@ -130,7 +131,15 @@ impl Fresh {
                 let http2 = http2 && options.is_some_and(|o| o.config.options.http2_enabled);
                 let nowhere = self.table.nowhere.clone();
                 let facts = facts(self.worker, local, self.direct, peer, None, nowhere);
-                let conn = Conn { shared: self.shared, worker: self.worker, listener: self.listener, peer, local, facts, tls: None };
+                let conn = Conn {
+                    shared: self.shared,
+                    worker: self.worker,
+                    listener: self.listener,
+                    peer,
+                    local,
+                    facts,
+                    tls: None,
+                };
                 http(io, http2, conn, &self.table, self.drain).await
             }
             LiveProtocol::Tls { .. } => self.tls(peer, local, read).await,
@@ -162,10 +171,19 @@ impl Fresh {
                 match &listener.mode {
                     TlsMode::Http { .. } => {
                         let http2 = session.alpn == Some(AppProtocol::Http2);
-                        let handle = table.by_name(&listener.name).map_or_else(|| table.nowhere.clone(), |l| l.handle.clone());
+                        let handle =
+                            table.by_name(&listener.name).map_or_else(|| table.nowhere.clone(), |l| l.handle.clone());
                         let facts = facts(self.worker, local, self.direct, peer, Some(tls), handle);
                         let name = Some(listener.name.clone());
-                        let conn = Conn { shared: self.shared, worker: self.worker, listener: self.listener, peer, local, facts, tls: name };
+                        let conn = Conn {
+                            shared: self.shared,
+                            worker: self.worker,
+                            listener: self.listener,
+                            peer,
+                            local,
+                            facts,
+                            tls: name,
+                        };
                         http(Io::from(*io), http2, conn, &table, self.drain).await
                     }
                     _ => {
@@ -197,7 +215,8 @@ async fn l4_tls(
     (worker, local, direct, peer): (WorkerId, SocketAddr, SocketAddr, SocketAddr),
     drain: Drain,
 ) {
-    let (TlsMode::Tcp { routes, listener: options, .. } | TlsMode::Passthrough { routes, listener: options }) = &listener.mode
+    let (TlsMode::Tcp { routes, listener: options, .. } | TlsMode::Passthrough { routes, listener: options }) =
+        &listener.mode
     else {
         return;
     };

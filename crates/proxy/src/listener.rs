@@ -298,7 +298,7 @@ impl OpenListener {
         self.accepted.fetch_add(1, Relaxed);
         let Some(permit) = shared.overload.connection() else {
             self.refused.fetch_add(1, Relaxed);
-            self.table().socket.rejected(here, crate::telemetry::Rejected::Overload);
+            self.table().socket.rejected(here, crate::telemetry::Rejected::ProcessLimit);
             return;
         };
         let (worker, load) = shared.workers.place(here);

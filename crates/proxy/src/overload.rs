@@ -114,7 +114,12 @@ impl Overload {
         };
         let before = self.level.swap(level, Relaxed);
         if level > before {
-            tracing::warn!(resident, limit = self.max_memory, level, "memory overload: shedding (1: requests, 2: connections)");
+            tracing::warn!(
+                resident,
+                limit = self.max_memory,
+                level,
+                "memory overload: shedding (1: requests, 2: connections)"
+            );
         } else if level < before {
             tracing::info!(resident, limit = self.max_memory, level, "memory overload: easing");
         }

@@ -175,7 +175,12 @@ impl Proxy {
         }
     }
 
-    fn serve(&self, open: &mut BTreeMap<Bind, Arc<OpenListener>>, bind: Bind, table: Arc<ListenerTable>) -> Result<(), String> {
+    fn serve(
+        &self,
+        open: &mut BTreeMap<Bind, Arc<OpenListener>>,
+        bind: Bind,
+        table: Arc<ListenerTable>,
+    ) -> Result<(), String> {
         if let Some(listener) = open.get(&bind) {
             listener.set_table(table);
             return Ok(());
@@ -233,9 +238,15 @@ impl Proxy {
 
 fn bind_error(bind: Bind, error: &io::Error) -> String {
     let help = match error.kind() {
-        io::ErrorKind::AddrInUse => "another process (or another listener) has this port: find it with `ss -ltnp`, or choose another port",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need root or CAP_NET_BIND_SERVICE, or choose a higher port",
-        io::ErrorKind::AddrNotAvailable => "this machine does not have the address: correct spec.addresses of the Gateway",
+        io::ErrorKind::AddrInUse => {
+            "another process (or another listener) has this port: find it with `ss -ltnp`, or choose another port"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE, or choose a higher port"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have the address: correct spec.addresses of the Gateway"
+        }
         _ => "see the error of the operating system",
     };
     format!("cannot listen on {bind}: {error}; {help}")

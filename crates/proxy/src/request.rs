@@ -3,14 +3,14 @@
 
 use crate::{
     Error, Request,
-    codec::ExtendedConnect,
+    codec::{ExtendedConnect, h1::RawTarget},
     connection::Conn,
     error::{Kind, Side},
     telemetry::RequestId,
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
-    header::{AUTHORIZATION, CONNECTION, HOST, UPGRADE},
+    header::{AUTHORIZATION, EXPECT, HOST},
     uri::PathAndQuery,
 };
 use selvedge_compile::snapshot::HttpOptions;
@@ -18,7 +18,9 @@ use selvedge_wire::{
     forwarded::{self, Hop, Source, Trust},
     hop,
     host::{self, Authority},
+    http1::Framing,
     uri::{self, Form, PathOptions},
+    websocket,
 };
 use std::net::IpAddr;
 
@@ -87,54 +89,65 @@ fn upgrade(request: &mut Request) -> Result<Option<Upgrade>, Error> {
         *request.method_mut() = Method::GET;
         return Ok(Some(Upgrade::ExtendedWebSocket));
     }
-    if request.version() != Version::HTTP_11 || request.method() != Method::GET {
+    if websocket::requested(request.version(), request.headers()) != websocket::Upgrade::WebSocket {
         return Ok(None);
     }
-    let headers = request.headers();
-    let wants = |name, token: &str| {
-        let values = headers.get_all(name);
-        values.iter().filter_map(|v: &HeaderValue| v.to_str().ok()).any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
-    };
-    if !headers.contains_key(UPGRADE) || !wants(CONNECTION, "upgrade") || !wants(UPGRADE, "websocket") {
-        return Ok(None);
-    }
-    match headers.get("sec-websocket-version").map(HeaderValue::as_bytes) {
-        Some(b"13") => Ok(Some(Upgrade::WebSocket)),
-        _ => Err(Error::bad_request(426, "Sec-WebSocket-Version must be 13 (RFC 6455)")),
+    let framing = if request.body().is_empty() { Framing::Length(0) } else { Framing::Chunked };
+    match websocket::check_request(request.method(), request.version(), request.headers(), framing) {
+        Ok(_) => Ok(Some(Upgrade::WebSocket)),
+        Err(error) => Err(Error::bad_request(error.status().as_u16(), error.to_string())),
     }
 }
 
 /// Normalises path and query in place. Returns the authority of the target, and whether to redirect.
 fn canonical_path(request: &mut Request, secure: bool) -> Result<(Option<Authority<'static>>, bool), Error> {
     let bad = |e: uri::UriError| Error::bad_request(400, e.to_string());
+    let exact = request.extensions_mut().remove::<RawTarget>();
     let given = request.uri();
     let authority = match given.authority() {
-        Some(authority) => Some(host::parse(authority.as_str().as_bytes()).map_err(|e| Error::bad_request(400, e.to_string()))?.into_owned()),
+        Some(authority) => Some(
+            host::parse(authority.as_str().as_bytes())
+                .map_err(|e| Error::bad_request(400, e.to_string()))?
+                .into_owned(),
+        ),
         None => None,
     };
     if given.scheme_str().is_some_and(|s| s != "http" && s != "https") {
         return Err(Error::bad_request(400, "the scheme must be http or https"));
     }
     if request.version() < Version::HTTP_2 && given.scheme_str().is_some_and(|s| (s == "https") != secure) {
-        return Err(Error::new(Kind::Protocol { status: 421 }, Side::Downstream, "the scheme of the target is not that of this connection"));
+        return Err(misdirected_scheme());
     }
-    let raw = match given.path_and_query() {
-        // `http` reads `OPTIONS *` and an absolute URI without path alike; both parse below.
-        Some(path) => path.as_str(),
-        None => "/",
+    // What `http::Uri` cannot hold byte for byte comes beside it.
+    let raw: &[u8] = match (&exact, given.path_and_query()) {
+        (Some(exact), _) => &exact.0,
+        (None, Some(path)) if !path.as_str().is_empty() => path.as_str().as_bytes(),
+        (None, _) => b"/",
     };
-    let raw = if raw.is_empty() { "/" } else { raw };
-    let target = uri::parse(request.method(), raw.as_bytes(), &PathOptions::default()).map_err(bad)?;
-    if target.form == Form::Absolute || target.form == Form::Authority {
-        return Err(Error::bad_request(400, "the request target is not a path"));
+    let target = uri::parse(request.method(), raw, &PathOptions::default()).map_err(bad)?;
+    let authority = match (authority, target.authority) {
+        (None, Some(named)) if target.form == Form::Absolute => {
+            Some(host::parse(named).map_err(|e| Error::bad_request(400, e.to_string()))?.into_owned())
+        }
+        (_, Some(_)) => return Err(Error::bad_request(400, "the request target is not a path")),
+        (authority, None) => authority,
+    };
+    if request.version() < Version::HTTP_2 && target.secure.is_some_and(|s| s != secure) {
+        return Err(misdirected_scheme());
     }
     let redirect = target.redirect;
-    if target.is_clean() && authority.is_none() && given.scheme().is_none() {
+    if exact.is_none() && target.is_clean() && authority.is_none() && given.scheme().is_none() {
         return Ok((None, redirect));
     }
-    let path: PathAndQuery = target.path_and_query.into_owned().try_into().map_err(|_| Error::bad_request(400, "the path is not valid"))?;
+    let path: PathAndQuery =
+        target.path_and_query.into_owned().try_into().map_err(|_| Error::bad_request(400, "the path is not valid"))?;
     *request.uri_mut() = Uri::from(path);
     Ok((authority, redirect))
+}
+
+fn misdirected_scheme() -> Error {
+    let message = "the scheme of the target is not that of this connection";
+    Error::new(Kind::Protocol { status: 421 }, Side::Downstream, message)
 }
 
 fn single_host(request: &Request) -> Result<Option<Authority<'static>>, Error> {
@@ -172,6 +185,8 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
         return Err(Error::bad_request(400, "there is more than one Authorization header"));
     }
     hop::strip_request(headers);
+    // The codec has answered it.
+    headers.remove(EXPECT);
     let peer = conn.peer.ip().to_canonical();
     let trusted = trust.trusts(peer);
     if !trusted {

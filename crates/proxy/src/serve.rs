@@ -9,7 +9,7 @@ use crate::{
     reply,
     request::{self, Target},
     table::{ListenerTable, LiveHttp},
-    telemetry::{Flags, Record},
+    telemetry::{Flags, Record, Shed},
     upstream,
 };
 use http::{
@@ -76,9 +76,14 @@ async fn route(
     record.listener(&http.handle, request.headers());
     if conn.tls.as_ref().is_some_and(|sni| *sni != http.config.name) {
         record.details("the host belongs to another listener than the server name (SNI)");
-        return Ok(reply::from_status(StatusCode::MISDIRECTED_REQUEST, "this connection was made for another host", grpc));
+        return Ok(reply::from_status(
+            StatusCode::MISDIRECTED_REQUEST,
+            "this connection was made for another host",
+            grpc,
+        ));
     }
     if conn.shared.overload.shed_request() {
+        conn.shared.telemetry.registry.process.shed(Shed::Memory);
         return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold"));
     }
     let request::Sender { client, id } = request::sanitise(&mut request, conn, target, &http.trust)?;

@@ -154,7 +154,10 @@ pub fn limited(body: Body, limit: u64) -> Result<Body, Error> {
 }
 
 fn too_large(limit: u64) -> Error {
-    Error::downstream(Kind::TooLarge { status: 413 }, format!("the request body is larger than the limit of {limit} bytes"))
+    Error::downstream(
+        Kind::TooLarge { status: 413 },
+        format!("the request body is larger than the limit of {limit} bytes"),
+    )
 }
 
 impl HttpBody for Limited {
@@ -307,7 +310,10 @@ mod tests {
     #[tokio::test]
     async fn limits_hold() {
         assert_eq!(text(limited(chunks(&["ab", "c"]), 3).unwrap()).await.unwrap(), "abc");
-        assert_eq!(text(limited(chunks(&["ab", "cd"]), 3).unwrap()).await.unwrap_err().kind, Kind::TooLarge { status: 413 });
+        assert_eq!(
+            text(limited(chunks(&["ab", "cd"]), 3).unwrap()).await.unwrap_err().kind,
+            Kind::TooLarge { status: 413 }
+        );
         assert!(limited(Body::full("abcd"), 3).is_err());
     }
 

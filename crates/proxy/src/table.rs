@@ -170,6 +170,11 @@ impl ListenerTable {
 impl LiveHttp {
     fn link(config: &Arc<HttpListener>, telemetry: &Telemetry) -> Self {
         let rules = config.router.rules().iter().map(|rule| telemetry.route(&config.name, &rule.name)).collect();
-        Self { config: config.clone(), rules, handle: telemetry.listener(config), trust: request::trust(&config.options) }
+        Self {
+            config: config.clone(),
+            rules,
+            handle: telemetry.listener(config),
+            trust: request::trust(&config.options),
+        }
     }
 }

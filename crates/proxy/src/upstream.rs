@@ -8,6 +8,7 @@ mod upgrade;
 use crate::{
     Body, Error, Request, Response,
     balance::Pick,
+    breaker::Permit,
     cluster::{LiveCluster, SendFailure},
     codec::Progress,
     connect::{ClientAddress, FreshConnection},
@@ -84,6 +85,9 @@ pub async fn send<'e>(
     let mut response = answer.response;
     sanitise_response(response.headers_mut());
     session::write(exchange, cluster, &answer.endpoint, session, &mut response);
+    if let Some(cookie) = answer.cookie {
+        cookie.set(exchange, &mut response);
+    }
     Ok(response.map(|body| Held::wrap(body, deadline, Some(exchange.stream_idle), permit)))
 }
 
@@ -96,6 +100,8 @@ fn limit_body(request: Request, limit: u64) -> Result<Request, Error> {
 struct Answer {
     response: Response,
     endpoint: Arc<LiveEndpoint>,
+    /// The hash key the client did not have yet.
+    cookie: Option<session::HashCookie>,
 }
 
 /// All tries of one request at one cluster.
@@ -107,7 +113,9 @@ struct Tries<'e> {
     body: Source,
     /// The next try is the replay of one that died on a connection from the pool.
     fresh: bool,
+    retrying: Option<Permit>,
     hash: Option<u64>,
+    cookie: Option<session::HashCookie>,
     sticky: Option<SocketAddr>,
     policy: Option<&'e snapshot::Retry>,
 }
@@ -136,9 +144,12 @@ impl<'e> Tries<'e> {
             Some(bytes) => Source::Whole(body, bytes),
             None => Source::Replay(Replay::new(body, policy.map_or(DEFAULT_REPLAY, |p| p.max_body_bytes as usize))),
         };
-        let hash = hash(&settings.config.load_balancing.hash_keys, &parts, exchange);
+        let keys = &settings.config.load_balancing.hash_keys;
+        let mut hash = hash(keys, &parts, exchange);
+        let cookie = if hash.is_none() { session::HashCookie::make(keys) } else { None };
+        hash = hash.or(cookie.as_ref().map(session::HashCookie::hash));
         let config = settings.config.clone();
-        Self { exchange, cluster, config, parts, body, fresh: false, hash, sticky, policy }
+        Self { exchange, cluster, config, parts, body, fresh: false, retrying: None, hash, cookie, sticky, policy }
     }
 
     async fn run(mut self, record: &mut Record) -> Result<Answer, Error> {
@@ -149,7 +160,10 @@ impl<'e> Tries<'e> {
             let replayable = self.replayable();
             let verdict = wish.judge(&result, &self.parts.method, replayable, self.exchange.grpc);
             let reason = match (verdict, result) {
-                (Verdict::Done, Ok((answer, _))) => return Ok(answer),
+                (Verdict::Done, Ok((mut answer, _))) => {
+                    answer.cookie = self.cookie;
+                    return Ok(answer);
+                }
                 (Verdict::Done, Err((failure, _))) => {
                     if wish.retried() {
                         record.flag(Flags::RETRIES_EXCEEDED);
@@ -187,11 +201,18 @@ impl<'e> Tries<'e> {
         }
     }
 
-    /// Whether budget and retry limit of the cluster leave room for one more try.
-    fn allowed(&self) -> bool {
-        match self.policy {
-            Some(policy) => self.cluster.budget_try(&policy.budget),
-            None => self.cluster.budget_try(&retry::BUILT_IN_BUDGET),
+    /// Whether budget and retry limit of the cluster leave room for one more try; held until the request is answered.
+    fn allowed(&mut self) -> bool {
+        let budget = self.policy.map_or(&retry::BUILT_IN_BUDGET, |p| &p.budget);
+        if !self.cluster.budget_try(budget) {
+            return false;
+        }
+        match self.cluster.start_retry() {
+            Ok(permit) => {
+                self.retrying = Some(permit);
+                true
+            }
+            Err(_) => false,
         }
     }
 
@@ -218,7 +239,9 @@ impl<'e> Tries<'e> {
         if self.fresh {
             parts.extensions.insert(FreshConnection);
         }
-        parts.extensions.insert(ClientAddress { source: self.exchange.conn.peer, destination: self.exchange.conn.local });
+        parts
+            .extensions
+            .insert(ClientAddress { source: self.exchange.conn.peer, destination: self.exchange.conn.local });
         Request::from_parts(parts, body)
     }
 
@@ -232,9 +255,7 @@ impl<'e> Tries<'e> {
                 record.upstream(&self.config, one.endpoint.address);
                 record.inject_trace(request.headers_mut());
                 let result = one.finish(request, self.per_try()).await;
-                if result.is_ok() {
-                    record.first_byte();
-                }
+                ended(record, &result);
                 result
             }
         }
@@ -290,10 +311,10 @@ impl<'e> Tries<'e> {
             tokio::select! {
                 (index, result) = next => {
                     drop(running.swap_remove(index));
+                    ended(record, &result);
                     let good = result.as_ref().is_ok_and(|(a, _)| !a.response.status().is_server_error());
                     if good || running.is_empty() {
                         if let Ok((answer, _)) = &result {
-                            record.first_byte();
                             record.answered_by(&self.config, answer.endpoint.address);
                         }
                         return result;
@@ -343,9 +364,21 @@ impl<'e> One<'e> {
         };
         report(self.cluster, &self.endpoint, &result, start);
         match result {
-            Ok(response) => Ok((Answer { response, endpoint: self.endpoint }, address)),
+            Ok(response) => Ok((Answer { response, endpoint: self.endpoint, cookie: None }, address)),
             Err(failure) => Err((failure, Some(address))),
         }
+    }
+}
+
+/// Tells the record how a try went.
+fn ended(record: &mut Record, result: &Attempt) {
+    match result {
+        Ok((answer, address)) => {
+            record.first_byte();
+            record.try_ended(*address, answer.response.status().as_u16(), Flags::NONE);
+        }
+        Err((failure, Some(address))) => record.try_ended(*address, 0, Flags::of(&failure.error)),
+        Err((_, None)) => {}
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where resources come from.
 
-pub mod folder;
 mod files;
+pub mod folder;
 mod watch;
 
 pub use watch::{Changes, Watcher};

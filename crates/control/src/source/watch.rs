@@ -52,7 +52,11 @@ impl Watcher {
         let inner = inner.and_then(|mut watcher| {
             for root in roots {
                 // A file is watched by its folder, as editors replace files instead of writing to them.
-                let watched = if root.is_file() { root.parent().filter(|p| !p.as_os_str().is_empty()) } else { Some(root.as_path()) };
+                let watched = if root.is_file() {
+                    root.parent().filter(|p| !p.as_os_str().is_empty())
+                } else {
+                    Some(root.as_path())
+                };
                 watcher.watch(watched.unwrap_or(Path::new(".")), RecursiveMode::Recursive)?;
             }
             Ok(watcher)
@@ -93,7 +97,9 @@ impl Shared {
                 }
                 false
             }
-            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => event.paths.iter().any(|p| !is_resource_file(p)),
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
+                event.paths.iter().any(|p| !is_resource_file(p))
+            }
             _ => true,
         };
         if whole {

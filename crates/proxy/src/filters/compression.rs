@@ -113,7 +113,8 @@ impl Decision<'_> {
 
 /// Bytes of another coding are another representation (RFC 9110 8.8.3.3).
 fn weaken_etag(headers: &mut HeaderMap) {
-    let weak = headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/")).map(|tag| [b"W/", tag.as_bytes()].concat());
+    let weak =
+        headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/")).map(|tag| [b"W/", tag.as_bytes()].concat());
     if let Some(Ok(value)) = weak.map(|bytes| HeaderValue::from_bytes(&bytes)) {
         headers.insert(ETAG, value);
     }
@@ -186,7 +187,8 @@ impl HttpBody for Compressed {
                 this.finished = true;
                 let original = this.side.lock().ok().and_then(|mut s| s.error.take());
                 Poll::Ready(Some(Err(original.unwrap_or_else(|| {
-                    Error::new(Kind::Internal, crate::error::Side::Us, "compressing the response failed").with_source(error)
+                    Error::new(Kind::Internal, crate::error::Side::Us, "compressing the response failed")
+                        .with_source(error)
                 }))))
             }
         }
@@ -261,8 +263,7 @@ mod tests {
     fn exchange(accept: &str, media: &str, body: Body) -> Response {
         let policy = policy();
         let request = http::Request::get("/").header(ACCEPT_ENCODING, accept).body(Body::empty()).unwrap();
-        let response =
-            http::Response::builder().header(CONTENT_TYPE, media).header(ETAG, "\"1\"").body(body).unwrap();
+        let response = http::Response::builder().header(CONTENT_TYPE, media).header(ETAG, "\"1\"").body(body).unwrap();
         decide(&policy, &request).on_response(response)
     }
 

@@ -32,14 +32,13 @@ fn origin_matches(pattern: &OriginMatch, origin: &str) -> bool {
     match pattern {
         OriginMatch::Any => true,
         OriginMatch::Exact(want) => want == origin,
-        OriginMatch::Wildcard { prefix, suffix } => {
-            origin.strip_prefix(prefix.as_str()).and_then(|rest| rest.strip_suffix(suffix.as_str())).is_some_and(
-                |label| {
-                    let host_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-                    !label.is_empty() && label.bytes().all(host_byte)
-                },
-            )
-        }
+        OriginMatch::Wildcard { prefix, suffix } => origin
+            .strip_prefix(prefix.as_str())
+            .and_then(|rest| rest.strip_suffix(suffix.as_str()))
+            .is_some_and(|label| {
+                let host_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+                !label.is_empty() && label.bytes().all(host_byte)
+            }),
     }
 }
 
@@ -58,17 +57,26 @@ impl Decision<'_> {
             let policy = self.policy;
             let out = response.headers_mut();
             // With credentials a star is taken literally by browsers, so what was asked for is echoed.
-            let methods = if policy.any_method { asked.to_str().ok().map(str::to_owned) } else { join(&policy.allow_methods) };
-            insert(out, ACCESS_CONTROL_ALLOW_METHODS, match (policy.any_method, policy.allow_credentials) {
-                (true, false) => Some("*".to_owned()),
-                _ => methods,
-            });
+            let methods =
+                if policy.any_method { asked.to_str().ok().map(str::to_owned) } else { join(&policy.allow_methods) };
+            insert(
+                out,
+                ACCESS_CONTROL_ALLOW_METHODS,
+                match (policy.any_method, policy.allow_credentials) {
+                    (true, false) => Some("*".to_owned()),
+                    _ => methods,
+                },
+            );
             let wanted = headers.get(ACCESS_CONTROL_REQUEST_HEADERS).and_then(|v| v.to_str().ok()).map(str::to_owned);
-            insert(out, ACCESS_CONTROL_ALLOW_HEADERS, match (policy.any_header, policy.allow_credentials) {
-                (true, false) => Some("*".to_owned()),
-                (true, true) => wanted,
-                _ => join(&policy.allow_headers),
-            });
+            insert(
+                out,
+                ACCESS_CONTROL_ALLOW_HEADERS,
+                match (policy.any_header, policy.allow_credentials) {
+                    (true, false) => Some("*".to_owned()),
+                    (true, true) => wanted,
+                    _ => join(&policy.allow_headers),
+                },
+            );
             out.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from(policy.max_age));
         }
         Some(response)
@@ -150,7 +158,8 @@ mod tests {
 
     #[test]
     fn other_origins_get_no_permission() {
-        for origin in ["https://b.example", "https://evil/.b.example", "http://a.example", "null", "https://.b.example"] {
+        for origin in ["https://b.example", "https://evil/.b.example", "http://a.example", "null", "https://.b.example"]
+        {
             assert!(!preflight(origin).headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN), "{origin}");
         }
     }

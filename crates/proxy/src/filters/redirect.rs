@@ -65,7 +65,8 @@ mod tests {
         assert_eq!(to(https, &facts("http", 8080)), "https://a.example/p?q=1");
         let port = Redirect { port: Some(443), ..empty() };
         assert_eq!(to(port, &facts("http", 80)), "http://a.example:443/p?q=1");
-        let both = Redirect { port: Some(443), scheme: Some("https".into()), host: Some("b.example".into()), ..empty() };
+        let both =
+            Redirect { port: Some(443), scheme: Some("https".into()), host: Some("b.example".into()), ..empty() };
         assert_eq!(to(both, &facts("http", 80)), "https://b.example/p?q=1");
     }
 }

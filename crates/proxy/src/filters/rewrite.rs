@@ -68,7 +68,11 @@ mod tests {
         ];
         for (path, prefix, with, want) in cases {
             let matched = prefix.trim_end_matches('/').len();
-            assert_eq!(rewritten(&PathChange::Prefix(with.into()), path, Some(matched)), want, "{path} {prefix} {with}");
+            assert_eq!(
+                rewritten(&PathChange::Prefix(with.into()), path, Some(matched)),
+                want,
+                "{path} {prefix} {with}"
+            );
         }
     }
 }

@@ -91,7 +91,8 @@ impl<'p> Wish<'p> {
     /// The pause before the retry that [`Wish::judge`] has just granted: exponential with full jitter.
     pub(super) fn backoff(&self) -> Option<Duration> {
         let policy = self.policy?;
-        let ceiling = policy.backoff_base.saturating_mul(1 << (self.used.saturating_sub(1)).min(16)).min(policy.backoff_max);
+        let ceiling =
+            policy.backoff_base.saturating_mul(1 << (self.used.saturating_sub(1)).min(16)).min(policy.backoff_max);
         let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
         (nanos > 0).then(|| Duration::from_nanos(rand::rng().next_u64() % nanos))
     }

@@ -9,7 +9,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{COOKIE, SET_COOKIE},
 };
-use selvedge_compile::snapshot::{Backend, SessionKind, SessionPersistence, Split, Target};
+use selvedge_compile::snapshot::{Backend, HashKey, SessionKind, SessionPersistence, Split, Target};
 use std::{
     net::SocketAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -32,7 +32,8 @@ pub(super) fn read(exchange: &Exchange<'_>, request: &Request) -> Option<Session
         SessionKind::Header => request.headers().get(policy.name.as_str())?.to_str().ok()?,
     };
     parse(value).filter(|session| {
-        let within = |since: u64, limit: Option<Duration>| limit.is_none_or(|l| now().saturating_sub(since) <= l.as_secs());
+        let within =
+            |since: u64, limit: Option<Duration>| limit.is_none_or(|l| now().saturating_sub(since) <= l.as_secs());
         within(session.created, policy.absolute_timeout) && within(session.used, policy.idle_timeout)
     })
 }
@@ -43,7 +44,11 @@ fn parse(value: &str) -> Option<Session> {
 }
 
 /// The backend and endpoint that a session names, if they still exist: it takes precedence over weights.
-pub(super) fn endpoint<'s>(exchange: &Exchange<'_>, split: &'s Split, session: Session) -> Option<(&'s Backend, SocketAddr)> {
+pub(super) fn endpoint<'s>(
+    exchange: &Exchange<'_>,
+    split: &'s Split,
+    session: Session,
+) -> Option<(&'s Backend, SocketAddr)> {
     split.backends.iter().filter(|b| b.weight > 0).find_map(|backend| {
         let Target::Cluster(id) = &backend.target else { return None };
         let cluster = exchange.table.cluster(*id);
@@ -73,7 +78,9 @@ pub(super) fn write(
     let created = kept.map_or_else(now, |s| s.created);
     let value = format!("{at:016x}-{created:x}-{:x}", now());
     match policy.kind {
-        SessionKind::Cookie => set_cookie(response, &policy.name, &value, &policy.path, max_age(policy), exchange.conn.secure()),
+        SessionKind::Cookie => {
+            set_cookie(response, &policy.name, &value, &policy.path, max_age(policy), exchange.conn.secure())
+        }
         SessionKind::Header => {
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(policy.name.as_str()), HeaderValue::try_from(value)) {
                 response.headers_mut().insert(name, value);
@@ -87,7 +94,14 @@ fn max_age(policy: &SessionPersistence) -> Option<Duration> {
 }
 
 /// Adds a cookie to a response.
-pub(super) fn set_cookie(response: &mut Response, name: &str, value: &str, path: &str, age: Option<Duration>, secure: bool) {
+pub(super) fn set_cookie(
+    response: &mut Response,
+    name: &str,
+    value: &str,
+    path: &str,
+    age: Option<Duration>,
+    secure: bool,
+) {
     let mut text = format!("{name}={value}; Path={path}; HttpOnly; SameSite=Lax");
     if let Some(age) = age {
         text.push_str(&format!("; Max-Age={}", age.as_secs()));
@@ -97,6 +111,39 @@ pub(super) fn set_cookie(response: &mut Response, name: &str, value: &str, path:
     }
     if let Ok(value) = HeaderValue::try_from(text) {
         response.headers_mut().append(SET_COOKIE, value);
+    }
+}
+
+/// A cookie made for a client that had none of the hash keys (Envoy's generated hash cookie).
+pub(super) struct HashCookie {
+    name: String,
+    value: String,
+    path: String,
+    ttl: Duration,
+}
+
+impl HashCookie {
+    /// For the first key that is a cookie with a lifetime.
+    pub(super) fn make(keys: &[HashKey]) -> Option<Self> {
+        keys.iter().find_map(|key| match key {
+            HashKey::Cookie { name, ttl: Some(ttl), path } => Some(Self {
+                name: name.clone(),
+                value: format!("{:016x}", rand::random::<u64>()),
+                path: path.clone(),
+                ttl: *ttl,
+            }),
+            _ => None,
+        })
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        hashed(self.value.as_bytes())
+    }
+
+    /// A lifetime of zero is that of the client's session.
+    pub(super) fn set(&self, exchange: &Exchange<'_>, response: &mut Response) {
+        let age = Some(self.ttl).filter(|ttl| !ttl.is_zero());
+        set_cookie(response, &self.name, &self.value, &self.path, age, exchange.conn.secure());
     }
 }
 

@@ -16,7 +16,10 @@ use crate::{
     telemetry::Record,
     tunnel,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header::{CONNECTION, UPGRADE}};
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{CONNECTION, UPGRADE},
+};
 use selvedge_compile::snapshot::UpstreamProtocol;
 use selvedge_wire::websocket;
 use std::{net::SocketAddr, sync::Arc};
@@ -47,7 +50,9 @@ pub(super) async fn send(
         let start = Instant::now();
         let sending = cluster.send(exchange.conn.worker, &endpoint, request);
         let result = match exchange.deadline {
-            Some(at) => tokio::time::timeout_at(at, sending).await.unwrap_or_else(|_| Err(timed_out("the request timeout ran out"))),
+            Some(at) => tokio::time::timeout_at(at, sending)
+                .await
+                .unwrap_or_else(|_| Err(timed_out("the request timeout ran out"))),
             None => sending.await,
         };
         report(cluster, &endpoint, &result, start);
@@ -70,11 +75,16 @@ pub(super) async fn send(
         }
         // A refusal is an ordinary response.
         sanitise_response(response.headers_mut());
-        return Ok(response.map(|body| crate::stream::Held::wrap(body, exchange.deadline, Some(exchange.stream_idle), permit)));
+        return Ok(
+            response.map(|body| crate::stream::Held::wrap(body, exchange.deadline, Some(exchange.stream_idle), permit))
+        );
     }
     let held = response.extensions_mut().remove::<Held>();
     let Some(upstream) = response.body_mut().take_upgraded() else {
-        return Err(Error::upstream(Kind::Protocol { status: 502 }, "the upstream switched protocols without a connection"));
+        return Err(Error::upstream(
+            Kind::Protocol { status: 502 },
+            "the upstream switched protocols without a connection",
+        ));
     };
     tracing::debug!(cluster = cluster.key(), endpoint = %endpoint.address, "websocket established");
     let mut response = handshake.answer(response);
@@ -122,7 +132,8 @@ impl Handshake {
             *request.method_mut() = Method::CONNECT;
             request.extensions_mut().insert(ExtendedConnect("websocket".to_owned()));
             if let (Some(host), Some(path)) = (&self.host, request.uri().path_and_query().cloned()) {
-                let uri = http::Uri::builder().scheme(self.scheme).authority(host.as_str()).path_and_query(path).build();
+                let uri =
+                    http::Uri::builder().scheme(self.scheme).authority(host.as_str()).path_and_query(path).build();
                 if let Ok(uri) = uri {
                     *request.uri_mut() = uri;
                 }
@@ -159,7 +170,9 @@ impl Handshake {
                 websocket::response_to_h2(headers);
                 *response.status_mut() = StatusCode::OK;
             }
-            (Upgrade::WebSocket, None) => return reply::from_status(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing", false),
+            (Upgrade::WebSocket, None) => {
+                return reply::from_status(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing", false);
+            }
         }
         response
     }
