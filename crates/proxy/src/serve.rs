@@ -9,7 +9,7 @@ use crate::{
     reply,
     request::{self, Target},
     table::{ListenerTable, LiveHttp},
-    telemetry::{Flags, Record, Shed},
+    telemetry::{Flags, Record},
     upstream,
 };
 use http::{
@@ -83,7 +83,6 @@ async fn route(
         ));
     }
     if conn.shared.overload.shed_request() {
-        conn.shared.telemetry.registry.process.shed(Shed::Memory);
         return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold"));
     }
     let request::Sender { client, id } = request::sanitise(&mut request, conn, target, &http.trust)?;
