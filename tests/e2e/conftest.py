@@ -186,7 +186,7 @@ def nginx(tmp_path_factory):
     }}
     location /text {{ default_type text/plain; alias {folder}/text.txt; }}
     location /big {{ default_type application/octet-stream; alias {big}; }}
-    location /upload {{ client_max_body_size 0; proxy_pass http://127.0.0.1:{ports['v1']}/uploaded; }}
+    location /upload {{ client_max_body_size 0; proxy_pass http://127.0.0.1:{ports['v1']}/got; }}
   }}"""
     (folder / "text.txt").write_text("a line that compresses well\n" * 1000)
     (folder / "nginx.conf").write_text(

@@ -107,10 +107,10 @@ def test_canary_weights(gateway):
 
 
 def test_headers_and_rewrite(gateway):
-    answer = curl("-i", "-H", "x-removed: 1", "-H", "x-added: own", gateway.url + "/headers")
+    answer = curl("-i", "-H", "x-removed: 1", gateway.url + "/headers")
     assert "x-answer: r" in answer
     seen = json.loads(answer.splitlines()[-1])
-    assert (seen["x_set"], seen["x_added"], seen["x_removed"]) == ("s", "own, a", "")
+    assert (seen["x_set"], seen["x_added"], seen["x_removed"]) == ("s", "a", "")
     seen = json.loads(curl(gateway.url + "/rewrite/a?b=c"))
     assert (seen["uri"], seen["host"]) == ("/new/a?b=c", "inner.example")
 
@@ -151,7 +151,7 @@ def test_bodies(gateway, tmp_path):
     data = tmp_path / "data"
     data.write_bytes(b"z" * 3_000_000)
     for extra in ([], ["-H", "Transfer-Encoding: chunked"], ["--http2-prior-knowledge"]):
-        assert json.loads(curl(*extra, "--data-binary", f"@{data}", gateway.url + "/upload"))["uri"] == "/uploaded"
+        assert json.loads(curl(*extra, "--data-binary", f"@{data}", gateway.url + "/upload"))["uri"] == "/got"
     for extra in ([], ["--http2-prior-knowledge"]):
         assert len(curl(*extra, gateway.url + "/big")) == 1_000_000
 
@@ -191,10 +191,10 @@ def test_reload_is_seen_and_bad_files_are_not(gateway, nginx):
     assert backend(gateway, "/extra") == "v2"
     extra.write_text("kind: HTTPRoute\nspec: [")
     for _ in range(200):
-        if gateway.status()["lastGood"]:
+        if gateway.status()["last_good"]:
             break
         time.sleep(0.01)
-    assert gateway.status()["lastGood"]
+    assert gateway.status()["last_good"]
     assert backend(gateway, "/extra") == "v2"
     extra.unlink()
     for _ in range(200):
