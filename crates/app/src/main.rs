@@ -1,5 +1,6 @@
 //! The one binary: API gateway and service mesh.
 
+mod demo;
 mod logging;
 mod offline;
 mod run;
@@ -39,6 +40,8 @@ enum Command {
     Diff(offline::diff::Args),
     /// Print the JSON Schema of a kind, or of all.
     Schema(offline::schema::Args),
+    /// Try it: a small shop on this machine with the gateway in front, and commands to paste.
+    Demo(demo::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => offline::explain::run(&args),
         Command::Diff(args) => Ok(offline::diff::run(&args)),
         Command::Schema(args) => offline::schema::run(&args),
+        Command::Demo(args) => demo::run(&args, &cli.log),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
