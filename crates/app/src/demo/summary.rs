@@ -133,7 +133,7 @@ fn operation(ports: Ports, folder: &Folder) -> Vec<Attempt> {
         (
             "change it while it runs: half of the requests to each version",
             vec![
-                format!("sed -i.bak -e 's/weight: 90/weight: 50/' -e 's/weight: 10/weight: 50/' {catalog}; sleep 1"),
+                format!("sed -i -e 's/weight: 90/weight: 50/' -e 's/weight: 10/weight: 50/' {catalog}; sleep 1"),
                 count(&http),
             ],
         ),
