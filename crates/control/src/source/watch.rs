@@ -37,13 +37,16 @@ pub struct Watcher {
 struct Shared {
     pending: Mutex<Option<Changes>>,
     wake: Notify,
+    /// Relative folders that are watched, by the absolute path under which their files are told.
+    relative: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Watcher {
     /// Watches these folders and files. Where the system refuses to (limit of watches, network file system), changes
     /// are found by looking every [`RESCAN`], which is logged.
     pub fn new(roots: &[PathBuf]) -> Self {
-        let shared = Arc::new(Shared { pending: Mutex::new(None), wake: Notify::new() });
+        let relative = std::env::current_dir().map_or_else(|_| Vec::new(), |here| relative(&here, roots));
+        let shared = Arc::new(Shared { pending: Mutex::new(None), wake: Notify::new(), relative });
         let theirs = shared.clone();
         let inner = notify::recommended_watcher(move |event: notify::Result<Event>| match event {
             Ok(event) => theirs.event(&event),
@@ -51,13 +54,9 @@ impl Watcher {
         });
         let inner = inner.and_then(|mut watcher| {
             for root in roots {
-                // A file is watched by its folder, as editors replace files instead of writing to them.
-                let watched = if root.is_file() {
-                    root.parent().filter(|p| !p.as_os_str().is_empty())
-                } else {
-                    Some(root.as_path())
-                };
-                watcher.watch(watched.unwrap_or(Path::new(".")), RecursiveMode::Recursive)?;
+                let folder = folder(root);
+                let watched = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                watcher.watch(watched, RecursiveMode::Recursive)?;
             }
             Ok(watcher)
         });
@@ -105,10 +104,17 @@ impl Shared {
         if whole {
             return self.add(Changes::Everything);
         }
-        let files: BTreeSet<PathBuf> = event.paths.iter().filter(|p| is_resource_file(p)).cloned().collect();
+        let files: BTreeSet<PathBuf> =
+            event.paths.iter().filter(|p| is_resource_file(p)).map(|p| self.known_as(p)).collect();
         if !files.is_empty() {
             self.add(Changes::Files(files));
         }
+    }
+
+    /// The name that a file has below the root it was found in: the system tells absolute paths.
+    fn known_as(&self, path: &Path) -> PathBuf {
+        let below = |(absolute, folder): &(PathBuf, PathBuf)| Some(folder.join(path.strip_prefix(absolute).ok()?));
+        self.relative.iter().find_map(below).unwrap_or_else(|| path.to_owned())
     }
 
     fn add(&self, changes: Changes) {
@@ -127,10 +133,34 @@ impl Shared {
     }
 }
 
+/// What is watched for a root: a file by its folder, as editors replace files instead of writing to them.
+fn folder(root: &Path) -> &Path {
+    if root.is_file() { root.parent().unwrap_or(root) } else { root }
+}
+
+fn relative(here: &Path, roots: &[PathBuf]) -> Vec<(PathBuf, PathBuf)> {
+    let relative = roots.iter().filter(|root| root.is_relative());
+    relative.map(|root| (here.join(folder(root)), folder(root).to_owned())).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn files_of_relative_folders_keep_their_relative_names() {
+        let roots = ["routes".into(), "./more".into(), "/etc/all".into()];
+        let relative = relative(Path::new("/here"), &roots);
+        let shared = Shared { pending: Mutex::new(None), wake: Notify::new(), relative };
+        for (told, known) in [
+            ("/here/routes/sub/a.yaml", "routes/sub/a.yaml"),
+            ("/here/./more/a.yaml", "./more/a.yaml"),
+            ("/etc/all/a.yaml", "/etc/all/a.yaml"),
+        ] {
+            assert_eq!(shared.known_as(Path::new(told)), Path::new(known));
+        }
+    }
 
     #[tokio::test]
     async fn a_written_file_is_told_by_name() {
