@@ -166,7 +166,7 @@ mod tests {
     async fn a_written_file_is_told_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
-        let watcher = Watcher::new(&[root.clone()]);
+        let watcher = Watcher::new(std::slice::from_ref(&root));
         fs::write(root.join("a.yaml"), "x").unwrap();
         assert_eq!(watcher.changed().await, Changes::Files([root.join("a.yaml")].into()));
         fs::write(root.join("ignored.txt"), "x").unwrap();

@@ -143,6 +143,6 @@ impl HttpBody for Follow {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }

@@ -67,11 +67,11 @@ impl Upload {
 
     /// Ready (once) when the body is read for the first time: the moment for `100 Continue`.
     pub(super) fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Ok(mut waker) = self.waker.lock() {
-            if !self.wanted.load(Relaxed) {
-                *waker = Some(cx.waker().clone());
-                return Poll::Pending;
-            }
+        if let Ok(mut waker) = self.waker.lock()
+            && !self.wanted.load(Relaxed)
+        {
+            *waker = Some(cx.waker().clone());
+            return Poll::Pending;
         }
         Poll::Ready(())
     }

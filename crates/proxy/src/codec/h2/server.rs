@@ -236,11 +236,11 @@ impl<S: Service> Server<S> {
                 }
                 Poll::Pending => {}
             }
-            if matches!(self.ending, Ending::No | Ending::Draining(_)) {
-                if let Some((reason, error)) = self.poll_offence(cx) {
-                    self.cut(reason, error);
-                    continue;
-                }
+            if matches!(self.ending, Ending::No | Ending::Draining(_))
+                && let Some((reason, error)) = self.poll_offence(cx)
+            {
+                self.cut(reason, error);
+                continue;
             }
             return match &mut self.ending {
                 Ending::No => {
