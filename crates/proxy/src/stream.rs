@@ -258,12 +258,12 @@ mod tests {
     use super::*;
     use http_body_util::BodyExt;
 
-    fn chunks(list: &[&'static str]) -> Body {
-        Body::stream(Chunks(list.to_vec().into_iter()))
+    fn chunks(list: &'static [&'static str]) -> Body {
+        Body::stream(Chunks(list.iter()))
     }
 
     /// Data frames that are all there.
-    struct Chunks(std::vec::IntoIter<&'static str>);
+    struct Chunks(std::slice::Iter<'static, &'static str>);
 
     impl HttpBody for Chunks {
         type Data = Bytes;
