@@ -28,7 +28,7 @@ use std::{
 };
 use tokio::{
     net::TcpStream,
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
 };
 
 /// What the process says of itself during the demo, unless `--log` asks for something: warnings, and reloads.
@@ -37,6 +37,8 @@ const LOG: &str = "warn,selvedge_control=info";
 const START: Duration = Duration::from_secs(20);
 /// Between looks at whether it does.
 const LOOK: Duration = Duration::from_millis(20);
+/// Between signals to a gateway that was not up yet at the first.
+const AGAIN: Duration = Duration::from_millis(100);
 /// Seconds that open connections have to finish at the end.
 const DRAIN: &str = "2";
 
@@ -73,15 +75,17 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     }
     let ports = Ports::new(args.port_base);
     ports.check()?;
-    let folder = Folder::create(args.dir.as_deref(), ports)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("selvedge-shop")
         .enable_all()
         .build()
         .context("cannot start the runtime of the sample services")?;
+    // Before there is anything to clean up: from here on a signal does not end the process on the spot.
+    let end = runtime.block_on(async { End::watch() }).context("signals cannot be received")?;
+    let folder = Folder::create(args.dir.as_deref(), ports)?;
     let services = runtime.block_on(services::start(ports))?;
-    runtime.spawn(accompany(ports, summary::text(ports, &folder), !args.no_traffic));
+    runtime.spawn(accompany(ports, end, summary::text(ports, &folder), !args.no_traffic));
     // Connections that a client holds open at the end are cut: that is no failure of a demo.
     let ended = run::run(&gateway(ports, &folder)?, if log_is_asked_for() { log } else { LOG });
     drop(services);
@@ -100,31 +104,43 @@ fn log_is_asked_for() -> bool {
     std::env::var_os("SELVEDGE_LOG").is_some() || std::env::args_os().any(flag)
 }
 
-/// What happens beside the gateway: the summary once it serves, traffic until the end.
-async fn accompany(ports: Ports, summary: String, traffic: bool) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        tracing::error!("signals cannot be watched: no traffic is sent");
-        return;
-    };
-    let ended = async {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
-    let life = async {
-        if !ready(ports).await {
-            tracing::error!("the gateway does not answer on {}: see the messages above", ports.http());
-        }
-        say(&summary);
-        let _sending = traffic.then(|| traffic::start(ports));
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = ended => say("\nEnding: open requests finish, then the demo is gone."),
-        () = life => {}
+/// The signals that end the demo. The gateway watches them too, for its own end.
+struct End {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl End {
+    fn watch() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// What happens beside the gateway: the summary once it serves, traffic until the end.
+async fn accompany(ports: Ports, mut end: End, summary: String, traffic: bool) {
+    let ready = tokio::select! {
+        ready = ready(ports) => ready,
+        () = end.asked() => loop {
+            // The gateway may not have been watching yet when the signal came: it gets another one.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
+            tokio::time::sleep(AGAIN).await;
+        },
+    };
+    if !ready {
+        tracing::error!("the gateway does not answer on {}: see the messages above", ports.http());
+    }
+    say(&summary);
+    let sending = traffic.then(|| traffic::start(ports));
+    end.asked().await;
+    drop(sending);
+    say("\nEnding: open requests finish, then the demo is gone.");
 }
 
 /// Whether the gateway says that it is ready, and answers, in time.

@@ -124,8 +124,8 @@ fn operation(ports: Ports, folder: &Folder) -> Vec<Attempt> {
         (
             "what the gateway knows: metrics, endpoints, access log",
             vec![
-                format!("curl -s {admin}/metrics | grep -v '^#' | grep requests_total"),
-                format!("curl -s {admin}/clusters"),
+                format!("curl -s {admin}/metrics | grep '^selvedge_upstream_requests_total'"),
+                format!("curl -s {admin}/clusters | grep -oE '\"(key|address|state)\":\"[^\"]*\"'"),
                 format!("tail -n 5 {}", quoted(&folder.access_log())),
             ],
         ),
