@@ -1,4 +1,9 @@
 //! For tests only: certificates, servers and clients on loopback.
 
+pub mod backend;
 pub mod certs;
+pub mod http1;
+pub mod load;
+pub mod selvedge;
 pub mod tcp;
+pub mod websocket;

@@ -1,0 +1,211 @@
+//! The real binary, with a folder of its own.
+
+use crate::http1;
+use rustix::process::{Pid, Signal, kill_process};
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(15);
+/// How often something is looked at that cannot be waited for.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A loopback address whose port is free.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
+}
+
+/// What to start.
+pub struct Setup {
+    binary: PathBuf,
+    home: TempDir,
+    arguments: Vec<String>,
+    admin: SocketAddr,
+}
+
+/// `selvedge run`. Dropping it kills it, and what has taken over from it.
+pub struct Selvedge {
+    pub admin: SocketAddr,
+    home: TempDir,
+    child: Child,
+    pids: Vec<u32>,
+}
+
+impl Setup {
+    /// `binary` is `env!("CARGO_BIN_EXE_selvedge")`.
+    pub fn new(binary: &str) -> Self {
+        let home = tempfile::tempdir().expect("a folder");
+        let config = home.path().join("config");
+        fs::create_dir(&config).expect("a folder");
+        let link = home.path().join("selvedge");
+        std::os::unix::fs::symlink(binary, &link).expect("a link");
+        Self { binary: link, home, arguments: Vec::new(), admin: free_port() }
+    }
+
+    /// A file of resources.
+    pub fn file(self, name: &str, text: &str) -> Self {
+        write(&self.home.path().join("config"), name, text);
+        self
+    }
+
+    pub fn args(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(arguments.iter().map(|a| (*a).to_owned()));
+        self
+    }
+
+    /// The folder of what it keeps.
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("config")
+    }
+
+    fn spawn(&self) -> Child {
+        let log = fs::File::options().create(true).append(true).open(self.home.path().join("log")).expect("a log");
+        Command::new(&self.binary)
+            .args(["--log", "info,selvedge_proxy=debug", "run", "--workers", "2", "--admin", &self.admin.to_string(), "-f"])
+            .arg(self.config())
+            .arg("--state")
+            .arg(self.state())
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts")
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(self) -> Selvedge {
+        let child = self.spawn();
+        let mut selvedge = Selvedge { admin: self.admin, pids: vec![child.id()], home: self.home, child };
+        let limit = Instant::now() + LIMIT;
+        while !matches!(selvedge.admin_get("/ready").await, Ok((200, _))) {
+            if let Ok(Some(status)) = selvedge.child.try_wait() {
+                panic!("it ended with {status}:\n{}", selvedge.log());
+            }
+            assert!(Instant::now() < limit, "not ready in time:\n{}", selvedge.log());
+            tokio::time::sleep(LOOK).await;
+        }
+        selvedge
+    }
+}
+
+impl Selvedge {
+    /// Writes a file of resources, whole at once.
+    pub fn write(&self, name: &str, text: &str) {
+        write(&self.config(), name, text);
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("config")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    /// The path that it was started by.
+    pub fn binary(&self) -> PathBuf {
+        self.home.path().join("selvedge")
+    }
+
+    /// The process that serves.
+    pub fn pid(&self) -> u32 {
+        *self.pids.last().expect("a process")
+    }
+
+    /// What it has logged; after an upgrade, what all of them have.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).expect("a process id")).expect("a process id");
+        kill_process(pid, signal).expect("a signal that arrives");
+    }
+
+    /// Waits until the log has `text` `times` times.
+    pub async fn logged(&self, text: &str, times: usize) {
+        self.until(&format!("{text:?} in the log"), async || self.log().matches(text).count() >= times).await;
+    }
+
+    /// Waits until something is so.
+    pub async fn until(&self, what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+        let limit = Instant::now() + LIMIT;
+        while !is_so().await {
+            assert!(Instant::now() < limit, "not in time: {what}\n{}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// # Errors
+    /// The admin listener does not answer.
+    pub async fn admin_get(&self, path: &str) -> Result<(u16, String), String> {
+        http1::request(self.admin, "GET", path, "").await.map(|answer| (answer.status, answer.body))
+    }
+
+    /// # Errors
+    /// The admin listener does not answer.
+    pub async fn admin_send(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
+        http1::request(self.admin, method, path, body).await.map(|answer| (answer.status, answer.body))
+    }
+
+    /// Waits until `/status` has this text in it.
+    pub async fn status_has(&self, text: &str) {
+        self.until(&format!("{text:?} in /status"), async || {
+            self.admin_get("/status").await.is_ok_and(|(_, status)| status.contains(text))
+        })
+        .await;
+    }
+
+    /// Has the binary at [`Selvedge::binary`] take over, and waits until it serves.
+    pub async fn upgrade(&mut self) {
+        const TAKEN: &str = "the new process serves; draining pid=";
+        self.signal(Signal::USR2);
+        self.logged(TAKEN, self.pids.len()).await;
+        let log = self.log();
+        let pid = log.rsplit(TAKEN).next().and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        self.pids.push(pid.expect("the id of the new process"));
+    }
+
+    /// Waits for the end of the process that was started first.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(Instant::now() < limit, "it does not end:\n{}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for Selvedge {
+    fn drop(&mut self) {
+        // The first is a child, whose id is not used again before it is waited for; the others are this test's too.
+        for pid in self.pids.drain(..).skip(1) {
+            let selvedge = fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "selvedge");
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| selvedge) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn write(folder: &Path, name: &str, text: &str) {
+    let new = folder.join(format!(".{name}"));
+    fs::write(&new, text).expect("a file");
+    fs::rename(new, folder.join(name)).expect("a file");
+}
