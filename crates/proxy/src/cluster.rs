@@ -18,13 +18,13 @@ use crate::{
     error::Kind,
     gate::Gate,
     io::Io,
-    outlier::{self, Outcome, Verdict},
+    outlier::{self, Outcome, Standing, Verdict},
     pool::{self, Counted, Held, Lease, Seeker},
     worker::{WorkerCount, WorkerId},
 };
 use arc_swap::ArcSwap;
 use members::Members;
-use selvedge_compile::snapshot::{Algorithm, Cluster, RetryBudget};
+use selvedge_compile::snapshot::{Algorithm, Cluster, OutlierDetection, RetryBudget};
 use std::{
     fmt,
     sync::{
@@ -251,8 +251,15 @@ impl LiveCluster {
             let latency = if outcome.is_failure() { latency.max(FAILURE_LATENCY) } else { latency };
             endpoint.ewma.observe(latency, self.clock.millis(), decay);
         }
-        let Some(config) = &settings.config.outlier_detection else { return };
-        match endpoint.outlier.observe(outcome, config) {
+        let config = settings.outlier();
+        let built_in = settings.config.outlier_detection.is_none();
+        let verdict = match (endpoint.outlier.standing(), outcome) {
+            (Standing::Active, Outcome::Timeout | Outcome::Reset) if built_in => return,
+            // It was ejected because it refused connections, and it no longer does.
+            (Standing::Ejected, Outcome::Status(_) | Outcome::Ok) if built_in => Verdict::Restore,
+            _ => endpoint.outlier.observe(outcome, config),
+        };
+        match verdict {
             Verdict::Nothing => {}
             Verdict::Eject(detector) => self.eject(endpoint, detector, config),
             Verdict::Restore => {
@@ -273,7 +280,7 @@ impl LiveCluster {
         &self,
         endpoint: &LiveEndpoint,
         detector: outlier::Detector,
-        config: &selvedge_compile::snapshot::OutlierDetection,
+        config: &OutlierDetection,
     ) {
         let (ejected, usable, total) = self.members().census();
         let again = detector == outlier::Detector::Probation;
@@ -302,6 +309,27 @@ impl LiveCluster {
 
     fn members(&self) -> MutexGuard<'_, Members> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is done without a policy: an endpoint that refuses connections (its process is being restarted, say) is spared
+/// for a moment, so that not every other request has to be tried twice, which the budget would end. No answer and no
+/// timeout counts, and the last endpoint stays.
+static REFUSING: OutlierDetection = OutlierDetection {
+    consecutive_5xx: 0,
+    consecutive_gateway_errors: 0,
+    consecutive_local_failures: 2,
+    success_rate: None,
+    interval: Duration::from_secs(10),
+    base_ejection_time: Duration::from_secs(1),
+    max_ejection_time: Duration::from_secs(5),
+    max_ejection_percent: 100,
+};
+
+impl Settings {
+    /// The outlier detection of the policy, or else the built-in one.
+    pub(crate) fn outlier(&self) -> &OutlierDetection {
+        self.config.outlier_detection.as_ref().unwrap_or(&REFUSING)
     }
 }
 

@@ -173,7 +173,7 @@ impl<'e> Tries<'e> {
                 (Verdict::Retry(reason), Ok((answer, address))) => {
                     self.fresh = false;
                     tried.push(address);
-                    if !self.allowed() {
+                    if !self.allowed(None) {
                         record.flag(Flags::UPSTREAM_OVERFLOW);
                         return Ok(answer);
                     }
@@ -185,7 +185,7 @@ impl<'e> Tries<'e> {
                     if !failure.reused {
                         tried.extend(address);
                     }
-                    if !self.allowed() {
+                    if !self.allowed(Some(failure.error.kind)) {
                         record.flag(Flags::UPSTREAM_OVERFLOW);
                         return Err(failure.error);
                     }
@@ -202,9 +202,12 @@ impl<'e> Tries<'e> {
     }
 
     /// Whether budget and retry limit of the cluster leave room for one more try; held until the request is answered.
-    fn allowed(&mut self) -> bool {
+    /// A refused connection has cost its upstream nothing, and the next try is for another endpoint: the built-in tries
+    /// after it need no budget.
+    fn allowed(&mut self, failed: Option<Kind>) -> bool {
+        let free = self.policy.is_none() && failed == Some(Kind::Connect);
         let budget = self.policy.map_or(&retry::BUILT_IN_BUDGET, |p| &p.budget);
-        if !self.cluster.budget_try(budget) {
+        if !free && !self.cluster.budget_try(budget) {
             return false;
         }
         match self.cluster.start_retry() {
@@ -282,7 +285,7 @@ impl<'e> Tries<'e> {
         let mut last: Option<Attempt> = None;
         loop {
             let may_start = running.len() + usize::from(last.is_some()) < hedging.max_attempts.max(1) as usize;
-            if may_start && (running.is_empty() || self.allowed()) {
+            if may_start && (running.is_empty() || self.allowed(None)) {
                 match One::start(self.exchange, self.cluster, self.hash, self.sticky, &used) {
                     Ok(one) => {
                         record.upstream(&self.config, one.endpoint.address);

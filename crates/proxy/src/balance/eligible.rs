@@ -7,6 +7,8 @@ use std::sync::Arc;
 pub(super) struct Choice {
     pub(super) near: Vec<Arc<LiveEndpoint>>,
     pub(super) far: Vec<Arc<LiveEndpoint>>,
+    /// Ejected, but not known to be unhealthy: for a retry when all others were tried.
+    pub(super) spared: Vec<Arc<LiveEndpoint>>,
     pub(super) near_permille: u32,
     pub(super) panic: bool,
     /// Why there is nobody.
@@ -31,12 +33,14 @@ pub(super) fn choose(endpoints: &[Arc<LiveEndpoint>], config: &LoadBalancing, zo
     if usable.len() * 100 < known * usize::from(config.panic_threshold) {
         // Where so few are left, the survivors would drown: spread over all, and hope that the checks are wrong.
         let reason = String::new();
-        return Choice { near: all, far: Vec::new(), near_permille: 1000, panic: true, reason };
+        return Choice { near: all, far: Vec::new(), spared: Vec::new(), near_permille: 1000, panic: true, reason };
     }
+    let ejected = |e: &&Arc<LiveEndpoint>| !e.is_usable() && e.health.summary() != Summary::Unhealthy;
+    let spared = all.iter().filter(ejected).cloned().collect();
     let reason = if usable.is_empty() { reason(endpoints, &all, strict, zone) } else { String::new() };
     let prefers = zone.is_some() && config.zone == ZonePreference::Prefer;
     if !prefers || !usable.iter().any(|e| own(e)) {
-        return Choice { near: usable, far: Vec::new(), near_permille: 1000, panic: false, reason };
+        return Choice { near: usable, far: Vec::new(), spared, near_permille: 1000, panic: false, reason };
     }
     let capacity: u64 = all.iter().filter(|e| own(e)).map(|e| u64::from(e.weight())).sum();
     let (near, far): (Vec<_>, Vec<_>) = usable.into_iter().partition(|e| own(e));
@@ -46,7 +50,7 @@ pub(super) fn choose(endpoints: &[Arc<LiveEndpoint>], config: &LoadBalancing, zo
     } else {
         (healthy * OVERPROVISIONING_PERCENT * 10 / capacity.max(1)).min(1000) as u32
     };
-    Choice { near, far, near_permille, panic: false, reason }
+    Choice { near, far, spared, near_permille, panic: false, reason }
 }
 
 /// The healthy ones; while nobody is known to be healthy, those that no check has looked at yet.

@@ -43,6 +43,7 @@ pub struct Picker {
     /// Of 1000 requests this many stay with `near`.
     near_permille: u32,
     /// Ejected endpoints that wait for one request to prove themselves with.
+    spared: Vec<Arc<LiveEndpoint>>,
     probation: Vec<Arc<LiveEndpoint>>,
     /// So few are healthy that health is ignored.
     panic: bool,
@@ -88,6 +89,7 @@ impl Picker {
             near_permille: choice.near_permille,
             panic: choice.panic,
             probation: probation.cloned().collect(),
+            spared: choice.spared,
             near: Group::new(choice.near, config.algorithm, &mut random),
             far: Group::new(choice.far, config.algorithm, &mut random),
             slow_start: config.slow_start,
@@ -118,6 +120,9 @@ impl Picker {
         let (first, second) =
             if self.stays_near(pick, random) { (&self.near, &self.far) } else { (&self.far, &self.near) };
         let found = first.pick(self, pick, random).or_else(|| second.pick(self, pick, random));
+        // All others have just failed this request: one that failed before may be well again.
+        let spared = || self.spared.iter().find(|e| !pick.tried.contains(&e.address)).filter(|_| !pick.tried.is_empty());
+        let found = found.or_else(spared);
         // Everybody is tried or has just been ejected: better one of those than none.
         let found = found.or_else(|| first.any(random)).or_else(|| second.any(random));
         found.cloned().ok_or(self.reason.as_str())

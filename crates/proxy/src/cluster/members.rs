@@ -125,7 +125,7 @@ impl LiveCluster {
                 member._checks = self.start_checks(&member.endpoint, config, &around.runtime);
             }
         }
-        if config.outlier_detection.is_none() {
+        if config.outlier_detection.is_none() && before.is_some_and(|b| b.outlier_detection.is_some()) {
             members.by_address.values().for_each(|member| member.endpoint.outlier.restore());
         }
         match &config.discovery {
@@ -256,7 +256,8 @@ impl LiveCluster {
         let settings = self.settings();
         let mut members = self.members();
         let mut changed = self.dirty.load(Ordering::Acquire);
-        if let Some(config) = &settings.config.outlier_detection {
+        {
+            let config = settings.outlier();
             let looked = *members.looked.get_or_insert(now);
             let interval_over = now.saturating_duration_since(looked) >= config.interval;
             if interval_over {
@@ -297,7 +298,7 @@ impl LiveCluster {
 
     /// Whether some ejection may end soon.
     pub(super) fn has_ejected(&self) -> bool {
-        self.settings.load().config.outlier_detection.is_some() && self.members().census().0 > 0
+        self.members().census().0 > 0
     }
 
     /// Stops what watches it and closes what is idle. Requests that still hold it finish.

@@ -605,6 +605,29 @@ async fn an_outlier_is_ejected_and_proves_itself() {
     assert_eq!(one.outlier.standing(), Standing::Active, "the detector is off");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_refuses_connections_is_spared_without_a_policy() {
+    let clusters = clusters();
+    let cluster = link(&clusters, &config(&["127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap()]));
+    let all = cluster.endpoints();
+    let (one, two) = (&all[0], &all[1]);
+    let fail = |endpoint: &Arc<LiveEndpoint>, outcome| {
+        (0..3).for_each(|_| cluster.report(endpoint, outcome, Duration::from_millis(1)));
+    };
+    for outcome in [Outcome::Timeout, Outcome::Reset, Outcome::Status(503)] {
+        fail(one, outcome);
+        assert_eq!(one.outlier.standing(), Standing::Active, "{outcome:?}");
+    }
+    fail(one, Outcome::ConnectFailure);
+    assert_eq!(one.outlier.standing(), Standing::Ejected);
+    fail(two, Outcome::ConnectFailure);
+    assert_eq!(two.outlier.standing(), Standing::Active, "the last one stays");
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    assert_eq!(cluster.pick(&Pick::default()).unwrap().address, one.address, "one request to prove itself");
+    cluster.report(one, Outcome::Status(200), Duration::from_millis(1));
+    assert_eq!(one.outlier.standing(), Standing::Active);
+}
+
 #[tokio::test]
 async fn limits_on_requests_retries_and_budget() {
     let clusters = clusters();

@@ -83,6 +83,8 @@ impl<'p> Wish<'p> {
             (Kind::Timeout, _) => (safe && configured.is_some_and(|p| p.on.timeout)).then_some("timeout"),
             // The peer may have closed the idle connection just as we sent on it.
             (_, Progress::Sent) if failure.reused && is_idempotent(method) => built_in.then_some("reset-reused"),
+            // It may close a new connection just so, when it is told to end (RFC 9110 section 9.2.2 allows the retry).
+            (_, Progress::Sent) if is_idempotent(method) && built_in => Some("reset"),
             (_, Progress::Sent) => (safe && configured.is_some_and(|p| p.on.reset)).then_some("reset"),
             (_, Progress::Answered) => None,
         }

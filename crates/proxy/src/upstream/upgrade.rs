@@ -61,7 +61,9 @@ pub(super) async fn send(
             Err(failure) => {
                 tried.push(endpoint.address);
                 let unsent = failure.progress == Progress::Unsent;
-                if !unsent || tried.len() >= ATTEMPTS || !cluster.budget_try(&super::retry::BUILT_IN_BUDGET) {
+                // As for requests: a refused connection needs no budget.
+                let allowed = || failure.error.kind == Kind::Connect || cluster.budget_try(&super::retry::BUILT_IN_BUDGET);
+                if !unsent || tried.len() >= ATTEMPTS || !allowed() {
                     return Err(failure.error);
                 }
             }
