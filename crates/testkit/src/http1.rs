@@ -130,7 +130,8 @@ impl Connection {
     /// What went wrong, in words.
     pub async fn chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
         let size = self.line().await?;
-        let size = usize::from_str_radix(size.split(';').next().unwrap_or(""), 16).map_err(|_| format!("size {size:?}"))?;
+        let size =
+            usize::from_str_radix(size.split(';').next().unwrap_or(""), 16).map_err(|_| format!("size {size:?}"))?;
         let mut chunk = vec![0; size + 2];
         self.0.read_exact(&mut chunk).await.map_err(|e| format!("chunk: {e}"))?;
         chunk.truncate(size);

@@ -71,7 +71,16 @@ impl Setup {
     fn spawn(&self) -> Child {
         let log = fs::File::options().create(true).append(true).open(self.home.path().join("log")).expect("a log");
         Command::new(&self.binary)
-            .args(["--log", "info,selvedge_proxy=debug", "run", "--workers", "2", "--admin", &self.admin.to_string(), "-f"])
+            .args([
+                "--log",
+                "info,selvedge_proxy=debug",
+                "run",
+                "--workers",
+                "2",
+                "--admin",
+                &self.admin.to_string(),
+                "-f",
+            ])
             .arg(self.config())
             .arg("--state")
             .arg(self.state())

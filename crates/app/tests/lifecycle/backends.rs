@@ -29,7 +29,11 @@ async fn restarts_on_the_same_port_fail_no_request() {
                 let spare = Backend::start("spare").await;
                 let address = backend.address;
                 let old = std::mem::replace(backend, spare);
-                if killed { old.kill().await } else { old.stop().await }
+                if killed {
+                    old.kill().await
+                } else {
+                    old.stop().await
+                }
                 tokio::join!(http1.more(40), http2.more(20));
                 *backend = Backend::start_at(address, name).await;
                 tokio::join!(http1.more(40), http2.more(20));

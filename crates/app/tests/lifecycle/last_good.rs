@@ -63,7 +63,12 @@ async fn a_start_with_broken_files_serves_what_was_kept() {
     first.signal(rustix::process::Signal::TERM);
     let mut first = first;
     assert_eq!(first.ended().await.code(), Some(0), "{}", first.log());
-    let second = second.file("gateway.yaml", "{ broken").file("service.yaml", "{ broken").file("route.yaml", "{ broken").start().await;
+    let second = second
+        .file("gateway.yaml", "{ broken")
+        .file("service.yaml", "{ broken")
+        .file("route.yaml", "{ broken")
+        .start()
+        .await;
     let mut client = Connection::open(front).await.expect("it listens");
     let answer = client.get(HOST, "/").await.expect("an answer");
     assert_eq!((answer.status, answer.header("x-revision")), (200, Some("1")));

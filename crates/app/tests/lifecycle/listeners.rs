@@ -34,10 +34,12 @@ async fn listeners_come_and_go_beside_one_that_stays() {
     selvedge.until("a listener of one address", async || serves(one).await).await;
     selvedge.write("narrow.yaml", "");
     selvedge.write("gateway.yaml", &gateway(&[stays.port(), one.port()]));
-    selvedge.until("a listener of every address", async || {
-        serves(one).await && selvedge.admin_get("/listeners").await.is_ok_and(|(_, l)| l.contains(&format!("*:{}", one.port())))
-    })
-    .await;
+    selvedge
+        .until("a listener of every address", async || {
+            serves(one).await
+                && selvedge.admin_get("/listeners").await.is_ok_and(|(_, l)| l.contains(&format!("*:{}", one.port())))
+        })
+        .await;
     // Removed.
     selvedge.write("gateway.yaml", &gateway(&[stays.port()]));
     selvedge.until("a closed listener", async || Connection::open(one).await.is_err()).await;

@@ -74,12 +74,10 @@ async fn a_binary_that_does_not_start_changes_nothing() {
     let (selvedge, front) = start(&backend).await;
     let load = Load::http1(front, HOST, 2);
     fs::remove_file(selvedge.binary()).expect("removed");
-    for (count, (script, reason)) in [
-        ("#!/bin/sh\nexit 1\n", "it ended instead of serving"),
-        ("#!/no/such/interpreter\n", "cannot start"),
-    ]
-    .into_iter()
-    .enumerate()
+    for (count, (script, reason)) in
+        [("#!/bin/sh\nexit 1\n", "it ended instead of serving"), ("#!/no/such/interpreter\n", "cannot start")]
+            .into_iter()
+            .enumerate()
     {
         // Renamed into place: a file that is open for writing cannot be executed.
         let new = selvedge.config().join(".new");
