@@ -244,11 +244,12 @@ impl Folder {
     /// Takes the new content of files into the whole.
     fn apply(&mut self, touched: &[(PathBuf, BTreeSet<ResourceKey>)]) {
         // Who wins among several of one name depends on all files, which is rare enough to start over.
-        let clashes = |(path, _): &(PathBuf, BTreeSet<ResourceKey>)| {
+        let mut new = BTreeSet::new();
+        let mut clashes = |(path, _): &(PathBuf, BTreeSet<ResourceKey>)| {
             let keys = self.files.get(path).map(File::keys).unwrap_or_default();
-            keys.iter().any(|key| self.owners.get(key).is_some_and(|owner| owner != path))
+            keys.into_iter().any(|key| self.owners.get(&key).is_some_and(|owner| owner != path) || !new.insert(key))
         };
-        if self.contested || touched.len() > MANY || touched.iter().any(clashes) {
+        if self.contested || touched.len() > MANY || touched.iter().any(&mut clashes) {
             return self.merge();
         }
         for (path, before) in touched {
@@ -523,6 +524,7 @@ mod tests {
                 root.display()
             )
         );
+        assert_eq!(disk.folder().diagnostics(), [diagnostic], "in one go too");
         fs::remove_file(root.join("a.yaml")).unwrap();
         assert!(folder.read(&Changes::Everything));
         assert_eq!((maps(&folder).as_str(), folder.diagnostics()), ("x=b", vec![]));

@@ -1,0 +1,258 @@
+//! Every folder of `examples/` is sound, and does what it says when the real binary runs it.
+
+mod backend;
+mod certificates;
+mod gateway;
+
+use backend::Protocol::{self, *};
+use futures_util::{SinkExt, StreamExt};
+use gateway::{Gateway, binary, examples};
+use http::Method;
+use std::{collections::BTreeSet, fs, process::Command};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UdpSocket,
+};
+
+/// Every example, with its backends. Each has a test of its name below.
+const EXAMPLES: &[(&str, &[(u16, Protocol)])] = &[
+    ("access-log", &[(9001, Http)]),
+    ("backend-tls", &[(9001, Https)]),
+    ("basic", &[(9001, Http), (9002, Http)]),
+    ("canary", &[(9001, Http), (9002, Http)]),
+    ("client-certificates", &[(9001, Http)]),
+    ("cors-compression", &[(9001, Http)]),
+    ("grpc", &[(9001, Grpc), (9002, Grpc)]),
+    ("mirror", &[(9001, Http), (9002, Http)]),
+    ("proxy-protocol", &[(9001, Http), (9002, HttpAfterProxyLine)]),
+    ("redirect-rewrite", &[(9001, Http)]),
+    ("retries-timeouts", &[(9001, Http)]),
+    ("session-persistence", &[(9001, Http), (9002, Http)]),
+    ("tcp-udp", &[(9001, Tcp), (9002, Tcp), (9003, Udp)]),
+    ("tls", &[(9001, Http)]),
+    ("tls-passthrough", &[(9001, Https)]),
+    ("traffic-policy", &[(9001, Http), (9002, Http)]),
+    ("websocket", &[(9001, WebSocket)]),
+];
+
+async fn start(example: &str) -> Gateway {
+    let (_, backends) = EXAMPLES.iter().find(|(name, _)| *name == example).expect("an example of the table");
+    Gateway::start(example, backends).await
+}
+
+#[test]
+fn certificates_are_there() {
+    if std::env::var_os("UPDATE").is_some() {
+        certificates::write(&examples());
+    }
+    assert!(examples().join("tls/certificates.yaml").exists(), "UPDATE=1 makes them");
+}
+
+#[test]
+fn every_example_is_known_and_sound() {
+    let folders = fs::read_dir(examples()).expect("examples").map(|e| e.expect("an entry"));
+    let folders: BTreeSet<String> =
+        folders.filter(|e| e.path().is_dir()).map(|e| e.file_name().into_string().expect("a name")).collect();
+    let known: BTreeSet<String> = EXAMPLES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(folders, known);
+    for name in known {
+        let out = Command::new(binary())
+            .args(["check", "--warnings-as-errors", "-f", &name])
+            .current_dir(examples())
+            .output()
+            .expect("the binary");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    }
+}
+
+#[tokio::test]
+async fn access_log() {
+    let gateway = start("access-log").await;
+    gateway.get("http://shop.example:8080/a?b=1").header("user-agent", "example/1").send().await.is(200);
+    let dir = gateway.end().await;
+    let log = fs::read_to_string(dir.path().join("access.log")).expect("a log");
+    assert!(log.starts_with("GET /a?b=1 200 \"example/1\" ") && log.ends_with("ms\n"), "{log}");
+}
+
+#[tokio::test]
+async fn backend_tls() {
+    let gateway = start("backend-tls").await;
+    gateway.get("http://shop.example:8080/").send().await.is(200).has("backend 9001");
+}
+
+#[tokio::test]
+async fn basic() {
+    let gateway = start("basic").await;
+    gateway.get("http://shop.example:8080/cart/items").send().await.is(200).has("backend 9002").has("x-service: cart");
+    gateway.get("http://shop.example:8080/cartoon").send().await.is(200).has("backend 9001");
+    let beta = gateway.get("http://shop.example:8080/search?q=tea").header("x-beta", "1").send().await;
+    assert_eq!(beta.is(200).has("backend 9002").header("x-served-by"), "beta");
+    gateway.get("http://shop.example:8080/search?q=tea").send().await.is(200).has("backend 9001");
+    gateway.get("http://other.example:8080/").send().await.is(404);
+}
+
+#[tokio::test]
+async fn canary() {
+    let gateway = start("canary").await;
+    gateway.get("http://shop.example:8080/").header("x-canary", "always").send().await.is(200).has("backend 9002");
+    let mut old = 0;
+    for _ in 0..100 {
+        old +=
+            usize::from(gateway.get("http://shop.example:8080/").send().await.is(200).text().contains("backend 9001"));
+    }
+    // Of a binomial distribution with 90 of 100; less happens once in 10^9 runs.
+    assert!(old >= 70, "{old} of 100 went to the old version");
+}
+
+#[tokio::test]
+async fn client_certificates() {
+    let gateway = start("client-certificates").await;
+    gateway.get("https://shop.example:8443/").identity().send().await.is(200).has("backend 9001");
+    assert!(gateway.get("https://shop.example:8443/").try_send().await.is_err());
+}
+
+#[tokio::test]
+async fn cors_compression() {
+    let gateway = start("cors-compression").await;
+    let asked = gateway
+        .ask(Method::OPTIONS, "http://shop.example:8080/")
+        .header("origin", "https://www.shop.example")
+        .header("access-control-request-method", "POST")
+        .send()
+        .await;
+    assert!(asked.status < 300, "{asked:?}");
+    assert_eq!(asked.header("access-control-allow-origin"), "https://www.shop.example");
+    assert_eq!(asked.header("access-control-max-age"), "600");
+    let answer = gateway
+        .get("http://shop.example:8080/")
+        .header("origin", "https://shop.example")
+        .header("accept-encoding", "gzip")
+        .header("x-filler", &"x".repeat(500))
+        .send()
+        .await;
+    assert_eq!(answer.is(200).header("content-encoding"), "gzip");
+    assert_eq!(answer.header("access-control-allow-origin"), "https://shop.example");
+    assert!(answer.body.starts_with(&[0x1f, 0x8b]) && answer.body.len() < 500, "{answer:?}");
+}
+
+#[tokio::test]
+async fn grpc() {
+    let gateway = start("grpc").await;
+    let call = |path| {
+        let ask = gateway.ask(Method::POST, path).http2();
+        ask.header("content-type", "application/grpc").header("te", "trailers").body(vec![0; 5])
+    };
+    let answer = call("http://shop.example:8080/shop.Cart/List").send().await;
+    answer.is(200).has("backend 9001 /shop.Cart/List");
+    assert_eq!(answer.trailers["grpc-status"], "0");
+    call("http://shop.example:8080/shop.Cart/Add").header("x-beta", "1").send().await.is(200).has("backend 9002");
+    let none = call("http://shop.example:8080/shop.Other/List").send().await;
+    assert_eq!(none.is(200).header("grpc-status"), "12", "UNIMPLEMENTED: {none:?}");
+}
+
+#[tokio::test]
+async fn mirror() {
+    let mut gateway = start("mirror").await;
+    gateway.get("http://shop.example:8080/a").send().await.is(200).has("backend 9001");
+    let seen = BTreeSet::from([gateway.seen.recv().await, gateway.seen.recv().await]);
+    assert_eq!(seen, ["9001 GET /a", "9002 GET /a"].map(|s| Some(s.to_owned())).into());
+}
+
+#[tokio::test]
+async fn proxy_protocol() {
+    let gateway = start("proxy-protocol").await;
+    let line = "PROXY TCP4 203.0.113.7 127.0.0.1 4711 8080\r\n";
+    gateway.get("http://shop.example:8080/").preface(line).send().await.is(200).has("x-forwarded-for: 203.0.113.7");
+    let told = gateway.get("http://shop.example:8080/told").preface(line).send().await;
+    told.is(200).has("backend 9002").has("PROXY TCP4 203.0.113.7 ");
+    assert!(gateway.get("http://shop.example:8080/").try_send().await.is_err(), "without the header");
+}
+
+#[tokio::test]
+async fn redirect_rewrite() {
+    let gateway = start("redirect-rewrite").await;
+    let moved = gateway.get("http://shop.example:8080/old/item?a=1").send().await;
+    let port = gateway.port(8080);
+    assert_eq!(moved.is(308).header("location"), format!("http://new.example:{port}/new/item?a=1"));
+    let answer = gateway.get("http://shop.example:8080/api/v1/items?a=1").send().await;
+    answer.is(200).has("GET /items?a=1\n").has("host: backend.example\n");
+}
+
+#[tokio::test]
+async fn retries_timeouts() {
+    let gateway = start("retries-timeouts").await;
+    gateway.get("http://shop.example:8080/flaky").send().await.is(200).has("backend 9001");
+    gateway.get("http://shop.example:8080/slow").send().await.is(504);
+    gateway.get("http://shop.example:8080/").send().await.is(200);
+}
+
+#[tokio::test]
+async fn session_persistence() {
+    let gateway = start("session-persistence").await;
+    let first = gateway.get("http://shop.example:8080/").send().await;
+    let cookie = first.is(200).header("set-cookie").split(';').next().unwrap_or_default().to_owned();
+    assert!(cookie.starts_with("shop-session="), "{first:?}");
+    let backend = first.text().lines().next().unwrap_or_default().to_owned();
+    for _ in 0..10 {
+        gateway.get("http://shop.example:8080/").header("cookie", &cookie).send().await.is(200).has(&backend);
+    }
+}
+
+#[tokio::test]
+async fn tcp_udp() {
+    let gateway = start("tcp-udp").await;
+    let mut stream = gateway.connect(8081).await;
+    stream.write_all(b"hello").await.expect("written");
+    stream.shutdown().await.expect("half closed");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.expect("an echo");
+    assert_eq!(text, "backend 9001: hello");
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    socket.connect(("127.0.0.1", gateway.port(8053))).await.expect("an address");
+    socket.send(b"who?").await.expect("sent");
+    let mut buffer = [0; 100];
+    let n = socket.recv(&mut buffer).await.expect("an answer");
+    assert_eq!(&buffer[..n], b"backend 9003: who?");
+}
+
+#[tokio::test]
+async fn tls() {
+    let gateway = start("tls").await;
+    gateway.get("https://shop.example:8443/").send().await.is(200).has("backend 9001").has("x-forwarded-proto: https");
+    let moved = gateway.get("http://shop.example:8080/a").send().await;
+    let port = gateway.port(8443);
+    assert_eq!(moved.is(301).header("location"), format!("https://shop.example:{port}/a"));
+}
+
+#[tokio::test]
+async fn tls_passthrough() {
+    let gateway = start("tls-passthrough").await;
+    gateway.get("https://shop.example:8443/").send().await.is(200).has("backend 9001");
+}
+
+#[tokio::test]
+async fn traffic_policy() {
+    let gateway = start("traffic-policy").await;
+    let first = gateway.get("http://shop.example:8080/").header("x-user", "anna").send().await;
+    let backend = first.is(200).text().lines().next().unwrap_or_default().to_owned();
+    for _ in 0..5 {
+        gateway.get("http://shop.example:8080/").header("x-user", "anna").send().await.is(200).has(&backend);
+    }
+    gateway.get("http://shop.example:8080/teapot").send().await.is(418).has("I am a teapot");
+    gateway.get("http://shop.example:8080/broken").send().await.is(503);
+    gateway.ask(Method::POST, "http://shop.example:8080/").body(vec![b'x'; 1001]).send().await.is(413);
+    gateway.get("http://shop.example:8080/a%2Fb").send().await.is(400);
+    gateway.get("http://shop.example:8080/").header("x_y", "1").send().await.is(400);
+}
+
+#[tokio::test]
+async fn websocket() {
+    let gateway = start("websocket").await;
+    let stream = gateway.connect(8080).await;
+    let (mut socket, answer) =
+        tokio_tungstenite::client_async("ws://shop.example/live", stream).await.expect("a handshake");
+    assert_eq!(answer.status(), 101);
+    socket.send("hello".into()).await.expect("sent");
+    let message = socket.next().await.expect("a message").expect("a message");
+    assert_eq!(message.to_text().expect("text"), "backend 9001: hello");
+}
