@@ -175,7 +175,7 @@ fn certificates_are_looked_into() {
     let out = check(&files);
     out.says(
         0,
-        "conf/a.yaml:7:92: warning[SELV0303] Gateway shop/edge spec.listeners[0].tls.certificateRefs[0]: the certificate of Secret shop/cert is expired: clients will refuse it",
+        "conf/a.yaml:7:95: warning[SELV0303] Gateway shop/edge spec.listeners[0].tls.certificateRefs[0]: the certificate of Secret shop/cert is expired: clients will refuse it",
     );
     let out = selvedge(Path::new("/"), &["check", "--warnings-as-errors", "-f", "-"], &tls(&expired, &expired));
     assert_eq!(out.code, 1, "{}", out.stdout);

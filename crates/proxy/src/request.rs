@@ -13,7 +13,7 @@ use http::{
     header::{AUTHORIZATION, EXPECT, HOST},
     uri::PathAndQuery,
 };
-use selvedge_compile::snapshot::HttpOptions;
+use selvedge_compile::snapshot::{EscapedSlashes, HttpOptions, Underscores};
 use selvedge_wire::{
     forwarded::{self, Hop, Source, Trust},
     hop,
@@ -45,14 +45,15 @@ pub enum Upgrade {
 }
 
 /// Understands the request target and host, and puts their canonical form into the request.
-pub fn understand(request: &mut Request, secure: bool) -> Result<Target, Error> {
+pub fn understand(request: &mut Request, secure: bool, options: &HttpOptions) -> Result<Target, Error> {
+    underscores(request.headers_mut(), options.underscores)?;
     let upgrade = upgrade(request)?;
     match *request.method() {
         Method::CONNECT => return Err(refused_method("CONNECT is refused: this is not a forward proxy")),
         Method::TRACE => return Err(refused_method("TRACE is refused")),
         _ => {}
     }
-    let (authority, redirect) = canonical_path(request, secure)?;
+    let (authority, redirect) = canonical_path(request, secure, options)?;
     let host = single_host(request)?;
     let named = match (authority, host) {
         (Some(authority), Some(host)) if !authority.agrees(&host, secure) => {
@@ -99,8 +100,39 @@ fn upgrade(request: &mut Request) -> Result<Option<Upgrade>, Error> {
     }
 }
 
+/// HTTP/1.1 does so while it reads; HTTP/2 comes here.
+fn underscores(headers: &mut HeaderMap, wanted: Underscores) -> Result<(), Error> {
+    if wanted == Underscores::Allow {
+        return Ok(());
+    }
+    let named: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
+    if wanted == Underscores::Reject && !named.is_empty() {
+        return Err(Error::bad_request(400, "a header name holds an underscore, which this listener refuses"));
+    }
+    for name in named {
+        headers.remove(name);
+    }
+    Ok(())
+}
+
+fn path_options(options: &HttpOptions) -> PathOptions {
+    PathOptions {
+        merge_slashes: options.merge_slashes,
+        escaped_slashes: match options.escaped_slashes {
+            EscapedSlashes::Keep => uri::EscapedSlashes::Keep,
+            EscapedSlashes::Reject => uri::EscapedSlashes::Reject,
+            EscapedSlashes::Decode => uri::EscapedSlashes::Unescape,
+        },
+        ..PathOptions::default()
+    }
+}
+
 /// Normalises path and query in place. Returns the authority of the target, and whether to redirect.
-fn canonical_path(request: &mut Request, secure: bool) -> Result<(Option<Authority<'static>>, bool), Error> {
+fn canonical_path(
+    request: &mut Request,
+    secure: bool,
+    options: &HttpOptions,
+) -> Result<(Option<Authority<'static>>, bool), Error> {
     let bad = |e: uri::UriError| Error::bad_request(400, e.to_string());
     let exact = request.extensions_mut().remove::<RawTarget>();
     let given = request.uri();
@@ -124,7 +156,10 @@ fn canonical_path(request: &mut Request, secure: bool) -> Result<(Option<Authori
         (None, Some(path)) if !path.as_str().is_empty() => path.as_str().as_bytes(),
         (None, _) => b"/",
     };
-    let target = uri::parse(request.method(), raw, &PathOptions::default()).map_err(bad)?;
+    if raw.len() > options.max_target_bytes as usize {
+        return Err(Error::bad_request(StatusCode::URI_TOO_LONG.as_u16(), "the request target is too long"));
+    }
+    let target = uri::parse(request.method(), raw, &path_options(options)).map_err(bad)?;
     let authority = match (authority, target.authority) {
         (None, Some(named)) if target.form == Form::Absolute => {
             Some(host::parse(named).map_err(|e| Error::bad_request(400, e.to_string()))?.into_owned())
@@ -239,6 +274,10 @@ mod tests {
     use super::*;
     use crate::Body;
 
+    fn understand(request: &mut Request, secure: bool) -> Result<Target, Error> {
+        super::understand(request, secure, &HttpOptions::default())
+    }
+
     fn get(uri: &str, host: &[&str]) -> Request {
         let mut builder = http::Request::get(uri);
         for h in host {
@@ -276,5 +315,37 @@ mod tests {
             let error = understand(&mut request, false).unwrap_err();
             assert_eq!(error.kind, Kind::Protocol { status: 405 });
         }
+    }
+
+    #[test]
+    fn targets_and_names_are_treated_as_the_listener_says() {
+        let strict = HttpOptions {
+            escaped_slashes: EscapedSlashes::Reject,
+            underscores: Underscores::Reject,
+            max_target_bytes: 64,
+            merge_slashes: false,
+            ..HttpOptions::default()
+        };
+        let status = |uri: &str, options: &HttpOptions| {
+            let mut request = get(uri, &["a"]);
+            request.headers_mut().insert("x-a", HeaderValue::from_static("1"));
+            super::understand(&mut request, false, options).map(|_| request.uri().to_string()).map_err(|e| e.kind)
+        };
+        assert_eq!(status("/a//b%2fc", &HttpOptions::default()), Ok("/a/b%2Fc".to_owned()));
+        assert_eq!(status("/a//b", &strict), Ok("/a//b".to_owned()));
+        assert_eq!(status("/a%2fb", &strict), Err(Kind::Protocol { status: 400 }));
+        assert_eq!(status(&format!("/{}", "a".repeat(64)), &strict), Err(Kind::Protocol { status: 414 }));
+        let decode = HttpOptions { escaped_slashes: EscapedSlashes::Decode, ..HttpOptions::default() };
+        assert_eq!(status("/a%2f..%2fb", &decode), Ok("/b".to_owned()));
+        let named = |underscores| {
+            let mut request = get("/", &["a"]);
+            request.headers_mut().insert("x_a", HeaderValue::from_static("1"));
+            let options = HttpOptions { underscores, ..HttpOptions::default() };
+            super::understand(&mut request, false, &options).map(|_| request.headers().contains_key("x_a")).ok()
+        };
+        assert_eq!(
+            [Underscores::Allow, Underscores::Drop, Underscores::Reject].map(named),
+            [Some(true), Some(false), None]
+        );
     }
 }

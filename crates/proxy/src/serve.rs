@@ -18,7 +18,7 @@ use http::{
 };
 use selvedge_compile::{
     router::{Lookup, Matched, Pattern},
-    snapshot::{Action, Rule},
+    snapshot::{Action, HttpOptions, Rule},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -44,7 +44,13 @@ pub async fn serve(conn: &Conn, mut request: Request) -> Response {
     let table = conn.listener.table();
     let mut record = Record::start(conn.facts.clone(), &request);
     let grpc = selvedge_wire::grpc::is_grpc(request.headers());
-    let result = match request::understand(&mut request, conn.secure()) {
+    // Listeners of one socket agree on what is decided before the host is known.
+    let any = table.any_http();
+    let understood = match any {
+        Some(http) => request::understand(&mut request, conn.secure(), &http.config.options),
+        None => request::understand(&mut request, conn.secure(), &HttpOptions::default()),
+    };
+    let result = match understood {
         Ok(target) => route(conn, &table, &target, request, grpc, &mut record).await,
         Err(error) => Err(error),
     };
@@ -52,7 +58,7 @@ pub async fn serve(conn: &Conn, mut request: Request) -> Response {
         record.failed(&error);
         reply::from_error(&error, grpc)
     });
-    let server_header = table.any_http().is_none_or(|http| http.config.options.server_header);
+    let server_header = any.is_none_or(|http| http.config.options.server_header);
     if server_header && !response.headers().contains_key(SERVER) {
         response.headers_mut().insert(SERVER, HeaderValue::from_static("selvedge"));
     }

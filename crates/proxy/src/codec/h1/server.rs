@@ -22,10 +22,10 @@ use crate::{
 };
 use http::{StatusCode, Version, header};
 use http_body::Body as _;
-use selvedge_compile::snapshot::HttpOptions;
+use selvedge_compile::snapshot::{HttpOptions, Underscores};
 use selvedge_wire::http1::{
-    Framing, HeadError, HeadLimits, HeadReader, Persist, RequestHead, WriteLength, connection_options, write_continue,
-    write_response,
+    Framing, HeadError, HeadLimits, HeadReader, Persist, RequestHead, UnderscoreNames, WriteLength, connection_options,
+    write_continue, write_response,
 };
 use std::{
     future::{Future, poll_fn},
@@ -145,7 +145,12 @@ impl<'a> Server<'a> {
         let limits = HeadLimits {
             max_headers: options.max_headers as usize,
             max_bytes,
-            max_target: HeadLimits::default().max_target.min(max_bytes),
+            max_target: (options.max_target_bytes as usize).min(max_bytes),
+            underscores: match options.underscores {
+                Underscores::Allow => UnderscoreNames::Allow,
+                Underscores::Drop => UnderscoreNames::Drop,
+                Underscores::Reject => UnderscoreNames::Reject,
+            },
             ..HeadLimits::default()
         };
         let since = Instant::now();
