@@ -167,7 +167,7 @@ spec:
     normalization: {mergeSlashes: false, escapedSlashes: Reject}
     maxRequestsPerConnection: 100
   telemetry:
-    accessLog: {enabled: true, format: Text, template: "%METHOD% 100%%", fields: {user: "%REQ(x-user)%"}, path: /tmp/log, condition: {minStatus: 400, minDuration: 1s, errorsOnly: false}, sampling: 12.5}
+    accessLog: {enabled: true, format: Text, template: "%REQ(:METHOD)% 100%%", fields: {user: "%REQ(x-user)%"}, path: /tmp/log, condition: {minStatus: 400, minDuration: 1s, errorsOnly: false}, sampling: 12.5}
     tracing: {sampling: 5, followCaller: false, attributes: {env: test}}
 "#;
     sound(text);
