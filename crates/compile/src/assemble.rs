@@ -10,20 +10,20 @@ use crate::{
     index,
     l4_routes::{self, L4Outcome},
     listeners::{Family, ListenerState, Speaks},
-    memory::{CompiledRoute, Kept, Memory},
+    memory::{CompiledRoute, Kept, Memory, Routes},
     policy::{Front, Policies},
-    router::{HostMap, RouterBuilder},
+    router::HostMap,
+    routers::{Routing, number, routers},
     routes::{self, Surroundings},
     rules::{RouteOutcome, Situation},
     snapshot::{
-        AccessLog, Action, Backend, Cluster, ClusterId, Filter, HttpListener, HttpOptions, L4Listener, L4Options,
-        L4Route, Listener, Protocol, Rule, Snapshot, SocketOptions, Target, Termination, TlsListener, TlsMode,
-        TlsVersion, Tracing,
+        AccessLog, Cluster, ClusterId, HttpListener, HttpOptions, L4Listener, L4Options, L4Route, Listener, Protocol,
+        Snapshot, SocketOptions, Termination, TlsListener, TlsMode, TlsVersion, Tracing,
     },
     traffic,
 };
 use ahash::AHashMap;
-use selvedge_model::{Code, Kind, ObjectMeta, ResourceKey, traffic::TrafficSettings};
+use selvedge_model::{Code, Diagnostic, Kind, ObjectMeta, ResourceKey, traffic::TrafficSettings};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -53,30 +53,33 @@ pub(crate) fn snapshot<'a>(
         situations: &situations,
     };
     let mut routes = compile_routes(cx, around, &mut compiler.memory);
-    for (attachment, _) in routes.iter().flat_map(|r| &r.outcome.attachments) {
+    for (attachment, _) in routes.all.iter().flat_map(|r| &r.outcome.attachments) {
         listeners[attachment.listener].attached += 1;
     }
     let streams = l4_routes::all(cx, &tls, &policies, &parents, listeners, &situations);
-    let clusters = Clusters::new(cx, &mut compiler.memory, (&tls, &policies), gateways, &routes, &streams);
+    let (clusters, same) =
+        Clusters::kept_or_new(cx, &mut compiler.memory, (&tls, &policies), gateways, &routes, &streams);
     if !tls.is_empty() {
-        let reached = reached(gateways, listeners, &routes, &streams);
+        let reached = reached(gateways, listeners, &routes.all, &streams);
         tls.write_status(cx, &reached);
     }
-    let mut routers = routers(listeners.len(), &mut routes, &clusters);
-    compiler.memory.retain_clusters(|wanted| clusters.ids.contains_key(wanted), clusters.list.len());
-    keep(&mut compiler.memory, cx, routes);
+    let mut routers = routers(listeners.len(), &mut routes, &clusters, same, &compiler.memory);
+    keep(&mut compiler.memory, cx, routes.all);
     let streams = stream_routes(cx, listeners, streams, &clusters);
     let settings: Vec<Settings> = fronts.iter().map(|front| Settings::new(&front.listener(), cx.options)).collect();
     let fallback = Settings::new(&TrafficSettings::default(), cx.options);
     let settings = situations.iter().map(|s| s.front.map_or(&fallback, |f| &settings[f])).collect();
-    let mut sheet = Sheet { listeners, settings, routers: &mut routers, streams: &streams, made: AHashMap::new() };
+    let kept = std::mem::take(&mut compiler.memory.listeners);
+    let mut sheet =
+        Sheet { listeners, settings, routers: &mut routers, streams: &streams, kept, made: AHashMap::new() };
     let mut list = Vec::with_capacity(sockets.len());
     for (bind, on) in sockets {
         let options = sheet.socket(cx, on);
         list.push(Arc::new(Listener { bind: *bind, options, protocol: sheet.protocol(on) }));
     }
     warn_of_shadows(cx, &sheet.made);
-    Snapshot { listeners: list, clusters: clusters.list, telemetry: cx.options.telemetry.clone() }
+    compiler.memory.listeners = sheet.made;
+    Snapshot { listeners: list, clusters: clusters.list.clone(), telemetry: cx.options.telemetry.clone() }
 }
 
 /// Tells the owners of matches that another route keeps from ever being met. Within one route it may be on purpose.
@@ -123,33 +126,29 @@ fn situation(
 }
 
 /// Every HTTPRoute, then every GRPCRoute, in the order of the index; those that were compiled before are taken over.
-fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>, memory: &mut Memory) -> Vec<CompiledRoute> {
+fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>, memory: &mut Memory) -> Routes {
     let http = cx.index.http_routes.clone();
     let grpc = cx.index.grpc_routes.clone();
-    let (mut kept_http, mut kept_grpc) = (std::mem::take(&mut memory.http), std::mem::take(&mut memory.grpc));
-    let mut all = Vec::with_capacity(http.len() + grpc.len());
-    for route in http {
-        all.push(match kept_http.remove(&address(route)).filter(|kept| Arc::ptr_eq(&kept.route, route)) {
-            Some(kept) => kept.compiled,
-            None => fresh(cx, Kind::HttpRoute, &route.metadata, |cx| routes::http(cx, around, route)),
-        });
-    }
-    for route in grpc {
-        all.push(match kept_grpc.remove(&address(route)).filter(|kept| Arc::ptr_eq(&kept.route, route)) {
-            Some(kept) => kept.compiled,
-            None => fresh(cx, Kind::GrpcRoute, &route.metadata, |cx| routes::grpc(cx, around, route)),
-        });
-    }
+    let mut routes = Routes::default();
+    routes.all.reserve(http.len() + grpc.len());
+    routes.take(
+        std::mem::take(&mut memory.http),
+        &http,
+        |route| &route.metadata,
+        |route| fresh(cx, Kind::HttpRoute, &route.metadata, |cx| routes::http(cx, around, route)),
+    );
+    routes.take(
+        std::mem::take(&mut memory.grpc),
+        &grpc,
+        |route| &route.metadata,
+        |route| fresh(cx, Kind::GrpcRoute, &route.metadata, |cx| routes::grpc(cx, around, route)),
+    );
     // Sorted by key already, which makes this one pass.
-    let status = all.iter().filter_map(|r| Some((r.key.clone(), Arc::clone(r.status.as_ref()?))));
-    let mut status: BTreeMap<ResourceKey, Arc<crate::ResourceStatus>> = status.collect();
+    let status = routes.all.iter().filter_map(|r| Some((Arc::clone(&r.key), Arc::clone(r.status.as_ref()?))));
+    let mut status: BTreeMap<Arc<ResourceKey>, Arc<crate::ResourceStatus>> = status.collect();
     cx.status.resources.append(&mut status);
-    cx.report.0.extend(all.iter().flat_map(|r| &r.diagnostics).cloned());
-    all
-}
-
-fn address<T>(route: &Arc<T>) -> usize {
-    Arc::as_ptr(route) as usize
+    cx.report.0.extend(routes.all.iter().flat_map(|r| &r.diagnostics).cloned());
+    routes
 }
 
 fn fresh<'a>(
@@ -165,50 +164,86 @@ fn fresh<'a>(
 }
 
 /// Remembers the routes for the next compilation; they are in the order of [`compile_routes`].
-fn keep(memory: &mut Memory, cx: &Context<'_>, routes: Vec<CompiledRoute>) {
+fn keep(memory: &mut Memory, cx: &Context<'_>, routes: Vec<Box<CompiledRoute>>) {
     let mut routes = routes.into_iter();
     let http = cx.index.http_routes.iter().zip(routes.by_ref());
-    memory.http = http.map(|(r, compiled)| (address(r), Kept { route: Arc::clone(r), compiled })).collect();
+    memory.http = http.map(|(&r, compiled)| Kept { route: Arc::clone(r), compiled }).collect();
     let grpc = cx.index.grpc_routes.iter().zip(routes);
-    memory.grpc = grpc.map(|(r, compiled)| (address(r), Kept { route: Arc::clone(r), compiled })).collect();
+    memory.grpc = grpc.map(|(&r, compiled)| Kept { route: Arc::clone(r), compiled }).collect();
 }
 
 /// The clusters of a snapshot, and where each use of one is.
-struct Clusters {
+pub(crate) struct Clusters {
     list: Vec<Arc<Cluster>>,
     ids: AHashMap<ClusterUse, ClusterId>,
+    diagnostics: Vec<Diagnostic>,
+    streams: Vec<ClusterUse>,
 }
 
 impl Clusters {
+    /// Those of the last compilation and true, if nothing that they are made from has changed.
+    fn kept_or_new(
+        cx: &mut Context<'_>,
+        memory: &mut Memory,
+        around: (&BackendTls<'_>, &Policies<'_>),
+        gateways: &[GatewayState<'_>],
+        routes: &Routes,
+        streams: &[L4Outcome],
+    ) -> (Arc<Self>, bool) {
+        let uses = |route: &CompiledRoute| match route.outcome.attachments.as_slice() {
+            // A route that is attached nowhere reaches nothing.
+            [] => Vec::new(),
+            _ => route.outcome.uses.clone(),
+        };
+        let same_uses = !routes.removed
+            && routes
+                .changed
+                .iter()
+                .all(|(i, before)| before.as_deref().map(uses).unwrap_or_default() == uses(&routes.all[*i]));
+        if let Some(kept) = memory.all_clusters.as_ref().filter(|_| same_uses && memory.same_slices)
+            && kept.streams.iter().eq(streams.iter().flat_map(|s| &s.uses))
+        {
+            cx.report.0.extend_from_slice(&kept.diagnostics);
+            return (Arc::clone(kept), true);
+        }
+        let mark = cx.report.0.len();
+        let mut clusters = Clusters::new(cx, memory, around, gateways, &routes.all, streams);
+        clusters.diagnostics = cx.report.0[mark..].to_vec();
+        memory.retain_clusters(|wanted| clusters.ids.contains_key(wanted), clusters.list.len());
+        let same_ids = memory.all_clusters.as_ref().is_some_and(|kept| kept.ids == clusters.ids);
+        let clusters = Arc::new(clusters);
+        memory.all_clusters = Some(Arc::clone(&clusters));
+        (clusters, same_ids)
+    }
+
     fn new(
         cx: &mut Context<'_>,
         memory: &mut Memory,
         (tls, policies): (&BackendTls<'_>, &Policies<'_>),
         gateways: &[GatewayState<'_>],
-        routes: &[CompiledRoute],
+        routes: &[Box<CompiledRoute>],
         streams: &[L4Outcome],
     ) -> Self {
-        // A route that is attached nowhere reaches nothing.
         let of_routes = routes.iter().map(|r| &r.outcome).filter(|r| !r.attachments.is_empty()).flat_map(|r| &r.uses);
         let uses = of_routes.chain(streams.iter().flat_map(|s| &s.uses));
-        let mut ids: AHashMap<ClusterUse, ClusterId> = AHashMap::new();
-        let mut built: Vec<(&ClusterUse, Arc<Cluster>)> = Vec::new();
+        let mut ids: AHashMap<ClusterUse, ClusterId> = AHashMap::with_capacity(routes.len());
+        let mut built: Vec<(&ClusterUse, Arc<Cluster>)> = Vec::with_capacity(routes.len());
         for wanted in uses {
             if ids.contains_key(wanted) {
                 continue;
             }
             ids.insert(wanted.clone(), ClusterId(0));
-            let slices =
-                cx.index.slices.get(&(wanted.namespace.as_str(), wanted.name.as_str())).cloned().unwrap_or_default();
-            let cluster = match memory.cluster(wanted, &slices) {
+            let slices = cx.index.slices(&wanted.namespace, &wanted.name).unwrap_or_default();
+            let cluster = match memory.cluster(wanted, slices) {
                 Some((cluster, diagnostics)) => {
                     cx.report.0.extend_from_slice(diagnostics);
                     cluster
                 }
                 None => {
                     let mark = cx.report.0.len();
+                    let slices = slices.iter().map(|&slice| Arc::clone(slice)).collect();
                     let cluster = backends::build(cx, tls, policies, gateways, wanted);
-                    memory.keep_cluster(wanted, &slices, &cluster, cx.report.0[mark..].to_vec());
+                    memory.keep_cluster(wanted, slices, &cluster, cx.report.0[mark..].to_vec());
                     cluster
                 }
             };
@@ -220,11 +255,16 @@ impl Clusters {
                 *place = id(i);
             }
         }
-        Clusters { list: built.into_iter().map(|(_, cluster)| cluster).collect(), ids }
+        Clusters {
+            list: built.into_iter().map(|(_, cluster)| cluster).collect(),
+            ids,
+            diagnostics: Vec::new(),
+            streams: streams.iter().flat_map(|s| &s.uses).cloned().collect(),
+        }
     }
 
     /// Final ids for positions in a list of uses.
-    fn of(&self, uses: &[ClusterUse]) -> Vec<ClusterId> {
+    pub(crate) fn of(&self, uses: &[ClusterUse]) -> Vec<ClusterId> {
         uses.iter().map(|wanted| self.ids.get(wanted).copied().unwrap_or(ClusterId(u32::MAX))).collect()
     }
 }
@@ -237,7 +277,7 @@ fn id(position: usize) -> ClusterId {
 fn reached(
     gateways: &[GatewayState<'_>],
     listeners: &[ListenerState<'_>],
-    routes: &[CompiledRoute],
+    routes: &[Box<CompiledRoute>],
     streams: &[L4Outcome],
 ) -> BTreeSet<((String, String), (String, String))> {
     let mut reached = BTreeSet::new();
@@ -256,53 +296,6 @@ fn reached(
         add(&stream.policed, stream.attachment.listener);
     }
     reached
-}
-
-/// One router for each listener that has HTTP routes.
-fn routers(count: usize, routes: &mut [CompiledRoute], clusters: &Clusters) -> Vec<Option<RouterBuilder>> {
-    let mut routers: Vec<Option<RouterBuilder>> = (0..count).map(|_| None).collect();
-    for route in routes.iter_mut().filter(|r| !r.outcome.attachments.is_empty()) {
-        let ids = clusters.of(&route.outcome.uses);
-        let variants = route.rules(ids, |rule, ids| with_ids(rule.clone(), ids)).to_vec();
-        for (attachment, variant) in &route.outcome.attachments {
-            let router = routers[attachment.listener].get_or_insert_default();
-            let rules: Vec<u32> = variants[*variant].iter().map(|rule| router.rule(Arc::clone(rule))).collect();
-            for hostname in &attachment.hostnames {
-                for entry in &route.outcome.entries {
-                    let rule = rules[entry.rule as usize];
-                    router.entry(hostname.as_deref(), crate::router::Entry { rule, ..entry.clone() });
-                }
-            }
-        }
-    }
-    routers
-}
-
-fn with_ids(mut rule: Rule, ids: &[ClusterId]) -> Rule {
-    number_filters(&mut rule.filters, ids);
-    if let Action::Forward(split) = &mut rule.action {
-        number(&mut split.backends, ids);
-    }
-    rule
-}
-
-fn number(backends: &mut [Backend], ids: &[ClusterId]) {
-    for backend in backends {
-        if let Target::Cluster(id) = &mut backend.target {
-            *id = ids[id.0 as usize];
-        }
-        number_filters(&mut backend.filters, ids);
-    }
-}
-
-fn number_filters(filters: &mut [Filter], ids: &[ClusterId]) {
-    for filter in filters {
-        if let Filter::Mirror(mirror) = filter
-            && let Some(id) = &mut mirror.cluster
-        {
-            *id = ids[id.0 as usize];
-        }
-    }
 }
 
 /// The stream route that serves each hostname of each listener: the oldest.
@@ -377,8 +370,10 @@ struct Sheet<'s, 'a> {
     listeners: &'s [ListenerState<'a>],
     /// For each listener.
     settings: Vec<&'s Settings>,
-    routers: &'s mut [Option<RouterBuilder>],
+    routers: &'s mut [Routing],
     streams: &'s [HostMap<Arc<L4Route>>],
+    /// Of the last compilation.
+    kept: AHashMap<usize, Arc<HttpListener>>,
     made: AHashMap<usize, Arc<HttpListener>>,
 }
 
@@ -439,11 +434,16 @@ impl Sheet<'_, '_> {
         if let Some(made) = self.made.get(&i) {
             return Arc::clone(made);
         }
+        let routing = std::mem::take(&mut self.routers[i]);
+        if let (Routing::Same, Some(kept)) = (&routing, self.kept.remove(&i)) {
+            self.made.insert(i, Arc::clone(&kept));
+            return kept;
+        }
         let (listener, settings) = (&self.listeners[i], self.settings[i]);
         let made = Arc::new(HttpListener {
             name: listener.name.clone(),
             hostname: listener.hostname.clone(),
-            router: self.routers[i].take().unwrap_or_default().build(),
+            router: routing.build(),
             options: Arc::clone(&settings.http),
             access_log: settings.access_log.clone(),
             tracing: settings.tracing.clone(),

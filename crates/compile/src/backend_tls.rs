@@ -88,7 +88,7 @@ impl<'a> BackendTls<'a> {
                 continue;
             }
             let section = target.section_name.as_deref();
-            let service = cx.index.services.get(&(namespace, target.name.as_str()));
+            let service = cx.index.service(namespace, &target.name);
             let missing = match (service, section) {
                 (None, _) => Some(format!("Service {namespace}/{} does not exist", target.name)),
                 (Some(s), Some(port)) if !s.spec.ports.iter().any(|p| p.name.as_deref() == Some(port)) => {

@@ -187,8 +187,8 @@ pub(crate) fn resolve(
 
 fn service_port<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Result<&'a ServicePort, BadBackend> {
     let (namespace, name) = (wanted.namespace.as_str(), wanted.name.as_str());
-    let Some(service) = cx.index.services.get(&(namespace, name)) else {
-        let near = cx.index.services.keys().filter(|k| k.0 == namespace).map(|k| k.1);
+    let Some(service) = cx.index.service(namespace, name) else {
+        let near = cx.index.service_names(namespace);
         let near = selvedge_model::diagnostic::nearest(name, near).map(|n| format!("; did you mean {n}?"));
         let message = format!("Service {namespace}/{name} does not exist{}", near.unwrap_or_default());
         return Err(bad(Code::BackendNotFound, "name", "BackendNotFound", message));
@@ -250,7 +250,7 @@ pub(crate) fn build(
     gateways: &[GatewayState<'_>],
     wanted: &ClusterUse,
 ) -> Arc<Cluster> {
-    let service = cx.index.services.get(&(wanted.namespace.as_str(), wanted.name.as_str())).copied();
+    let service = cx.index.service(&wanted.namespace, &wanted.name);
     let mut cluster = match service.filter(|_| !wanted.hostname) {
         Some(service) => of_service(cx, tls, wanted, service),
         None => of_hostname(wanted),
@@ -374,7 +374,7 @@ fn discovery(
         }
         return Discovery::Dns { host, port: wanted.port };
     }
-    let slices = cx.index.slices.get(&(wanted.namespace.as_str(), wanted.name.as_str()));
+    let slices = cx.index.slices(&wanted.namespace, &wanted.name);
     let found = match slices {
         Some(slices) => endpoints::of_slices(&mut cx.report, slices, service, port),
         None => endpoints::of_cluster_ip(service, port),

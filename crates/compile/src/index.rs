@@ -7,14 +7,14 @@ use selvedge_model::{
     ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, gateway::FromNamespaces,
     refs::LabelSelector,
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
 /// Namespace and name.
 pub(crate) type Name<'a> = (&'a str, &'a str);
 
 /// All resources of one compilation. Lists are sorted by age where the standard lets the older win, else by name.
-#[derive(Default)]
 pub(crate) struct Index<'a> {
+    resources: &'a Resources,
     pub(crate) classes: BTreeMap<&'a str, &'a GatewayClass>,
     pub(crate) gateways: Vec<&'a Gateway>,
     pub(crate) listener_sets: Vec<&'a ListenerSet>,
@@ -26,9 +26,8 @@ pub(crate) struct Index<'a> {
     pub(crate) backend_tls: Vec<&'a BackendTlsPolicy>,
     pub(crate) traffic: Vec<&'a TrafficPolicy>,
     pub(crate) namespaces: AHashMap<&'a str, &'a Namespace>,
-    pub(crate) services: AHashMap<Name<'a>, &'a Arc<Service>>,
-    /// By the Service they belong to.
-    pub(crate) slices: AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>>,
+    /// By the Service they belong to; made when somebody asks, as a change of a route mostly does not.
+    slices: OnceCell<AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>>>,
     pub(crate) secrets: AHashMap<Name<'a>, &'a Arc<Secret>>,
     pub(crate) config_maps: AHashMap<Name<'a>, &'a Arc<ConfigMap>>,
     pub(crate) grants: Grants<'a>,
@@ -36,13 +35,8 @@ pub(crate) struct Index<'a> {
 
 impl<'a> Index<'a> {
     pub(crate) fn new(resources: &'a Resources) -> Self {
-        let mut slices: AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>> = AHashMap::new();
-        for slice in resources.endpoint_slices().iter() {
-            if let Some(service) = slice.service_name() {
-                slices.entry((&slice.metadata.namespace, service)).or_default().push(slice);
-            }
-        }
         Index {
+            resources,
             classes: resources.gateway_classes().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
             gateways: by_age(resources.gateways().iter(), |it| &it.metadata),
             listener_sets: by_age(resources.listener_sets().iter(), |it| &it.metadata),
@@ -54,12 +48,34 @@ impl<'a> Index<'a> {
             backend_tls: by_age(resources.backend_tls_policies().iter(), |it| &it.metadata),
             traffic: by_age(resources.traffic_policies().iter(), |it| &it.metadata),
             namespaces: resources.namespaces().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
-            services: resources.services().iter().map(|it| (name(&it.metadata), it)).collect(),
-            slices,
+            slices: OnceCell::new(),
             secrets: resources.secrets().iter().map(|it| (name(&it.metadata), it)).collect(),
             config_maps: resources.config_maps().iter().map(|it| (name(&it.metadata), it)).collect(),
             grants: Grants::new(resources.reference_grants().iter().map(|it| &**it)),
         }
+    }
+
+    pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&'a Arc<Service>> {
+        self.resources.services().get(namespace, name)
+    }
+
+    /// Names of the Services of a namespace.
+    pub(crate) fn service_names(&self, namespace: &str) -> impl Iterator<Item = &'a str> {
+        self.resources.services().of_namespace(namespace).map(|it| it.metadata.name.as_str())
+    }
+
+    /// The EndpointSlices of a Service.
+    pub(crate) fn slices<'s>(&'s self, namespace: &'s str, name: &'s str) -> Option<&'s [&'s Arc<EndpointSlice>]> {
+        let slices = self.slices.get_or_init(|| {
+            let mut slices: AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>> = AHashMap::new();
+            for slice in self.resources.endpoint_slices().iter() {
+                if let Some(service) = slice.service_name() {
+                    slices.entry((&slice.metadata.namespace, service)).or_default().push(slice);
+                }
+            }
+            slices
+        });
+        slices.get(&(namespace, name)).map(Vec::as_slice)
     }
 
     /// Whether something of namespace `from` may join something of namespace `own` (allowedRoutes, allowedListeners).

@@ -29,6 +29,7 @@ mod listeners;
 mod memory;
 mod policy;
 mod report;
+mod routers;
 mod routes;
 mod rules;
 mod secrets;

@@ -7,38 +7,96 @@
 
 use crate::{
     Options, ResourceStatus,
+    assemble::Clusters,
     backends::ClusterUse,
     rules::RouteOutcome,
-    snapshot::{Cluster, ClusterId, Rule},
+    snapshot::{Cluster, ClusterId, HttpListener, Rule},
 };
 use ahash::AHashMap;
-use selvedge_model::{Diagnostic, EndpointSlice, GrpcRoute, HttpRoute, ResourceKey, Resources};
-use std::sync::Arc;
+use selvedge_model::{Diagnostic, EndpointSlice, GrpcRoute, HttpRoute, ObjectMeta, ResourceKey, Resources};
+use std::{cmp::Ordering, sync::Arc};
 
 /// Results of the last compilation.
 #[derive(Default)]
 pub(crate) struct Memory {
     surroundings: Option<(Resources, Options)>,
-    pub(crate) http: AHashMap<usize, Kept<HttpRoute>>,
-    pub(crate) grpc: AHashMap<usize, Kept<GrpcRoute>>,
+    /// The EndpointSlices are those of the last compilation, too.
+    pub(crate) same_slices: bool,
+    /// Sorted by key.
+    pub(crate) http: Vec<Kept<HttpRoute>>,
+    /// Sorted by key.
+    pub(crate) grpc: Vec<Kept<GrpcRoute>>,
     clusters: AHashMap<ClusterUse, KeptCluster>,
+    /// All clusters with the uses of stream routes, and what was said about them.
+    pub(crate) all_clusters: Option<Arc<Clusters>>,
+    /// For each listener that some HTTP listener was made for.
+    pub(crate) listeners: AHashMap<usize, Arc<HttpListener>>,
 }
 
 /// A compiled route.
 pub(crate) struct Kept<R> {
-    /// Keeps the address, which is the key, taken.
     pub(crate) route: Arc<R>,
-    pub(crate) compiled: CompiledRoute,
+    pub(crate) compiled: Box<CompiledRoute>,
 }
 
 /// A route with everything that the snapshot and the status take from it.
 pub(crate) struct CompiledRoute {
-    pub(crate) key: ResourceKey,
+    pub(crate) key: Arc<ResourceKey>,
     pub(crate) outcome: RouteOutcome,
     pub(crate) status: Option<Arc<ResourceStatus>>,
     pub(crate) diagnostics: Vec<Diagnostic>,
     /// The rules with these final ids of clusters, for each variant.
     rules: Option<(Vec<ClusterId>, Vec<Vec<Arc<Rule>>>)>,
+    /// For each attachment: the index of the first of its rules in the router there.
+    pub(crate) places: Vec<u32>,
+}
+
+/// Routes of one kind as they are now, and what is different from the last compilation.
+#[derive(Default)]
+pub(crate) struct Routes {
+    pub(crate) all: Vec<Box<CompiledRoute>>,
+    /// Positions of those that were compiled now, with what they were before.
+    pub(crate) changed: Vec<(usize, Option<Box<CompiledRoute>>)>,
+    /// Some are gone.
+    pub(crate) removed: bool,
+}
+
+impl Routes {
+    /// Takes over what was compiled from the same `Arc`, and compiles the rest. Both lists are sorted by key.
+    pub(crate) fn take<R>(
+        &mut self,
+        kept: Vec<Kept<R>>,
+        routes: &[&Arc<R>],
+        meta: impl Fn(&R) -> &ObjectMeta,
+        mut compile: impl FnMut(&R) -> CompiledRoute,
+    ) {
+        let mut kept = kept.into_iter().peekable();
+        for &route in routes {
+            let mut before = None;
+            while let Some(next) = kept.peek() {
+                let same = Arc::ptr_eq(&next.route, route);
+                let name = |it: &'_ R| (meta(it).namespace.clone(), meta(it).name.clone());
+                let order = if same { Ordering::Equal } else { name(&next.route).cmp(&name(route)) };
+                if order == Ordering::Greater {
+                    break;
+                }
+                let next = kept.next();
+                if order == Ordering::Equal {
+                    before = next.map(|kept| (same, kept.compiled));
+                    break;
+                }
+                self.removed = true;
+            }
+            match before {
+                Some((true, compiled)) => self.all.push(compiled),
+                before => {
+                    self.changed.push((self.all.len(), before.map(|(_, compiled)| compiled)));
+                    self.all.push(Box::new(compile(route)));
+                }
+            }
+        }
+        self.removed |= kept.next().is_some();
+    }
 }
 
 struct KeptCluster {
@@ -51,21 +109,23 @@ impl CompiledRoute {
     pub(crate) fn new(key: ResourceKey, outcome: RouteOutcome, diagnostics: Vec<Diagnostic>) -> Self {
         let status = &outcome.status;
         let status = (!status.parents.is_empty()).then(|| Arc::new(ResourceStatus::Route(status.clone())));
-        CompiledRoute { key, outcome, status, diagnostics, rules: None }
+        CompiledRoute { key: Arc::new(key), outcome, status, diagnostics, rules: None, places: Vec::new() }
     }
 
-    /// The rules with final ids of clusters; made anew only when an id has changed.
-    pub(crate) fn rules(
-        &mut self,
-        ids: Vec<ClusterId>,
-        make: impl Fn(&Rule, &[ClusterId]) -> Rule,
-    ) -> &[Vec<Arc<Rule>>] {
+    /// The rules as last numbered, by variant.
+    pub(crate) fn rules(&self) -> &[Vec<Arc<Rule>>] {
+        self.rules.as_ref().map_or(&[], |(_, rules)| rules)
+    }
+
+    /// Gives the rules final ids of clusters. They are made anew, which is told, only when an id has changed.
+    pub(crate) fn number(&mut self, ids: Vec<ClusterId>, make: impl Fn(&Rule, &[ClusterId]) -> Rule) -> bool {
         if self.rules.as_ref().is_none_or(|(known, _)| *known != ids) {
             let one = |rules: &Vec<Rule>| rules.iter().map(|rule| Arc::new(make(rule, &ids))).collect();
             let made = self.outcome.variants.iter().map(one).collect();
             self.rules = Some((ids, made));
+            return true;
         }
-        self.rules.as_ref().map_or(&[], |(_, rules)| rules)
+        false
     }
 }
 
@@ -81,6 +141,8 @@ impl Memory {
         if !same {
             *self = Memory::default();
         }
+        let slices = self.surroundings.as_ref().map(|(old, _)| old.endpoint_slices());
+        self.same_slices = slices.is_some_and(|old| old == resources.endpoint_slices());
         self.surroundings = Some((resources.clone(), options));
     }
 
@@ -98,11 +160,10 @@ impl Memory {
     pub(crate) fn keep_cluster(
         &mut self,
         wanted: &ClusterUse,
-        slices: &[&Arc<EndpointSlice>],
+        slices: Vec<Arc<EndpointSlice>>,
         cluster: &Arc<Cluster>,
         diagnostics: Vec<Diagnostic>,
     ) {
-        let slices = slices.iter().map(|slice| Arc::clone(slice)).collect();
         self.clusters.insert(wanted.clone(), KeptCluster { slices, cluster: Arc::clone(cluster), diagnostics });
     }
 

@@ -196,8 +196,7 @@ fn missing(cx: &Context<'_>, namespace: &str, target: &TrafficTarget) -> Option<
             .find(|g| index::name(&g.metadata) == at)
             .map(|g| section.is_none_or(|s| g.spec.listeners.iter().any(|l| l.name == s))),
         Kind::Service => index
-            .services
-            .get(&at)
+            .service(at.0, at.1)
             .map(|service| section.is_none_or(|s| service.spec.ports.iter().any(|p| p.name.as_deref() == Some(s)))),
         Kind::HttpRoute => index
             .http_routes

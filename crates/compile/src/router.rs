@@ -16,8 +16,8 @@ use paths::PathRouter;
 
 use crate::snapshot::Rule;
 use http::{HeaderMap, Method};
-use serde::Serialize;
-use std::sync::Arc;
+use serde::{Serialize, Serializer};
+use std::{cmp::Reverse, ops::Range, sync::Arc};
 
 /// What routing looks at. Host and path are already normalised (`selvedge_wire`).
 #[derive(Debug, Clone, Copy)]
@@ -30,10 +30,10 @@ pub struct Lookup<'a> {
     pub headers: &'a HeaderMap,
 }
 
-/// All rules attached to one listener.
-#[derive(Debug, Clone, Default, Serialize)]
+/// All rules attached to one listener. Routers that were made from one another share what they have in common.
+#[derive(Debug, Clone, Default)]
 pub struct Router {
-    hosts: HostMap<PathRouter>,
+    hosts: HostMap<Arc<PathRouter>>,
     rules: Vec<Arc<Rule>>,
 }
 
@@ -114,7 +114,7 @@ impl Router {
     /// Matches that can never be met, because an older or earlier one under the same hostname and path has the same
     /// conditions: the winner, then the loser.
     pub fn shadowed(&self) -> impl Iterator<Item = (&Entry, &Entry)> {
-        self.hosts.values().flat_map(PathRouter::shadowed)
+        self.hosts.values().flat_map(|paths| paths.shadowed())
     }
 
     /// Hostname patterns that have routes.
@@ -123,28 +123,94 @@ impl Router {
     }
 }
 
+/// Rules are written in the order of their names, and not of how this router came about.
+impl Serialize for Router {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        #[serde(rename = "Router")]
+        struct Ordered<'a> {
+            hosts: HostMap<Vec<Entry>>,
+            rules: Vec<&'a Arc<Rule>>,
+        }
+        let mut order: Vec<usize> = (0..self.rules.len()).collect();
+        order.sort_by_key(|&i| {
+            let name = &self.rules[i].name;
+            (Reverse(name.kind), &name.namespace, &name.route, name.index)
+        });
+        let mut places = vec![0; order.len()];
+        order.iter().zip(0..).for_each(|(&i, place)| places[i] = place);
+        let mut hosts = HostMap::default();
+        for (pattern, paths) in self.hosts.iter() {
+            let entries = paths.entries().map(|e| Entry { rule: places[e.rule as usize], ..e.clone() });
+            hosts.insert(pattern.as_deref(), entries.collect());
+        }
+        Ordered { hosts, rules: order.iter().map(|&i| &self.rules[i]).collect() }.serialize(serializer)
+    }
+}
+
 /// Collects rules and entries; [`RouterBuilder::build`] sorts them once.
 #[derive(Debug, Default)]
 pub struct RouterBuilder {
-    hosts: HostMap<PathRouter>,
+    hosts: HostMap<Arc<PathRouter>>,
     rules: Vec<Arc<Rule>>,
+    /// Hostname patterns that have changed, when this began as a router; else all have.
+    touched: Option<Vec<Option<String>>>,
 }
 
 impl RouterBuilder {
+    /// Begins with what a router has. Whatever is not changed stays shared with it.
+    pub fn from_router(router: &Router) -> Self {
+        RouterBuilder { hosts: router.hosts.clone(), rules: router.rules.clone(), touched: Some(Vec::new()) }
+    }
+
     /// Adds a rule and returns its index for [`Entry::rule`].
     pub fn rule(&mut self, rule: Arc<Rule>) -> u32 {
         self.rules.push(rule);
         (self.rules.len() - 1) as u32
     }
 
+    /// Puts another rule in the place of one; its entries stay.
+    pub fn replace_rule(&mut self, index: u32, rule: Arc<Rule>) {
+        if let Some(place) = self.rules.get_mut(index as usize) {
+            *place = rule;
+        }
+    }
+
     /// Adds one match of a rule under one hostname pattern (`None` = every host of the listener).
     pub fn entry(&mut self, hostname: Option<&str>, entry: Entry) {
-        self.hosts.entry(hostname, PathRouter::default).insert(entry);
+        self.touch(hostname);
+        Arc::make_mut(self.hosts.entry(hostname, Arc::default)).insert(entry);
+    }
+
+    /// Takes out what leads from a path under one hostname pattern to some rules. The rules stay, to be replaced.
+    pub fn remove(&mut self, hostname: Option<&str>, path: &Pattern, rules: &Range<u32>) {
+        self.touch(hostname);
+        if let Some(paths) = self.hosts.get_pattern_mut(hostname) {
+            Arc::make_mut(paths).remove(path, rules);
+        }
+    }
+
+    fn touch(&mut self, hostname: Option<&str>) {
+        if let Some(touched) = &mut self.touched
+            && touched.last().is_none_or(|last| last.as_deref() != hostname)
+        {
+            touched.push(hostname.map(str::to_owned));
+        }
     }
 
     pub fn build(mut self) -> Router {
-        for paths in self.hosts.values_mut() {
-            paths.sort();
+        match self.touched.take() {
+            None => self.hosts.values_mut().for_each(|paths| Arc::make_mut(paths).sort(&self.rules)),
+            Some(touched) => {
+                for hostname in touched.iter().map(Option::as_deref) {
+                    let Some(paths) = self.hosts.get_pattern_mut(hostname) else { continue };
+                    if paths.is_empty() {
+                        self.hosts.remove(hostname);
+                    } else {
+                        Arc::make_mut(paths).sort(&self.rules);
+                    }
+                }
+            }
         }
         Router { hosts: self.hosts, rules: self.rules }
     }

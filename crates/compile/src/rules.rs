@@ -169,7 +169,7 @@ impl RuleBuilder<'_, '_, '_> {
             }
         }
         let wanted = found?;
-        let service = self.cx.index.services.get(&(wanted.namespace.as_str(), wanted.name.as_str()));
+        let service = self.cx.index.service(&wanted.namespace, &wanted.name);
         let port = service.and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port)).filter(|_| ports_agree);
         Some((&wanted.namespace, &wanted.name, port.and_then(|p| p.name.as_deref())))
     }

@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 /// The status of every resource that has one, sorted by key.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Status {
-    pub resources: BTreeMap<ResourceKey, Arc<ResourceStatus>>,
+    pub resources: BTreeMap<Arc<ResourceKey>, Arc<ResourceStatus>>,
 }
 
 impl Status {
@@ -17,7 +17,7 @@ impl Status {
     }
 
     pub(crate) fn set(&mut self, key: ResourceKey, status: ResourceStatus) {
-        self.resources.insert(key, Arc::new(status));
+        self.resources.insert(Arc::new(key), Arc::new(status));
     }
 }
 

@@ -1,5 +1,8 @@
 //! Ten thousand routes: a compiler with memory gives the same as one without, and a change costs little.
 
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use selvedge_compile::{Compiler, Options, compile};
 use selvedge_model::{Limits, Resources, parse};
 use std::time::Instant;

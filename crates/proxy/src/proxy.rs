@@ -143,7 +143,10 @@ impl Proxy {
         for config in &snapshot.listeners {
             let bind = config.bind;
             let shared = &self.shared;
-            let (table, errors) = ListenerTable::link(config, &clusters, &shared.telemetry, &nowhere, &shared.tls);
+            let before = open.get(&bind).map(|listener| listener.table());
+            let before = before.as_deref();
+            let (table, errors) =
+                ListenerTable::link(config, &clusters, &shared.telemetry, &nowhere, &shared.tls, before);
             problems.extend(errors.iter().map(|e| ListenerProblem { bind, message: e.to_string(), transient: false }));
             if let Err(message) = self.serve(&mut open, bind, Arc::new(table)) {
                 problems.push(ListenerProblem { bind, message, transient: true });

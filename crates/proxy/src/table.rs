@@ -9,7 +9,7 @@ use crate::{
 };
 use selvedge_compile::{
     router::HostMap,
-    snapshot::{ClusterId, HttpListener, L4Listener, Listener, ListenerName, Protocol, RuleName, TlsMode},
+    snapshot::{ClusterId, HttpListener, L4Listener, Listener, ListenerName, Protocol, Rule, RuleName, TlsMode},
 };
 use selvedge_wire::forwarded::Trust;
 use std::{collections::BTreeMap, sync::Arc};
@@ -50,15 +50,23 @@ pub struct LiveHttp {
 
 impl ListenerTable {
     /// Links one listener to live state. A TLS listener whose key cannot be used refuses its handshakes and is told of
-    /// in the second value; everything else works.
+    /// in the second value; everything else works. What `before`, the table of the same socket until now, has linked already
+    /// is taken from there.
     pub fn link(
         config: &Arc<Listener>,
         clusters: &Arc<[Arc<LiveCluster>]>,
         telemetry: &Telemetry,
         nowhere: &Arc<ListenerHandle>,
         store: &tls::Store,
+        before: Option<&ListenerTable>,
     ) -> (Self, Vec<Error>) {
-        let live = |http: &Arc<HttpListener>| Arc::new(LiveHttp::link(http, telemetry));
+        let live = |http: &Arc<HttpListener>| {
+            let before = before.and_then(|table| table.http_hosts()?.get_pattern(http.hostname.as_deref()));
+            match before.filter(|live| Arc::ptr_eq(&live.config, http)) {
+                Some(live) => live.clone(),
+                None => Arc::new(LiveHttp::link(http, telemetry, before.map(Arc::as_ref))),
+            }
+        };
         let (mut problems, mut streams, mut stream_route) = (Vec::new(), None, None);
         let (mut tls_streams, mut tls_routes) = (BTreeMap::new(), BTreeMap::new());
         let protocol = match &config.protocol {
@@ -168,8 +176,17 @@ impl ListenerTable {
 }
 
 impl LiveHttp {
-    fn link(config: &Arc<HttpListener>, telemetry: &Telemetry) -> Self {
-        let rules = config.router.rules().iter().map(|rule| telemetry.route(&config.name, &rule.name)).collect();
+    /// `before` is what served the same listener: a rule mostly has the index there that it has now.
+    fn link(config: &Arc<HttpListener>, telemetry: &Telemetry, before: Option<&Self>) -> Self {
+        let known = |i: usize, rule: &Arc<Rule>| {
+            let before = before.filter(|before| before.config.name == config.name)?;
+            let old = before.config.router.rules().get(i)?;
+            let same = Arc::ptr_eq(old, rule) || old.name == rule.name;
+            same.then(|| before.rules.get(i).cloned()).flatten()
+        };
+        let rules = config.router.rules().iter().enumerate();
+        let rules = rules.map(|(i, rule)| known(i, rule).unwrap_or_else(|| telemetry.route(&config.name, &rule.name)));
+        let rules = rules.collect();
         Self {
             config: config.clone(),
             rules,

@@ -2,7 +2,7 @@
 
 use ahash::AHashMap;
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// A map from hostname patterns (`shop.example`, `*.example`, none) to values.
 ///
@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 /// `example.com`, never `example.com` itself (Gateway API Hostname).
 #[derive(Debug, Clone)]
 pub struct HostMap<T> {
-    exact: AHashMap<String, T>,
+    exact: AHashMap<Arc<str>, T>,
     /// Keyed by the part behind `*.`.
-    wildcard: AHashMap<String, T>,
+    wildcard: AHashMap<Arc<str>, T>,
     any: Option<T>,
 }
 
@@ -39,8 +39,8 @@ impl<T> HostMap<T> {
         match pattern {
             None => self.any.replace(value),
             Some(p) => match p.strip_prefix("*.") {
-                Some(suffix) => self.wildcard.insert(suffix.to_owned(), value),
-                None => self.exact.insert(p.to_owned(), value),
+                Some(suffix) => self.wildcard.insert(suffix.into(), value),
+                None => self.exact.insert(p.into(), value),
             },
         }
     }
@@ -50,8 +50,30 @@ impl<T> HostMap<T> {
         match pattern {
             None => self.any.get_or_insert_with(make),
             Some(p) => match p.strip_prefix("*.") {
-                Some(suffix) => self.wildcard.entry(suffix.to_owned()).or_insert_with(make),
-                None => self.exact.entry(p.to_owned()).or_insert_with(make),
+                Some(suffix) => self.wildcard.entry(suffix.into()).or_insert_with(make),
+                None => self.exact.entry(p.into()).or_insert_with(make),
+            },
+        }
+    }
+
+    /// As [`HostMap::get_pattern`], to change it.
+    pub fn get_pattern_mut(&mut self, pattern: Option<&str>) -> Option<&mut T> {
+        match pattern {
+            None => self.any.as_mut(),
+            Some(p) => match p.strip_prefix("*.") {
+                Some(suffix) => self.wildcard.get_mut(suffix),
+                None => self.exact.get_mut(p),
+            },
+        }
+    }
+
+    /// Takes out what is under a pattern.
+    pub fn remove(&mut self, pattern: Option<&str>) -> Option<T> {
+        match pattern {
+            None => self.any.take(),
+            Some(p) => match p.strip_prefix("*.") {
+                Some(suffix) => self.wildcard.remove(suffix),
+                None => self.exact.remove(p),
             },
         }
     }
@@ -70,7 +92,7 @@ impl<T> HostMap<T> {
 
     /// All patterns with their values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (Option<String>, &T)> {
-        (self.exact.iter().map(|(k, v)| (Some(k.clone()), v)))
+        (self.exact.iter().map(|(k, v)| (Some(k.to_string()), v)))
             .chain(self.wildcard.iter().map(|(k, v)| (Some(format!("*.{k}")), v)))
             .chain(self.any.iter().map(|v| (None, v)))
     }

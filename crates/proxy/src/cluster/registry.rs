@@ -26,6 +26,8 @@ pub struct Clusters {
 
 struct Registry {
     by_key: Mutex<AHashMap<String, Arc<LiveCluster>>>,
+    /// What was linked last, in the order of its snapshot.
+    last: Mutex<Vec<(Arc<Cluster>, Arc<LiveCluster>)>>,
     around: Surroundings,
 }
 
@@ -44,7 +46,7 @@ impl Clusters {
     pub fn with_lookup(workers: WorkerCount, zone: Option<String>, runtime: Handle, lookup: Arc<dyn Lookup>) -> Self {
         let keeper = Arc::new(Notify::new());
         let around = Surroundings { workers, zone, runtime: runtime.clone(), lookup, keeper };
-        let registry = Arc::new(Registry { by_key: Mutex::default(), around });
+        let registry = Arc::new(Registry { by_key: Mutex::default(), last: Mutex::default(), around });
         let task = runtime.spawn(keep(Arc::downgrade(&registry), registry.around.keeper.clone()));
         Self { registry, _keeper: AbortOnDropHandle::new(task) }
     }
@@ -52,6 +54,16 @@ impl Clusters {
     /// The live clusters of a snapshot, in its order. Those that were there before keep their state; those that the
     /// snapshot does not name are closed, and requests that still hold them finish.
     pub fn link(&self, clusters: &[Arc<Cluster>]) -> Vec<Arc<LiveCluster>> {
+        let mut last = self.registry.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let same_keys = last.len() == clusters.len()
+            && last.iter().zip(clusters).all(|((old, _), new)| Arc::ptr_eq(old, new) || old.key == new.key);
+        if same_keys {
+            for ((old, live), config) in last.iter_mut().zip(clusters).filter(|((old, _), c)| !Arc::ptr_eq(old, c)) {
+                live.link(config, &self.registry.around);
+                *old = config.clone();
+            }
+            return last.iter().map(|(_, live)| live.clone()).collect();
+        }
         let mut by_key = self.registry.lock();
         let mut old = std::mem::take(&mut *by_key);
         let mut linked = Vec::with_capacity(clusters.len());
@@ -69,6 +81,7 @@ impl Clusters {
         }
         drop(by_key);
         old.values().for_each(|cluster| cluster.close());
+        *last = clusters.iter().cloned().zip(linked.iter().cloned()).collect();
         linked
     }
 
