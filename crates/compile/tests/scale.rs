@@ -73,4 +73,15 @@ fn one_change_among_ten_thousand_routes() {
     let fourth = timed(&mut compiler, &resources, "one endpoint changed");
     assert!(json(&fourth) == json(&compile(&resources, &options)));
     assert!(json(&fourth) != json(&third));
+
+    // A cluster goes with its last use, and comes back with a new route: every id behind it moves, twice.
+    let moved = route(19, "/moved").replace("name: s19,", "name: s20,");
+    let (shared, added) = (route(21, "/").replace("h21.", "h22."), route(19, "/").replace("name: r19,", "name: new,"));
+    for (text, what) in [(moved, "one backend gone"), (shared, "one hostname shared"), (added, "one route added")] {
+        resources.extend(read(&text));
+        let compiled = timed(&mut compiler, &resources, what);
+        let fresh = compile(&resources, &options);
+        assert!(json(&compiled) == json(&fresh), "{what}");
+        assert!(compiled.status == fresh.status && compiled.diagnostics == fresh.diagnostics, "{what}");
+    }
 }
