@@ -295,3 +295,58 @@ impl Saver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// An engine over an empty folder whose install goes as `install` says.
+    fn engine(folder: &tempfile::TempDir, install: impl FnMut(&Snapshot) -> Vec<Problem> + Send + 'static) -> Engine {
+        let roots = vec![folder.path().to_path_buf()];
+        Engine::start(Settings { roots, state: None, options: Options::default() }, Box::new(install))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_pass_is_tried_again_and_is_no_new_revision() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut failures = 3;
+        let engine = engine(&folder, move |_| {
+            failures -= 1;
+            let problem = Problem { listener: "tcp://*:80".into(), message: "in use".into(), transient: true };
+            if failures > 0 { vec![problem] } else { Vec::new() }
+        });
+        let mut current = engine.current();
+        assert_eq!(current.borrow().problems.len(), 1);
+        let began = Instant::now();
+        let run = tokio::spawn(engine.run(Arc::default()));
+        let now = current.wait_for(|current| current.problems.is_empty()).await.unwrap().clone();
+        assert_eq!(now.revision, 1);
+        assert!(began.elapsed() < RETRY, "virtual time");
+        run.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_will_not_pass_waits_for_a_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let installs = Arc::new(AtomicUsize::new(0));
+        let counted = installs.clone();
+        let engine = engine(&folder, move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            vec![Problem { listener: "tcp://*:443".into(), message: "bad key".into(), transient: false }]
+        });
+        let (mut looks, reload) = (engine.looks(), Arc::new(Notify::new()));
+        let run = tokio::spawn(engine.run(reload.clone()));
+        looks.wait_for(|looks| *looks == 1).await.unwrap();
+        let before = installs.load(Ordering::SeqCst);
+        // One retry would fit.
+        assert!(tokio::time::timeout(RETRY * 2, looks.changed()).await.is_err());
+        assert_eq!(installs.load(Ordering::SeqCst), before);
+        // Whoever asks for it gets another try.
+        looks.mark_unchanged();
+        reload.notify_one();
+        looks.changed().await.unwrap();
+        assert_eq!(installs.load(Ordering::SeqCst), before + 1);
+        run.abort();
+    }
+}
