@@ -151,7 +151,6 @@ impl<'a> Server<'a> {
                 Underscores::Drop => UnderscoreNames::Drop,
                 Underscores::Reject => UnderscoreNames::Reject,
             },
-            ..HeadLimits::default()
         };
         let since = Instant::now();
         Self {
