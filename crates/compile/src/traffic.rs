@@ -368,7 +368,11 @@ pub(crate) fn access_log(it: &spec::Telemetry) -> Option<Vec<Arc<AccessLog>>> {
         (spec::AccessLogFormat::Json, ..) => LogFormat::Json,
     };
     Some(vec![Arc::new(AccessLog {
-        output: log.path.clone().map_or(LogOutput::Stdout, LogOutput::File),
+        output: match (&log.otlp, &log.path) {
+            (Some(collector), _) => LogOutput::Otlp(collector.clone()),
+            (None, Some(path)) => LogOutput::File(path.clone()),
+            (None, None) => LogOutput::Stdout,
+        },
         format,
         per_million: share(log.sampling.unwrap_or(100.0)),
         condition: LogCondition {
@@ -389,7 +393,15 @@ pub(crate) fn tracing(it: &spec::Telemetry, own: Option<&Arc<Tracing>>) -> Optio
         otlp: None,
         per_million: 10_000,
         b3: true,
+        follow_caller: true,
+        attributes: Default::default(),
         service_name: "selvedge".to_owned(),
     });
-    Some(Arc::new(Tracing { per_million: asked.sampling.map_or(base.per_million, share), ..base }))
+    Some(Arc::new(Tracing {
+        per_million: asked.sampling.map_or(base.per_million, share),
+        follow_caller: asked.follow_caller.unwrap_or(base.follow_caller),
+        attributes: asked.attributes.clone().unwrap_or(base.attributes),
+        otlp: asked.otlp.clone().or(base.otlp),
+        ..base
+    }))
 }

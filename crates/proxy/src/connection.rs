@@ -3,7 +3,7 @@
 use crate::{
     Error, Request, Response,
     codec::{self, Service},
-    drain::Drain,
+    drain::{Drain, Drainer},
     error::Kind,
     io::Io,
     l4,
@@ -17,7 +17,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::StatusCode;
-use selvedge_compile::snapshot::{ListenerName, TlsListener, TlsMode};
+use selvedge_compile::snapshot::{HttpOptions, ListenerName, TlsListener, TlsMode};
 use std::{
     future::Future,
     net::SocketAddr,
@@ -25,6 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 use tokio::{net::TcpStream, time::Instant};
 
@@ -104,7 +105,6 @@ pub async fn run(
         tracing::debug!(listener = %listener.bind, "connection refused: max_connections is reached");
         return;
     }
-    let _open = table.socket.opened(worker);
     // Small responses must not wait for an acknowledgement (Nagle).
     let _ = tcp.set_nodelay(true);
     let deadline = Instant::now() + options.handshake_timeout;
@@ -257,10 +257,34 @@ async fn http(io: Io, http2: bool, conn: Conn, table: &Arc<ListenerTable>, drain
     };
     let Some(options) = live.map(|live| live.config.options.clone()) else { return Ok(()) };
     let conn = Arc::new(conn);
+    let age = options.max_connection_age;
+    if !age.is_zero() {
+        return Box::pin(until_old(age, drain, |drain| spoken(io, http2, conn, &options, drain))).await;
+    }
+    spoken(io, http2, conn, &options, drain).await
+}
+
+/// Serves a connection that is told to finish when it is `age` old, or when `drain` says so.
+async fn until_old<F>(age: Duration, mut drain: Drain, serve: impl FnOnce(Drain) -> F) -> Result<(), Error>
+where
+    F: Future<Output = Result<(), Error>>,
+{
+    let own = Drainer::default();
+    let mut serving = std::pin::pin!(serve(own.subscribe()));
+    tokio::select! {
+        result = &mut serving => return result,
+        () = drain.draining() => {}
+        () = tokio::time::sleep(age) => {}
+    }
+    own.start();
+    serving.await
+}
+
+async fn spoken(io: Io, http2: bool, conn: Arc<Conn>, options: &HttpOptions, drain: Drain) -> Result<(), Error> {
     // Boxed, so that the state of the one does not make the other's idle connections larger.
     if http2 {
-        Box::pin(codec::h2::serve(io, conn, &options, drain)).await
+        Box::pin(codec::h2::serve(io, conn, options, drain)).await
     } else {
-        Box::pin(codec::h1::serve(io, conn, &options, drain)).await
+        Box::pin(codec::h1::serve(io, conn, options, drain)).await
     }
 }

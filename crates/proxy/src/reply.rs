@@ -37,6 +37,16 @@ pub fn status(error: &Error) -> StatusCode {
     StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// Where gRPC has a better word than the one its mapping of HTTP statuses yields.
+fn grpc_status(error: &Error) -> Option<GrpcStatus> {
+    match error.kind {
+        Kind::Timeout => Some(GrpcStatus::DeadlineExceeded),
+        Kind::TooLarge { .. } => Some(GrpcStatus::ResourceExhausted),
+        Kind::Cancelled => Some(GrpcStatus::Cancelled),
+        _ => None,
+    }
+}
+
 /// Answers an error in the client's own terms.
 pub fn from_error(error: &Error, grpc_request: bool) -> Response {
     // What clients may know: not addresses or certificate details, which are in the log.
@@ -54,7 +64,10 @@ pub fn from_error(error: &Error, grpc_request: bool) -> Response {
         Kind::Shed => "overloaded, try again",
         Kind::Internal => "internal error",
     };
-    let mut response = from_status(status, text, grpc_request);
+    let mut response = match grpc_status(error).filter(|_| grpc_request) {
+        Some(code) => grpc(code.code(), text),
+        None => from_status(status, text, grpc_request),
+    };
     if matches!(error.kind, Kind::Overflow | Kind::Shed) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }

@@ -2,7 +2,7 @@
 //! internal headers gone, the client's address known.
 
 use crate::{
-    Error, Request,
+    Error, Request, Response,
     codec::{ExtendedConnect, h1::RawTarget},
     connection::Conn,
     error::{Kind, Side},
@@ -10,7 +10,7 @@ use crate::{
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
-    header::{AUTHORIZATION, EXPECT, HOST},
+    header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST},
     uri::PathAndQuery,
 };
 use selvedge_compile::snapshot::{EscapedSlashes, HttpOptions, Underscores};
@@ -265,8 +265,14 @@ pub fn is_idempotent(method: &Method) -> bool {
 }
 
 /// Headers that no response may carry past us.
-pub fn sanitise_response(headers: &mut HeaderMap) {
+pub fn sanitise_response(response: &mut Response) {
+    let status = response.status();
+    let headers = response.headers_mut();
     hop::strip_response(headers);
+    // RFC 9110 section 8.6; clients of HTTP/2 take it for a broken message.
+    if status == StatusCode::NO_CONTENT || status.is_informational() {
+        headers.remove(CONTENT_LENGTH);
+    }
 }
 
 #[cfg(test)]

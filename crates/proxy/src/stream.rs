@@ -3,11 +3,13 @@
 use crate::{
     Body, Error,
     error::{Kind, Side},
+    telemetry::Progress,
 };
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::{
+    future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -28,7 +30,9 @@ struct Kept {
     limit: usize,
     trailers: Option<HeaderMap>,
     ended: bool,
-    /// Too large, or broken: cannot be sent again.
+    /// Known to be longer than `limit`: nothing is kept once it is read.
+    large: bool,
+    /// Too large and begun, or broken: cannot be sent again.
     lost: bool,
 }
 
@@ -41,8 +45,9 @@ struct Replayed {
 impl Replay {
     pub fn new(body: Body, limit: usize) -> Self {
         let ended = body.is_end_stream();
-        let lost = body.size_hint().exact().is_some_and(|n| n > limit as u64);
-        let kept = Kept { body: Box::pin(body), chunks: Vec::new(), size: 0, limit, trailers: None, ended, lost };
+        let large = body.size_hint().exact().is_some_and(|n| n > limit as u64);
+        let body = Box::pin(body);
+        let kept = Kept { body, chunks: Vec::new(), size: 0, limit, trailers: None, ended, large, lost: false };
         Self(Arc::new(Mutex::new(kept)))
     }
 
@@ -100,7 +105,7 @@ impl HttpBody for Replayed {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     kept.size += data.len();
-                    if kept.size > kept.limit {
+                    if kept.large || kept.size > kept.limit {
                         kept.lost = true;
                         kept.chunks = Vec::new();
                         this.next = 0;
@@ -186,26 +191,121 @@ impl HttpBody for Limited {
     }
 }
 
+/// Ends a request body with an error when its sender is too slow. Only time spent waiting for the sender counts.
+pub struct Paced {
+    body: Pin<Box<Body>>,
+    /// Bytes in [`PACE_WINDOW`] at least.
+    least: u64,
+    read: u64,
+    waited: Duration,
+    waiting: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What the rate of a request body is averaged over.
+const PACE_WINDOW: Duration = Duration::from_secs(10);
+
+/// Wants at least `rate` bytes per second of a body; 0 is no limit.
+pub fn paced(body: Body, rate: u32) -> Body {
+    if rate == 0 || body.as_full().is_some() || body.is_end_stream() {
+        return body;
+    }
+    let least = u64::from(rate) * PACE_WINDOW.as_secs();
+    let body = Box::pin(body);
+    Body::stream(Paced { body, least, read: 0, waited: Duration::ZERO, waiting: None, timer: None })
+}
+
+impl HttpBody for Paced {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = this.body.as_mut().poll_frame(cx) {
+            this.waited += this.waiting.take().map_or(Duration::ZERO, |since| since.elapsed());
+            if this.waited >= PACE_WINDOW {
+                (this.read, this.waited) = (0, Duration::ZERO);
+            }
+            if let Some(Ok(frame)) = &frame {
+                this.read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            return Poll::Ready(frame);
+        }
+        let due = |waited: Duration| Instant::now() + PACE_WINDOW.saturating_sub(waited);
+        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due(this.waited))));
+        if this.waiting.is_none() {
+            this.waiting = Some(Instant::now());
+            timer.as_mut().reset(due(this.waited));
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if std::mem::take(&mut this.read) < this.least {
+                let message = "the request body came slower than the least rate";
+                return Poll::Ready(Some(Err(Error::downstream(Kind::Timeout, message))));
+            }
+            (this.waited, this.waiting) = (Duration::ZERO, Some(Instant::now()));
+            timer.as_mut().reset(due(Duration::ZERO));
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A response body with what must live as long as it: permits, counters, and the deadline of its request.
 pub struct Held<G> {
     body: Pin<Box<Body>>,
     deadline: Option<Pin<Box<Sleep>>>,
     idle: Option<(Duration, Pin<Box<Sleep>>)>,
+    upload: Option<(Arc<Progress>, u64)>,
     guard: Option<G>,
 }
 
 impl<G: Send + Unpin + 'static> Held<G> {
     /// Wraps `body`; `guard` is dropped when it ends. Without anything to watch or hold, the body is returned as it is.
     pub fn wrap(body: Body, deadline: Option<Instant>, idle: Option<Duration>, guard: G) -> Body {
+        Self::both_ways(body, deadline, idle.unwrap_or_default(), None, guard)
+    }
+
+    /// Like [`Held::wrap`]; what the client still sends (counted in `upload`) keeps the response from being idle.
+    pub fn both_ways(
+        body: Body,
+        deadline: Option<Instant>,
+        idle: Duration,
+        upload: Option<Arc<Progress>>,
+        guard: G,
+    ) -> Body {
         if body.is_end_stream() {
             return body;
         }
         Body::stream(Self {
             body: Box::pin(body),
             deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
-            idle: idle.filter(|d| !d.is_zero()).map(|d| (d, Box::pin(tokio::time::sleep(d)))),
+            idle: Some(idle).filter(|d| !d.is_zero()).map(|d| (d, Box::pin(tokio::time::sleep(d)))),
+            upload: upload.map(|progress| (progress, 0)),
             guard: Some(guard),
         })
+    }
+
+    /// Whether no byte has moved for the idle timeout.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((after, sleep)) = &mut self.idle else { return false };
+        while sleep.as_mut().poll(cx).is_ready() {
+            let moved = self.upload.as_mut().is_some_and(|(progress, before)| {
+                let now = progress.totals().0;
+                std::mem::replace(before, now) != now
+            });
+            if !moved {
+                return true;
+            }
+            sleep.as_mut().reset(Instant::now() + *after);
+        }
+        false
     }
 }
 
@@ -227,13 +327,9 @@ impl<G: Send + Unpin + 'static> HttpBody for Held<G> {
                 Poll::Ready(end)
             }
             Poll::Pending => {
-                let over = |sleep: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>| {
-                    use std::future::Future;
-                    sleep.is_some_and(|s| s.as_mut().poll(cx).is_ready())
-                };
-                let message = if over(this.deadline.as_mut(), cx) {
-                    "the request timeout ran out in the middle of the response"
-                } else if over(this.idle.as_mut().map(|(_, s)| s), cx) {
+                let message = if this.deadline.as_mut().is_some_and(|s| s.as_mut().poll(cx).is_ready()) {
+                    "a timeout ran out in the middle of the response"
+                } else if this.poll_idle(cx) {
                     "the stream was idle for too long"
                 } else {
                     return Poll::Pending;
@@ -308,6 +404,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_large_body_that_has_not_begun_can_be_sent_to_another() {
+        let replay = Replay::new(Body::full("abcdefghij"), 3);
+        drop(replay.body());
+        assert!(replay.possible());
+        assert_eq!(text(replay.body()).await.unwrap(), "abcdefghij");
+        assert!(!replay.possible());
+    }
+
+    #[tokio::test]
     async fn limits_hold() {
         assert_eq!(text(limited(chunks(&["ab", "c"]), 3).unwrap()).await.unwrap(), "abc");
         assert_eq!(
@@ -315,6 +420,25 @@ mod tests {
             Kind::TooLarge { status: 413 }
         );
         assert!(limited(Body::full("abcd"), 3).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_body_ends() {
+        let start = Instant::now();
+        let error = text(paced(Body::stream(Stuck), 100)).await.unwrap_err();
+        assert_eq!((error.kind, start.elapsed()), (Kind::Timeout, PACE_WINDOW));
+        assert_eq!(text(paced(chunks(&["ab", "cd"]), 100)).await.unwrap(), "abcd");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_keeps_its_response_alive() {
+        let progress = Arc::new(Progress::default());
+        progress.received(1);
+        let limit = Duration::from_secs(5);
+        let start = Instant::now();
+        let held = Held::both_ways(Body::stream(Stuck), None, limit, Some(progress), ());
+        assert_eq!(text(held).await.unwrap_err().kind, Kind::Timeout);
+        assert_eq!(start.elapsed(), limit * 2);
     }
 
     #[tokio::test(start_paused = true)]

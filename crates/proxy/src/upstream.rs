@@ -66,12 +66,19 @@ pub async fn send<'e>(
     if let Some(limit) = chain.body_limit {
         request = limit_body(request, limit)?;
     }
-    let request = request.map(|body| record.count_request(body));
-    let request = mirror::copy(exchange, &chain.mirrors, request);
-    let permit = cluster.start_request()?;
-    if exchange.target.upgrade.is_some() {
-        return upgrade::send(exchange, cluster, request, record, permit).await;
+    // Messages of a gRPC stream come when there is something to say.
+    if !exchange.grpc {
+        let rate = exchange.http.config.options.body_min_rate;
+        request = request.map(|body| stream::paced(body, rate));
     }
+    let permit = cluster.start_request()?;
+    let upload = (!request.body().is_empty()).then(|| record.progress().clone());
+    let request = request.map(|body| record.count_request(body));
+    if exchange.target.upgrade.is_some() {
+        let sticky = sticky.map(|(_, address)| address);
+        return upgrade::send(exchange, cluster, request, record, permit, sticky).await;
+    }
+    let request = mirror::copy(exchange, &chain.mirrors, request);
     let tries = Tries::new(exchange, cluster, &settings, request, sticky.map(|(_, address)| address));
     let deadline = exchange.deadline;
     let answered = match deadline {
@@ -83,12 +90,16 @@ pub async fn send<'e>(
     };
     let answer = answered?;
     let mut response = answer.response;
-    sanitise_response(response.headers_mut());
+    sanitise_response(&mut response);
     session::write(exchange, cluster, &answer.endpoint, session, &mut response);
     if let Some(cookie) = answer.cookie {
         cookie.set(exchange, &mut response);
     }
-    Ok(response.map(|body| Held::wrap(body, deadline, Some(exchange.stream_idle), permit)))
+    let deadline = match (deadline, answer.until) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    Ok(response.map(|body| Held::both_ways(body, deadline, exchange.stream_idle, upload, permit)))
 }
 
 fn limit_body(request: Request, limit: u64) -> Result<Request, Error> {
@@ -100,6 +111,8 @@ fn limit_body(request: Request, limit: u64) -> Result<Request, Error> {
 struct Answer {
     response: Response,
     endpoint: Arc<LiveEndpoint>,
+    /// When its try must be over, body included.
+    until: Option<Instant>,
     /// The hash key the client did not have yet.
     cookie: Option<session::HashCookie>,
 }
@@ -140,9 +153,10 @@ impl<'e> Tries<'e> {
     ) -> Self {
         let (parts, body) = request.into_parts();
         let policy = exchange.rule.retry.as_ref();
-        let body = match body.as_full() {
+        let limit = policy.map_or(DEFAULT_REPLAY, |p| p.max_body_bytes as usize);
+        let body = match body.as_full().filter(|bytes| bytes.len() <= limit) {
             Some(bytes) => Source::Whole(body, bytes),
-            None => Source::Replay(Replay::new(body, policy.map_or(DEFAULT_REPLAY, |p| p.max_body_bytes as usize))),
+            None => Source::Replay(Replay::new(body, limit)),
         };
         let keys = &settings.config.load_balancing.hash_keys;
         let mut hash = hash(keys, &parts, exchange);
@@ -161,6 +175,9 @@ impl<'e> Tries<'e> {
             let verdict = wish.judge(&result, &self.parts.method, replayable, self.exchange.grpc);
             let reason = match (verdict, result) {
                 (Verdict::Done, Ok((mut answer, _))) => {
+                    if wish.exhausted(&answer.response) {
+                        record.flag(Flags::RETRIES_EXCEEDED);
+                    }
                     answer.cookie = self.cookie;
                     return Ok(answer);
                 }
@@ -170,11 +187,12 @@ impl<'e> Tries<'e> {
                     }
                     return Err(failure.error);
                 }
-                (Verdict::Retry(reason), Ok((answer, address))) => {
+                (Verdict::Retry(reason), Ok((mut answer, address))) => {
                     self.fresh = false;
                     tried.push(address);
                     if !self.allowed(None) {
                         record.flag(Flags::UPSTREAM_OVERFLOW);
+                        answer.cookie = self.cookie;
                         return Ok(answer);
                     }
                     reason
@@ -283,16 +301,18 @@ impl<'e> Tries<'e> {
         let mut used: smallvec::SmallVec<[SocketAddr; 4]> = tried.into();
         let mut running = Vec::new();
         let mut last: Option<Attempt> = None;
+        let most = hedging.max_attempts.max(1);
+        let mut started = 0;
         loop {
-            let may_start = running.len() + usize::from(last.is_some()) < hedging.max_attempts.max(1) as usize;
-            if may_start && (running.is_empty() || self.allowed(None)) {
-                match One::start(self.exchange, self.cluster, self.hash, self.sticky, &used) {
+            if started < most && (running.is_empty() || self.allowed(None)) {
+                match One::start(self.exchange, self.cluster, self.hash, self.sticky.filter(|_| started == 0), &used) {
                     Ok(one) => {
                         record.upstream(&self.config, one.endpoint.address);
                         if !running.is_empty() {
                             record.hedged();
                         }
                         used.push(one.endpoint.address);
+                        started += 1;
                         let mut request = self.request();
                         record.inject_trace(request.headers_mut());
                         running.push(Box::pin(one.finish(request, self.per_try())));
@@ -301,8 +321,6 @@ impl<'e> Tries<'e> {
                     Err(_) => {}
                 }
             }
-            let started = running.len();
-            let more = started < hedging.max_attempts as usize;
             let next = std::future::poll_fn(|cx| {
                 for (index, one) in running.iter_mut().enumerate() {
                     if let std::task::Poll::Ready(result) = one.as_mut().poll(cx) {
@@ -324,11 +342,14 @@ impl<'e> Tries<'e> {
                     }
                     last = Some(result);
                 }
-                () = tokio::time::sleep(hedging.delay), if more => {}
+                () = tokio::time::sleep(hedging.delay.max(MIN_HEDGING_DELAY)), if started < most => {}
             }
         }
     }
 }
+
+/// Keeps copies that may not be started yet, for lack of budget, from being asked for all the time.
+const MIN_HEDGING_DELAY: Duration = Duration::from_millis(1);
 
 /// How one try ended, with the address it went to (if it got so far).
 type Attempt = Result<(Answer, SocketAddr), (SendFailure, Option<SocketAddr>)>;
@@ -367,7 +388,10 @@ impl<'e> One<'e> {
         };
         report(self.cluster, &self.endpoint, &result, start);
         match result {
-            Ok(response) => Ok((Answer { response, endpoint: self.endpoint, cookie: None }, address)),
+            Ok(response) => {
+                let until = per_try.and_then(|limit| Instant::now().checked_add(limit.saturating_sub(start.elapsed())));
+                Ok((Answer { response, endpoint: self.endpoint, until, cookie: None }, address))
+            }
             Err(failure) => Err((failure, Some(address))),
         }
     }

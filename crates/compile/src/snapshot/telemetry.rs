@@ -1,5 +1,6 @@
 //! Where records go.
 
+use std::collections::BTreeMap;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -54,5 +55,9 @@ pub struct Tracing {
     pub per_million: u32,
     /// Read and write B3 headers next to W3C trace context.
     pub b3: bool,
+    /// Whether the caller's sampling decision holds.
+    pub follow_caller: bool,
+    /// Put on every span.
+    pub attributes: BTreeMap<String, String>,
     pub service_name: String,
 }

@@ -38,6 +38,9 @@ pub struct AccessLog {
     /// File to append to; without it, standard output. It is opened anew after SIGHUP.
     #[schemars(length(min = 1, max = 4096))]
     pub path: Option<String>,
+    /// Collector that lines are sent to by OTLP over gRPC, such as `http://127.0.0.1:4317`, instead of a file.
+    #[schemars(length(min = 1, max = 2048))]
+    pub otlp: Option<String>,
     /// Which requests are logged; without any condition, all. All given conditions must hold.
     pub condition: Option<AccessLogCondition>,
     /// Share of the requests that are logged, in percent; those with status 500 and above always are.
@@ -45,7 +48,7 @@ pub struct AccessLog {
     pub sampling: Option<f64>,
 }
 
-inherit!(AccessLog { enabled, format, template, fields, path, condition, sampling });
+inherit!(AccessLog { enabled, format, template, fields, path, otlp, condition, sampling });
 
 /// Format of access log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -82,6 +85,9 @@ pub struct Tracing {
     pub follow_caller: Option<bool>,
     /// Attributes put on every span.
     pub attributes: Option<BTreeMap<String, String>>,
+    /// Collector that spans are sent to by OTLP over gRPC, such as `http://127.0.0.1:4317`; without it, none are sent.
+    #[schemars(length(min = 1, max = 2048))]
+    pub otlp: Option<String>,
 }
 
-inherit!(Tracing { sampling, follow_caller, attributes });
+inherit!(Tracing { sampling, follow_caller, attributes, otlp });

@@ -465,7 +465,14 @@ mod tests {
         let mut listener = http_listener();
         let service_name = "edge".to_owned();
         let otlp = Some(endpoint.to_owned());
-        listener.tracing = Some(Arc::new(Tracing { otlp, per_million: 0, b3: true, service_name }));
+        listener.tracing = Some(Arc::new(Tracing {
+            otlp,
+            per_million: 0,
+            b3: true,
+            follow_caller: true,
+            attributes: Default::default(),
+            service_name,
+        }));
         listener.access_log = vec![Arc::new(AccessLog {
             output: LogOutput::Otlp(endpoint.to_owned()),
             format: LogFormat::Json,

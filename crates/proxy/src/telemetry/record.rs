@@ -434,7 +434,7 @@ impl Record {
     /// Logs and spans.
     fn write(&self, listener: &ListenerHandle, duration: Duration) {
         let trace = self.trace().filter(|trace| trace.context.sampled);
-        let export = trace.zip(listener.tracer.as_ref().and_then(|tracer| tracer.export.as_ref()));
+        let export = trace.zip(listener.tracer.as_ref().filter(|tracer| tracer.export.is_some()));
         if listener.logs.is_empty() && export.is_none() {
             return;
         }
@@ -449,8 +449,8 @@ impl Record {
         for log in &listener.logs {
             log.write(&values);
         }
-        if let Some((trace, export)) = export {
-            trace.export(&values, export);
+        if let Some((trace, tracer)) = export {
+            trace.export(&values, tracer);
         }
     }
 }

@@ -59,7 +59,8 @@ impl Trace {
         check_baggage(headers);
         let state = headers.get("tracestate").and_then(|s| s.to_str().ok()).unwrap_or_default().to_owned();
         // The caller's decision holds; without one it is ours.
-        let decision = incoming.sampled.unwrap_or_else(|| sampled(tracer.config.per_million));
+        let asked = incoming.sampled.filter(|_| tracer.config.follow_caller);
+        let decision = asked.unwrap_or_else(|| sampled(tracer.config.per_million));
         let mut context = match incoming.context {
             Some(parent) => parent.child(nonzero()),
             None => root(),
@@ -97,7 +98,9 @@ impl Trace {
     }
 
     /// The request's span and one for each try.
-    pub fn export(&self, values: &Values<'_>, to: &SpanExport) {
+    pub fn export(&self, values: &Values<'_>, tracer: &Tracer) {
+        let Some(to) = &tracer.export else { return };
+        let attributes = &tracer.config.attributes;
         let start = values.started();
         for (i, each) in self.tries.iter().enumerate() {
             let at = |offset: Offset| unix_nanos(start + Duration::from_micros(offset.into()));
@@ -116,11 +119,14 @@ impl Trace {
                 0 if last => (values.record.status, values.record.flags),
                 _ => (each.status, each.flags),
             };
+            span.attributes.extend(attributes.iter().map(|(name, value)| text(name, value.as_str())));
             // To a client, 4xx are errors as well.
             outcome(&mut span, status, flags, 400);
             to.send(span);
         }
-        to.send(self.server_span(values));
+        let mut span = self.server_span(values);
+        span.attributes.extend(attributes.iter().map(|(name, value)| text(name, value.as_str())));
+        to.send(span);
     }
 
     fn server_span(&self, values: &Values<'_>) -> Span {

@@ -25,11 +25,13 @@ pub(super) enum Verdict {
 pub(super) struct Wish<'p> {
     policy: Option<&'p Retry>,
     used: u32,
+    /// What the last response asked for with `Retry-After`.
+    asked: Option<Duration>,
 }
 
 impl<'p> Wish<'p> {
     pub(super) fn new(policy: Option<&'p Retry>) -> Self {
-        Self { policy, used: 0 }
+        Self { policy, used: 0, asked: None }
     }
 
     pub(super) fn retried(&self) -> bool {
@@ -46,10 +48,16 @@ impl<'p> Wish<'p> {
         match reason {
             Some(reason) => {
                 self.used += 1;
+                self.asked = attempt.as_ref().ok().and_then(|(answer, _)| retry_after(&answer.response));
                 Verdict::Retry(reason)
             }
             None => Verdict::Done,
         }
+    }
+
+    /// Whether a response that would be retried is passed on since no retry is left.
+    pub(super) fn exhausted(&self, response: &crate::Response) -> bool {
+        self.policy.is_some_and(|p| self.used >= p.attempts && p.codes.contains(&response.status().as_u16()))
     }
 
     fn by_response(&self, response: &crate::Response, method: &Method, grpc: bool) -> Option<&'static str> {
@@ -90,12 +98,22 @@ impl<'p> Wish<'p> {
         }
     }
 
-    /// The pause before the retry that [`Wish::judge`] has just granted: exponential with full jitter.
+    /// The pause before the retry that [`Wish::judge`] has just granted: exponential with full jitter,
+    /// or what the upstream asked for, as far as the policy's longest pause goes.
     pub(super) fn backoff(&self) -> Option<Duration> {
         let policy = self.policy?;
+        if let Some(asked) = self.asked {
+            return Some(asked.min(policy.backoff_max)).filter(|pause| !pause.is_zero());
+        }
         let ceiling =
             policy.backoff_base.saturating_mul(1 << (self.used.saturating_sub(1)).min(16)).min(policy.backoff_max);
         let nanos = u64::try_from(ceiling.as_nanos()).unwrap_or(u64::MAX);
         (nanos > 0).then(|| Duration::from_nanos(rand::rng().next_u64() % nanos))
     }
+}
+
+/// `Retry-After` in seconds; dates are for people.
+fn retry_after(response: &crate::Response) -> Option<Duration> {
+    let value = response.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
 }

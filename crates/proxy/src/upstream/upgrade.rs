@@ -1,6 +1,6 @@
 //! WebSocket through us, whichever HTTP version each side speaks (RFC 6455, RFC 8441).
 
-use super::{report, timed_out};
+use super::{hash, report, timed_out};
 use crate::{
     Body, Error, Request, Response,
     balance::Pick,
@@ -35,14 +35,16 @@ pub(super) async fn send(
     request: Request,
     record: &mut Record,
     permit: Permit,
+    sticky: Option<SocketAddr>,
 ) -> Result<Response, Error> {
     let config = cluster.settings().config.clone();
     let http2 = config.protocol == UpstreamProtocol::Http2;
     let handshake = Handshake::new(exchange, request.headers(), http2);
     let mut tried: smallvec::SmallVec<[SocketAddr; ATTEMPTS]> = smallvec::SmallVec::new();
     let (parts, _) = request.into_parts();
+    let hash = hash(&config.load_balancing.hash_keys, &parts, exchange);
     let (mut response, endpoint) = loop {
-        let endpoint = cluster.pick(&Pick { hash: None, tried: &tried, sticky: None })?;
+        let endpoint = cluster.pick(&Pick { hash, tried: &tried, sticky: sticky.filter(|_| tried.is_empty()) })?;
         record.upstream(&config, endpoint.address);
         let mut request = Request::from_parts(parts.clone(), Body::empty());
         handshake.prepare(&mut request);
@@ -76,7 +78,7 @@ pub(super) async fn send(
             return Err(Error::upstream(Kind::Protocol { status: 502 }, message));
         }
         // A refusal is an ordinary response.
-        sanitise_response(response.headers_mut());
+        sanitise_response(&mut response);
         return Ok(
             response.map(|body| crate::stream::Held::wrap(body, exchange.deadline, Some(exchange.stream_idle), permit))
         );
@@ -159,7 +161,7 @@ impl Handshake {
 
     /// Brings the upstream's answer into the form the client understands.
     fn answer(&self, mut response: Response) -> Response {
-        sanitise_response(response.headers_mut());
+        sanitise_response(&mut response);
         let headers = response.headers_mut();
         match (self.client, &self.client_key) {
             (Upgrade::WebSocket, Some(key)) => {

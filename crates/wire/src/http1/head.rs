@@ -77,6 +77,9 @@ pub enum HeadError {
     Malformed(&'static str),
     #[error("the HTTP version is not 1.0 or 1.1")]
     Version,
+    /// The first line does not so much as name HTTP.
+    #[error("this is not HTTP")]
+    NotHttp,
     #[error("the request target is longer than the limit")]
     TargetTooLong,
     #[error("the head is longer than the limit")]
@@ -251,6 +254,9 @@ fn complete(
         Ok(_) => Err(HeadError::Malformed("the head ends before its empty line")),
         Err(Error::TooManyHeaders) => Err(HeadError::TooManyHeaders),
         Err(Error::Version) if request && other_version(head) => Err(HeadError::Version),
+        Err(Error::Version) if request && !first_line(head).windows(4).any(|w| w.eq_ignore_ascii_case(b"HTTP")) => {
+            Err(HeadError::NotHttp)
+        }
         Err(Error::Version) => Err(HeadError::Malformed("HTTP version")),
         Err(Error::HeaderName) => Err(HeadError::Malformed("header field name, or a folded line")),
         Err(Error::HeaderValue) => Err(HeadError::Malformed("header field value")),
@@ -260,10 +266,13 @@ fn complete(
     }
 }
 
+fn first_line(head: &[u8]) -> &[u8] {
+    head.split(|&b| b == b'\r').next().unwrap_or_default()
+}
+
 /// Whether the request line ends in a well-formed version that is none of ours (RFC 9112 section 2.3).
 fn other_version(head: &[u8]) -> bool {
-    let line = head.split(|&b| b == b'\r').next().unwrap_or_default();
-    let mut parts = line.split(|&b| b == b' ');
+    let mut parts = first_line(head).split(|&b| b == b' ');
     let version = match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(_), Some(target), Some(version), None) if !target.is_empty() => version,
         _ => return false,

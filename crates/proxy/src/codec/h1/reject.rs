@@ -10,6 +10,8 @@ use selvedge_wire::http1::{FramingError, HeadError, Persist, WriteLength, write_
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) error: Error,
+    /// Whoever sends this does not speak HTTP: no answer of ours would be understood.
+    pub(super) silent: bool,
 }
 
 impl Refusal {
@@ -17,6 +19,7 @@ impl Refusal {
         Box::new(Self {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST),
             error: Error::bad_request(status, message),
+            silent: false,
         })
     }
 
@@ -35,13 +38,14 @@ impl Refusal {
 impl From<HeadError> for Box<Refusal> {
     fn from(error: HeadError) -> Self {
         let status = error.status();
-        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()) })
+        let silent = matches!(error, HeadError::NotHttp);
+        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()), silent })
     }
 }
 
 impl From<FramingError> for Box<Refusal> {
     fn from(error: FramingError) -> Self {
         let status = error.status();
-        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()) })
+        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()), silent: false })
     }
 }

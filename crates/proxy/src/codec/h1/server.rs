@@ -432,7 +432,9 @@ impl<'a> Server<'a> {
 
     async fn refuse<S: Service>(&mut self, service: &S, refusal: Refusal) -> Result<(), Error> {
         service.rejected(refusal.status, &refusal.error);
-        refusal.write(&mut self.out);
+        if !refusal.silent {
+            refusal.write(&mut self.out);
+        }
         self.write_all("a refusal").await?;
         self.goodbye(true).await;
         Ok(())
@@ -577,6 +579,7 @@ fn slow_head() -> Stop {
     Stop::Refused(Box::new(Refusal {
         status: StatusCode::REQUEST_TIMEOUT,
         error: Error::downstream(Kind::Timeout, message),
+        silent: false,
     }))
 }
 

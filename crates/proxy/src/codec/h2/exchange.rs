@@ -36,6 +36,26 @@ pub(super) struct Exchange<S> {
     respond: SendResponse<Bytes>,
 }
 
+/// What is still read of a request body that is not wanted any more, so that clients which would take the reset of
+/// their stream for the loss of the answer (grpcio, curl) get to read it: bytes, and time without an answer to wait for.
+const DRAIN_BYTES: usize = 256 * 1024;
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// Reads on where the service stopped; dropping the stream then resets it with NO_ERROR (RFC 9113 section 8.1).
+async fn drain(mut recv: RecvStream) {
+    let rest = async {
+        let mut read = 0;
+        while let Some(Ok(data)) = recv.data().await {
+            read += data.len();
+            let _ = recv.flow_control().release_capacity(data.len());
+            if read > DRAIN_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
+}
+
 /// How waiting for the service ended.
 enum Outcome {
     Answered(Response),
@@ -162,33 +182,47 @@ impl<S: Service> Exchange<S> {
             drop(self.respond);
             run(Io::other(H2Stream::new(send, recv, None))).await;
         } else if !end {
-            self.send_body(body, send, length, upload).await;
+            if self.send_body(body, send, length, upload.clone()).await
+                && let Some(left) = upload.and_then(|upload| upload.take_left())
+            {
+                drain(left).await;
+            }
+        } else if let Some(left) = upload.and_then(|upload| upload.take_left()) {
+            drain(left).await;
         }
     }
 
-    async fn send_body(&self, body: Body, send: SendStream<Bytes>, length: Option<u64>, upload: Option<Arc<Upload>>) {
+    /// Whether the body was sent to its end.
+    async fn send_body(
+        &self,
+        body: Body,
+        send: SendStream<Bytes>,
+        length: Option<u64>,
+        upload: Option<Arc<Upload>>,
+    ) -> bool {
         let mut pump = Pump::new(body, send, length);
         let limit = self.limits.stream_idle;
         let timer = pin!(sleep(limit));
         let mut idle = Idle::new(timer, limit);
         let stop = poll_fn(|cx| {
             if let Poll::Ready(result) = pump.poll(cx) {
-                return Poll::Ready(result.err());
+                return Poll::Ready(result.map_err(Some));
             }
             let moved = pump.moved() | upload.as_ref().is_some_and(|upload| upload.moved());
             if idle.poll(moved, cx).is_ready() {
                 tracing::debug!("nothing moved on a stream for {limit:?}; stream reset");
                 pump.reset(Reason::CANCEL);
-                return Poll::Ready(None);
+                return Poll::Ready(Err(None));
             }
             Poll::Pending
         })
         .await;
-        match stop {
-            Some(Stop::Gone) => self.open.cancelled(),
-            Some(Stop::Body(error)) => tracing::debug!(%error, "a response body broke off; stream reset"),
-            None => {}
+        match &stop {
+            Err(Some(Stop::Gone)) => self.open.cancelled(),
+            Err(Some(Stop::Body(error))) => tracing::debug!(%error, "a response body broke off; stream reset"),
+            _ => {}
         }
+        stop.is_ok()
     }
 }
 

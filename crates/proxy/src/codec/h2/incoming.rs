@@ -33,7 +33,8 @@ const NOT_IN_TRAILERS: [HeaderName; 8] = [
 
 /// DATA and trailers of a stream. Windows open as frames are taken, so a reader that waits makes the sender wait.
 pub(super) struct Incoming {
-    recv: RecvStream,
+    /// `None` only once dropped.
+    recv: Option<RecvStream>,
     side: Side,
     /// What `content-length` says is still to come.
     remaining: Option<u64>,
@@ -53,6 +54,8 @@ pub(super) struct Upload {
     finished: AtomicBool,
     wanted: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    /// The rest of a body that nobody wanted to read to its end.
+    left: Mutex<Option<RecvStream>>,
 }
 
 impl Upload {
@@ -76,6 +79,11 @@ impl Upload {
         Poll::Ready(())
     }
 
+    /// What was left unread when the body was dropped.
+    pub(super) fn take_left(&self) -> Option<RecvStream> {
+        self.left.lock().ok().and_then(|mut left| left.take())
+    }
+
     fn want(&self) {
         if !self.wanted.load(Relaxed) {
             let waker = self.waker.lock().ok().and_then(|mut waker| {
@@ -92,7 +100,7 @@ impl Upload {
 impl Incoming {
     pub(super) fn new(recv: RecvStream, side: Side, remaining: Option<u64>, max_trailers: u32) -> Self {
         let max_trailers = max_trailers as usize;
-        Self { recv, side, remaining, max_trailers, data_done: false, upload: None, slot: None, _hold: None }
+        Self { recv: Some(recv), side, remaining, max_trailers, data_done: false, upload: None, slot: None, _hold: None }
     }
 
     pub(super) fn watched(mut self, upload: Arc<Upload>) -> Self {
@@ -135,6 +143,17 @@ impl Incoming {
     }
 }
 
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let (Some(upload), Some(recv)) = (&self.upload, self.recv.take())
+            && !upload.is_finished()
+            && let Ok(mut left) = upload.left.lock()
+        {
+            *left = Some(recv);
+        }
+    }
+}
+
 impl HttpBody for Incoming {
     type Data = Bytes;
     type Error = Error;
@@ -144,19 +163,23 @@ impl HttpBody for Incoming {
         if let Some(upload) = &this.upload {
             upload.want();
         }
+        let Some(recv) = &mut this.recv else { return Poll::Ready(None) };
         while !this.data_done {
-            match ready!(this.recv.poll_data(cx)) {
+            match ready!(recv.poll_data(cx)) {
                 Some(Ok(data)) => {
                     // Fails only when the stream is gone, which the next poll tells.
-                    let _ = this.recv.flow_control().release_capacity(data.len());
+                    let _ = recv.flow_control().release_capacity(data.len());
                     if let Some(upload) = &this.upload {
                         upload.moved.store(true, Relaxed);
                     }
                     if let Some(remaining) = &mut this.remaining {
                         *remaining = remaining.saturating_sub(data.len() as u64);
                     }
-                    if this.recv.is_end_stream() {
-                        this.finish();
+                    if recv.is_end_stream() {
+                        this.slot = None;
+                        if let Some(upload) = &this.upload {
+                            upload.finished.store(true, Relaxed);
+                        }
                     }
                     if !data.is_empty() {
                         return Poll::Ready(Some(Ok(Frame::data(data))));
@@ -166,7 +189,7 @@ impl HttpBody for Incoming {
                 None => this.data_done = true,
             }
         }
-        let trailers = ready!(this.recv.poll_trailers(cx));
+        let trailers = ready!(recv.poll_trailers(cx));
         this.finish();
         match trailers {
             Ok(None) => Poll::Ready(None),
@@ -179,7 +202,7 @@ impl HttpBody for Incoming {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.recv.is_end_stream()
+        self.recv.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
