@@ -228,6 +228,7 @@ impl<'e> Tries<'e> {
         if !free && !self.cluster.budget_try(budget) {
             return false;
         }
+        self.retrying = None;
         match self.cluster.start_retry() {
             Ok(permit) => {
                 self.retrying = Some(permit);
