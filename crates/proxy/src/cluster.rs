@@ -276,12 +276,7 @@ impl LiveCluster {
         self.closed.load(Ordering::Acquire)
     }
 
-    fn eject(
-        &self,
-        endpoint: &LiveEndpoint,
-        detector: outlier::Detector,
-        config: &OutlierDetection,
-    ) {
+    fn eject(&self, endpoint: &LiveEndpoint, detector: outlier::Detector, config: &OutlierDetection) {
         let (ejected, usable, total) = self.members().census();
         let again = detector == outlier::Detector::Probation;
         if !again && !outlier::may_eject(ejected, usable, total, config) {

@@ -166,7 +166,9 @@ impl OpenListener {
                     shared.workers.handle(worker).clone().spawn(async move {
                         match tokio::net::TcpListener::from_std(socket) {
                             Ok(socket) => this.accept(socket, worker, &shared, stop).await,
-                            Err(error) => tracing::error!(listener = %this.bind, %error, "cannot accept on this worker"),
+                            Err(error) => {
+                                tracing::error!(listener = %this.bind, %error, "cannot accept on this worker")
+                            }
                         }
                         this.stopped(worker, &shared);
                     });

@@ -121,7 +121,8 @@ impl Picker {
             if self.stays_near(pick, random) { (&self.near, &self.far) } else { (&self.far, &self.near) };
         let found = first.pick(self, pick, random).or_else(|| second.pick(self, pick, random));
         // All others have just failed this request: one that failed before may be well again.
-        let spared = || self.spared.iter().find(|e| !pick.tried.contains(&e.address)).filter(|_| !pick.tried.is_empty());
+        let spared =
+            || self.spared.iter().find(|e| !pick.tried.contains(&e.address)).filter(|_| !pick.tried.is_empty());
         let found = found.or_else(spared);
         // Everybody is tried or has just been ejected: better one of those than none.
         let found = found.or_else(|| first.any(random)).or_else(|| second.any(random));

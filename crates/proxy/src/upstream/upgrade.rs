@@ -64,7 +64,8 @@ pub(super) async fn send(
                 tried.push(endpoint.address);
                 let unsent = failure.progress == Progress::Unsent;
                 // As for requests: a refused connection needs no budget.
-                let allowed = || failure.error.kind == Kind::Connect || cluster.budget_try(&super::retry::BUILT_IN_BUDGET);
+                let allowed =
+                    || failure.error.kind == Kind::Connect || cluster.budget_try(&super::retry::BUILT_IN_BUDGET);
                 if !unsent || tried.len() >= ATTEMPTS || !allowed() {
                     return Err(failure.error);
                 }
