@@ -164,6 +164,7 @@ fn fresh<'a>(
 }
 
 /// Remembers the routes for the next compilation; they are in the order of [`compile_routes`].
+#[expect(clippy::vec_box, reason = "they are kept as they are in `Routes`")]
 fn keep(memory: &mut Memory, cx: &Context<'_>, routes: Vec<Box<CompiledRoute>>) {
     let mut routes = routes.into_iter();
     let http = cx.index.http_routes.iter().zip(routes.by_ref());

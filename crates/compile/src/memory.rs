@@ -54,6 +54,7 @@ pub(crate) struct CompiledRoute {
 /// Routes of one kind as they are now, and what is different from the last compilation.
 #[derive(Default)]
 pub(crate) struct Routes {
+    #[expect(clippy::vec_box, reason = "routes are large and move between lists when others come and go")]
     pub(crate) all: Vec<Box<CompiledRoute>>,
     /// Positions of those that were compiled now, with what they were before.
     pub(crate) changed: Vec<(usize, Option<Box<CompiledRoute>>)>,

@@ -40,11 +40,11 @@ pub(crate) fn routers(
     let mut changed = routes.changed.iter().map(|(i, _)| *i).peekable();
     for (i, route) in routes.all.iter_mut().enumerate() {
         let fresh = changed.next_if_eq(&i).is_some();
-        if (fresh || !same)
-            && !route.outcome.attachments.is_empty()
-            && route.number(clusters.of(&route.outcome.uses), |rule, ids| with_ids(rule.clone(), ids))
-            && !fresh
-        {
+        if (same && !fresh) || route.outcome.attachments.is_empty() {
+            continue;
+        }
+        let moved = route.number(clusters.of(&route.outcome.uses), |rule, ids| with_ids(rule.clone(), ids));
+        if moved && !fresh {
             renumbered.push(i);
         }
     }

@@ -1,7 +1,7 @@
 //! Where records go.
 
-use std::collections::BTreeMap;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Outputs of listeners that have no policy of their own.

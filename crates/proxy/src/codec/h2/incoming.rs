@@ -100,7 +100,16 @@ impl Upload {
 impl Incoming {
     pub(super) fn new(recv: RecvStream, side: Side, remaining: Option<u64>, max_trailers: u32) -> Self {
         let max_trailers = max_trailers as usize;
-        Self { recv: Some(recv), side, remaining, max_trailers, data_done: false, upload: None, slot: None, _hold: None }
+        Self {
+            recv: Some(recv),
+            side,
+            remaining,
+            max_trailers,
+            data_done: false,
+            upload: None,
+            slot: None,
+            _hold: None,
+        }
     }
 
     pub(super) fn watched(mut self, upload: Arc<Upload>) -> Self {
