@@ -37,6 +37,8 @@ pub struct Outcome {
     /// From the rename of the file to the first answer with the new header.
     pub median: Duration,
     pub longest: Duration,
+    /// What Selvedge says a change took it, without reading the file and waiting for the processor: median.
+    pub took: Duration,
 }
 
 pub fn run(world: &World, effort: Effort) -> Result<Outcome> {
@@ -70,17 +72,38 @@ pub fn run(world: &World, effort: Effort) -> Result<Outcome> {
         changes: times.len(),
         median: percentile(&times, 0.5).context("no change was made")?,
         longest: times.last().copied().unwrap_or_default(),
+        took: took(&running.dir.join("log"))?,
     };
     println!(
-        "  {} changes, effective after {:?} (longest {:?}); p99 {:?}, without changes {:?}; failed {}",
+        "  {} changes, effective after {:?} (longest {:?}, the work itself {:?}); p99 {:?}, without changes {:?}; failed {}",
         outcome.changes,
         outcome.median,
         outcome.longest,
+        outcome.took,
         outcome.changing.p99,
         outcome.calm.p99,
         outcome.changing.failed
     );
     Ok(outcome)
+}
+
+/// The median of `took=12.3ms` over the changes in the log; the first entry is the start.
+fn took(log: &Path) -> Result<Duration> {
+    let log = fs::read_to_string(log)?;
+    let value = |line: &str| {
+        let text = line.split("took=").nth(1)?.split_whitespace().next()?;
+        let unit = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let scale = match &text[unit..] {
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "µs" => 1e-6,
+            _ => return None,
+        };
+        Some(Duration::from_secs_f64(text[..unit].parse::<f64>().ok()? * scale))
+    };
+    let mut times: Vec<Duration> = log.lines().filter_map(value).skip(1).collect();
+    times.sort_unstable();
+    Ok(percentile(&times, 0.5).unwrap_or_default())
 }
 
 /// Rewrites one route every second and asks for it until it answers with its new version.

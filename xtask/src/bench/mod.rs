@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
         Effort { seconds: args.seconds, rounds: args.rounds }
     };
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
-    let machine = report::machine(effort);
+    let machine = report::machine(effort, args.bin.as_deref());
     let world = world::World::new(args.bin.clone())?;
     let mut report = report::Report::new(machine, &world.versions);
     for scenario in Scenario::ALL.iter().filter(|s| wanted(s.name)) {

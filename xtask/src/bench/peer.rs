@@ -100,7 +100,9 @@ pub fn start(world: &World, peer: Peer, routes: Routes, label: &str) -> Result<R
         _ => {
             ports.grpc = ports.http;
             let mut command = Command::new(&world.selvedge);
-            command.args(["run", "--no-state", "--workers", "1", "--log", "warn", "-f"]);
+            command
+                .args(["run", "--no-state", "--workers", "1", "--log", "warn,selvedge_control=info", "-f"])
+                .env("NO_COLOR", "1");
             command.arg(config::selvedge(&dir, world, ports, routes)?);
             command
         }

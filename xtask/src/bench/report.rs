@@ -24,7 +24,7 @@ struct Target {
 }
 
 /// A line about the machine before the load makes it busy.
-pub fn machine(effort: Effort) -> String {
+pub fn machine(effort: Effort, given: Option<&Path>) -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let models: Vec<&str> =
@@ -42,10 +42,14 @@ pub fn machine(effort: Effort) -> String {
     } else {
         "Nothing else ran on the machine.".into()
     };
+    let commit = run("git", &["describe", "--always", "--dirty"]);
+    let program = given.map_or_else(
+        || format!("release build of commit {commit}"),
+        |path| format!("a given program of {}", run("date", &["-u", "+%F %R UTC", "-r", &path.to_string_lossy()])),
+    );
     format!(
-        "{}, commit {}; {} cores of {}, Linux {}. {} x {} s per peer and scenario, in turns; medians.\n\n{shared}\n",
+        "{}, {program}; {} cores of {}, Linux {}. {} x {} s per peer and scenario, in turns; medians.\n\n{shared}\n",
         run("date", &["-u", "+%F"]),
-        run("git", &["describe", "--always", "--dirty"]),
         models.len(),
         models.first().copied().unwrap_or(" an unknown processor").trim(),
         read("/proc/sys/kernel/osrelease").trim(),
@@ -79,7 +83,10 @@ impl Report {
             scenario.title
         );
         for row in rows {
-            let routes = row.routes.map(|n| format!(", {n} routes")).unwrap_or_default();
+            let routes = row
+                .routes
+                .map(|n| if n == 1 { ", 1 route".into() } else { format!(", {n} routes") })
+                .unwrap_or_default();
             let ratio = |peer| cpu_of(peer, row.routes).map_or_else(|| "-".into(), |c| format!("{:.2}", row.cpu / c));
             let _ = writeln!(
                 table,
@@ -170,10 +177,12 @@ impl Report {
         }
         let _ = writeln!(
             table,
-            "\n{} changes; from the rename of the file to the first answer with the new header: median {}, longest {}.",
+            "\n{} changes; from the rename of the file to the first answer with the new header: median {}, longest {}. Selvedge itself \
+             says it took {} to compile and install one.",
             outcome.changes,
             ms(outcome.median),
-            ms(outcome.longest)
+            ms(outcome.longest),
+            ms(outcome.took)
         );
         self.add(&table);
         let spike = outcome.changing.p99.as_secs_f64() / outcome.calm.p99.as_secs_f64().max(1e-6);
