@@ -101,7 +101,17 @@ pub fn start(world: &World, peer: Peer, routes: Routes, label: &str) -> Result<R
             ports.grpc = ports.http;
             let mut command = Command::new(&world.selvedge);
             command
-                .args(["run", "--no-state", "--workers", "1", "--log", "warn,selvedge_control=info", "-f"])
+                .args([
+                    "run",
+                    "--no-state",
+                    "--admin",
+                    "off",
+                    "--workers",
+                    "1",
+                    "--log",
+                    "warn,selvedge_control=info",
+                    "-f",
+                ])
                 .env("NO_COLOR", "1");
             command.arg(config::selvedge(&dir, world, ports, routes)?);
             command
