@@ -11,7 +11,10 @@ use std::time::Duration;
 pub(super) const BUILT_IN_BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
 
 /// Tries after the first that are made without any policy, and only where nothing can have been done twice.
-const BUILT_IN_ATTEMPTS: u32 = 2;
+///
+/// Four, because two endpoints that restart one after the other can take them all: the kept connection to the first
+/// dies, a new one to it is refused, and then the same at the second, which has just come back.
+const BUILT_IN_ATTEMPTS: u32 = 4;
 
 /// What to do after a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
