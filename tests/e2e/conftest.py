@@ -190,8 +190,8 @@ def nginx(tmp_path_factory):
   }}"""
     (folder / "text.txt").write_text("a line that compresses well\n" * 1000)
     (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{ worker_connections 4096; }}\n"
-        f"http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};"
+        f"user root; daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1; events {{ worker_connections 4096; }}\n"
+        f"http {{ access_log off; client_max_body_size 0; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};"
         f" uwsgi_temp_path {folder}; scgi_temp_path {folder}; keepalive_requests 1000000; {servers} }}\n"
     )
     process = subprocess.Popen([binary, "-c", str(folder / "nginx.conf"), "-p", str(folder)])

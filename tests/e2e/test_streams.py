@@ -225,7 +225,7 @@ def test_grpc(edge, secure):
             asked.release()
         assert told == [b"<0>", b"<1>", b"<2>", b"<3>", b"<4>"]
         with pytest.raises(grpc.RpcError) as failure:
-            channel.unary_unary("/other.Service/Method")(b"", timeout=5)
+            channel.unary_unary("/t.Echo/Missing")(b"", timeout=5)
         assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
