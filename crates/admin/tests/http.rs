@@ -31,13 +31,19 @@ async fn start() -> Admin {
     let (ready, drained) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
     let level = Arc::new(Mutex::new("info".to_owned()));
     let clusters = Clusters::new(WorkerCount(1), None, tokio::runtime::Handle::current());
-    let endpoint =
-        selvedge_compile::snapshot::Endpoint { address: "127.0.0.1:9".parse().unwrap(), weight: 1, zone: None };
+    let endpoint = selvedge_compile::snapshot::Endpoint {
+        address: "127.0.0.1:9".parse().unwrap(),
+        weight: 1,
+        zone: None,
+        peer: None,
+    };
     clusters.link(&[Arc::new(selvedge_compile::snapshot::Cluster {
         key: "shop/cart:80".to_owned(),
         discovery: selvedge_compile::snapshot::Discovery::Static(vec![endpoint]),
         protocol: selvedge_compile::snapshot::UpstreamProtocol::Http1,
         tls: None,
+        identity: None,
+        netns: Default::default(),
         load_balancing: Default::default(),
         connections: Default::default(),
         health_checks: Vec::new(),

@@ -79,7 +79,12 @@ pub(crate) fn snapshot<'a>(
     }
     warn_of_shadows(cx, &sheet.made);
     compiler.memory.listeners = sheet.made;
-    Snapshot { listeners: list, clusters: clusters.list.clone(), telemetry: cx.options.telemetry.clone() }
+    Snapshot {
+        listeners: list,
+        clusters: clusters.list.clone(),
+        telemetry: cx.options.telemetry.clone(),
+        dns: Arc::default(),
+    }
 }
 
 /// Tells the owners of matches that another route keeps from ever being met. Within one route it may be on purpose.
@@ -445,6 +450,7 @@ impl Sheet<'_, '_> {
             name: listener.name.clone(),
             hostname: listener.hostname.clone(),
             router: routing.build(),
+            access: None,
             options: Arc::clone(&settings.http),
             access_log: settings.access_log.clone(),
             tracing: settings.tracing.clone(),

@@ -8,7 +8,7 @@ use crate::{
     grants::{self, From, To},
     policy::Policies,
     secrets::qualified,
-    snapshot::{Cluster, Connections, Discovery, Endpoint, LoadBalancing, Trust, UpstreamProtocol, UpstreamTls},
+    snapshot::{Cluster, Connections, Discovery, Endpoint, LoadBalancing, Netns, Trust, UpstreamProtocol, UpstreamTls},
     status::Fault,
     traffic,
 };
@@ -292,6 +292,8 @@ fn blank(wanted: &ClusterUse, discovery: Discovery) -> Cluster {
         discovery,
         protocol: UpstreamProtocol::Raw,
         tls: None,
+        identity: None,
+        netns: Netns::default(),
         load_balancing: LoadBalancing::default(),
         connections: Connections::default(),
         health_checks: Vec::new(),
@@ -370,7 +372,7 @@ fn discovery(
         // An address is as good as a name here, and needs no look-up.
         if let Ok(ip) = host.parse() {
             let address = std::net::SocketAddr::new(ip, wanted.port);
-            return Discovery::Static(vec![Endpoint { address, weight: 1, zone: None }]);
+            return Discovery::Static(vec![Endpoint { address, weight: 1, zone: None, peer: None }]);
         }
         return Discovery::Dns { host, port: wanted.port };
     }

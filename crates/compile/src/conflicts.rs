@@ -9,7 +9,7 @@ use crate::{
     gateways::GatewayState,
     hosts,
     listeners::{Family, ListenerState, Speaks},
-    snapshot::{Bind, Transport},
+    snapshot::{Bind, Netns, Transport},
     status::Fault,
 };
 use ahash::AHashMap;
@@ -38,7 +38,7 @@ pub(crate) fn resolve(
             continue;
         };
         for &address in &gateway.binds {
-            sockets.entry(Bind { address, port, transport }).or_default().push(i);
+            sockets.entry(Bind { address, port, transport, netns: Netns::default() }).or_default().push(i);
         }
     }
     for wanting in sockets.values() {

@@ -109,6 +109,8 @@ impl Facts {
                 self.listener(&bind, "stream", &None, &l4.options.name.to_string());
                 self.stream(snapshot, &format!("connections to {bind}"), l4.route.as_ref());
             }
+            Protocol::Outbound(out) => self.listener(&bind, "outbound", &None, &out.name.to_string()),
+            Protocol::Inbound(inbound) => self.listener(&bind, "inbound", &None, &inbound.name.to_string()),
         }
     }
 

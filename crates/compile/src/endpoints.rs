@@ -52,7 +52,7 @@ pub(crate) fn of_slices(
                 continue;
             };
             let address = SocketAddr::new(ip, number);
-            let endpoint = Endpoint { address, weight: 1, zone: endpoint.zone.clone() };
+            let endpoint = Endpoint { address, weight: 1, zone: endpoint.zone.clone(), peer: None };
             let known = all.entry(address).or_insert(Found { endpoint, ready });
             known.ready |= ready;
         }
@@ -93,6 +93,6 @@ fn target(port: &ServicePort) -> Option<u16> {
 pub(crate) fn of_cluster_ip(service: &Service, port: &ServicePort) -> Discovery {
     let ips = service.spec.cluster_ip.iter().chain(&service.spec.cluster_ips);
     let ip = ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).next();
-    let endpoint = ip.map(|ip| Endpoint { address: SocketAddr::new(ip, port.port), weight: 1, zone: None });
+    let endpoint = ip.map(|ip| Endpoint { address: SocketAddr::new(ip, port.port), weight: 1, zone: None, peer: None });
     Discovery::Static(endpoint.into_iter().collect())
 }

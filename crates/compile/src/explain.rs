@@ -158,19 +158,24 @@ impl<'a> Walk<'a> {
                 out.listener = Some(Chosen { name: l4.options.name.to_string(), why: how });
                 self.stream(l4.route.as_ref(), out)
             }
+            Protocol::Outbound(_) | Protocol::Inbound(_) => {
+                Err(answer(404, format!("{} serves a workload's own connections, not those of a Gateway", socket.bind)))
+            }
         }
     }
 
     /// The socket that the URL leads to.
     fn socket(&self) -> Result<(&'a Listener, String), Answer> {
         let wanted = self.port.unwrap_or(host::default_port(self.secure));
-        let tcp = |l: &&'a Arc<Listener>| !matches!(l.protocol, Protocol::Udp(_));
+        let tcp = |l: &&'a Arc<Listener>| {
+            !matches!(l.protocol, Protocol::Udp(_) | Protocol::Outbound(_) | Protocol::Inbound(_))
+        };
         let of_port: Vec<_> = self.snapshot.listeners.iter().filter(tcp).filter(|l| l.bind.port == wanted).collect();
         let suits = |l: &Listener| match l.protocol {
             Protocol::Http(_) => !self.secure,
             Protocol::Tls(_) => self.secure,
             Protocol::Tcp(_) => true,
-            Protocol::Udp(_) => false,
+            Protocol::Udp(_) | Protocol::Outbound(_) | Protocol::Inbound(_) => false,
         };
         // An address in the URL picks among sockets of one port; a name cannot be looked up here.
         let ip = self.host.trim_matches(['[', ']']).parse::<IpAddr>().ok();

@@ -115,6 +115,8 @@ fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
                 Some(route) => writeln!(out, "    ({}) {}", l4.options.name, L4(snapshot, route))?,
                 None => writeln!(out, "    ({}) no route", l4.options.name)?,
             },
+            Protocol::Outbound(outbound) => writeln!(out, "    outbound ({})", outbound.name)?,
+            Protocol::Inbound(inbound) => writeln!(out, "    inbound ({})", inbound.name)?,
         }
     }
     for cluster in &snapshot.clusters {

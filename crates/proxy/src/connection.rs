@@ -154,7 +154,7 @@ impl Fresh {
                 l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
                 Ok(())
             }
-            LiveProtocol::Udp(_) => Ok(()),
+            LiveProtocol::Udp(_) | LiveProtocol::Outbound(_) | LiveProtocol::Inbound(_) => Ok(()),
         }
     }
 

@@ -204,13 +204,15 @@ pub(crate) mod tests {
     /// A cluster with these endpoints.
     pub(crate) fn config(key: &str, addresses: &[SocketAddr]) -> Cluster {
         let mut endpoints: Vec<_> =
-            addresses.iter().map(|address| Endpoint { address: *address, weight: 1, zone: None }).collect();
+            addresses.iter().map(|address| Endpoint { address: *address, weight: 1, zone: None, peer: None }).collect();
         endpoints.sort();
         Cluster {
             key: key.to_owned(),
             discovery: Discovery::Static(endpoints),
             protocol: UpstreamProtocol::Raw,
             tls: None,
+            identity: None,
+            netns: Default::default(),
             load_balancing: LoadBalancing::default(),
             connections: Connections::default(),
             health_checks: Vec::new(),

@@ -9,7 +9,10 @@ use crate::{
 };
 use selvedge_compile::{
     router::HostMap,
-    snapshot::{ClusterId, HttpListener, L4Listener, Listener, ListenerName, Protocol, Rule, RuleName, TlsMode},
+    snapshot::{
+        ClusterId, HttpListener, Inbound, L4Listener, Listener, ListenerName, Outbound, Protocol, Rule, RuleName,
+        TlsMode,
+    },
 };
 use selvedge_wire::forwarded::Trust;
 use std::{collections::BTreeMap, sync::Arc};
@@ -37,6 +40,8 @@ pub enum LiveProtocol {
     Tls { acceptor: tls::Acceptor, http: HostMap<Arc<LiveHttp>> },
     Tcp(Arc<L4Listener>),
     Udp(Arc<L4Listener>),
+    Outbound(Arc<Outbound>),
+    Inbound(Arc<Inbound>),
 }
 
 /// An HTTP listener with the live parts of its rules.
@@ -101,6 +106,8 @@ impl ListenerTable {
                     _ => LiveProtocol::Udp(listener.clone()),
                 }
             }
+            Protocol::Outbound(outbound) => LiveProtocol::Outbound(outbound.clone()),
+            Protocol::Inbound(inbound) => LiveProtocol::Inbound(inbound.clone()),
         };
         let table = Self {
             config: config.clone(),
@@ -134,7 +141,7 @@ impl ListenerTable {
     fn http_hosts(&self) -> Option<&HostMap<Arc<LiveHttp>>> {
         match &self.protocol {
             LiveProtocol::Http(hosts) | LiveProtocol::Tls { http: hosts, .. } => Some(hosts),
-            LiveProtocol::Tcp(_) | LiveProtocol::Udp(_) => None,
+            LiveProtocol::Tcp(_) | LiveProtocol::Udp(_) | LiveProtocol::Outbound(_) | LiveProtocol::Inbound(_) => None,
         }
     }
 
@@ -145,6 +152,8 @@ impl ListenerTable {
             Protocol::Tls(hosts) => ("tls", hosts.values().map(|l| l.name.to_string()).collect()),
             Protocol::Tcp(listener) => ("tcp", vec![listener.options.name.to_string()]),
             Protocol::Udp(listener) => ("udp", vec![listener.options.name.to_string()]),
+            Protocol::Outbound(outbound) => ("outbound", vec![outbound.name.to_string()]),
+            Protocol::Inbound(inbound) => ("inbound", vec![inbound.name.to_string()]),
         }
     }
 

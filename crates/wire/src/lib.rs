@@ -14,6 +14,7 @@ pub mod http1;
 pub mod log_template;
 pub mod log_time;
 pub mod proxy_protocol;
+pub mod spiffe;
 pub mod trace;
 pub mod uri;
 pub mod websocket;

@@ -159,7 +159,7 @@ fn sockets(proxy: &Proxy, admin: Option<&TcpListener>) -> Result<Vec<(Passed, Ow
         all.push((passed, admin.as_fd().try_clone_to_owned()?));
     }
     for listener in proxy.listeners() {
-        let Bind { address, port, transport } = listener.bind;
+        let Bind { address, port, transport, .. } = listener.bind;
         let kind = match transport {
             Transport::Tcp => Kind::Tcp,
             Transport::Udp => Kind::Udp,
@@ -241,7 +241,8 @@ impl Inherited {
             ensure!(sockopt::socket_acceptconn(&fd)?, "does not listen");
         }
         rustix::io::ioctl_fionbio(&fd, true)?;
-        let bind = |transport| Bind { address: passed.address, port: passed.port, transport };
+        let bind =
+            |transport| Bind { address: passed.address, port: passed.port, transport, netns: Default::default() };
         match passed.kind {
             Kind::Udp => {
                 let socket = std::net::UdpSocket::from(fd);

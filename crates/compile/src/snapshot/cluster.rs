@@ -1,6 +1,7 @@
 //! Upstreams: where requests go and how they are spread and guarded there.
 
-use super::UpstreamTls;
+use super::{Netns, Peer, UpstreamTls};
+use selvedge_wire::spiffe::SpiffeId;
 use serde::Serialize;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,6 +18,12 @@ pub struct Cluster {
     pub discovery: Discovery,
     pub protocol: UpstreamProtocol,
     pub tls: Option<Arc<UpstreamTls>>,
+    /// As whom members of the mesh are called; `None` calls everybody in clear text.
+    #[serde(serialize_with = "identity", skip_serializing_if = "Option::is_none")]
+    pub identity: Option<SpiffeId>,
+    /// Where connections are made.
+    #[serde(skip_serializing_if = "is_own")]
+    pub netns: Netns,
     pub load_balancing: LoadBalancing,
     pub connections: Connections,
     pub health_checks: Vec<HealthCheck>,
@@ -37,6 +44,8 @@ pub struct Endpoint {
     /// Relative share within the cluster, 1 unless told.
     pub weight: u32,
     pub zone: Option<String>,
+    /// A member of the mesh: reached by mutual TLS, as the cluster's `identity`, if that has one.
+    pub peer: Option<Arc<Peer>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -216,4 +225,12 @@ pub struct SuccessRate {
     pub minimum_hosts: u32,
     pub request_volume: u32,
     pub stdev_factor: f64,
+}
+
+fn identity<S: serde::Serializer>(identity: &Option<SpiffeId>, serializer: S) -> Result<S::Ok, S::Error> {
+    identity.as_ref().map(SpiffeId::as_str).serialize(serializer)
+}
+
+fn is_own(netns: &Netns) -> bool {
+    *netns == Netns::default()
 }

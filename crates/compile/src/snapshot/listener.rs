@@ -1,6 +1,6 @@
 //! Sockets and what is served on them.
 
-use super::{AccessLog, CertificateRef, ClientValidation, L4Route, Tracing};
+use super::{Access, AccessLog, CertificateRef, ClientValidation, Inbound, L4Route, Netns, Outbound, Tracing};
 use crate::router::{HostMap, Router};
 use serde::Serialize;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
@@ -12,6 +12,8 @@ pub struct Bind {
     pub address: Option<IpAddr>,
     pub port: u16,
     pub transport: Transport,
+    /// Where the socket is opened.
+    pub netns: Netns,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -27,9 +29,13 @@ impl fmt::Display for Bind {
             Transport::Udp => "udp",
         };
         match self.address {
-            Some(IpAddr::V6(a)) => write!(f, "{scheme}://[{a}]:{}", self.port),
-            Some(a) => write!(f, "{scheme}://{a}:{}", self.port),
-            None => write!(f, "{scheme}://*:{}", self.port),
+            Some(IpAddr::V6(a)) => write!(f, "{scheme}://[{a}]:{}", self.port)?,
+            Some(a) => write!(f, "{scheme}://{a}:{}", self.port)?,
+            None => write!(f, "{scheme}://*:{}", self.port)?,
+        }
+        match self.netns {
+            Netns(0) => Ok(()),
+            Netns(number) => write!(f, " in namespace {number}"),
         }
     }
 }
@@ -50,6 +56,10 @@ pub enum Protocol {
     Tls(HostMap<Arc<TlsListener>>),
     Tcp(Arc<L4Listener>),
     Udp(Arc<L4Listener>),
+    /// From a local workload to anywhere.
+    Outbound(Arc<Outbound>),
+    /// From anywhere to a local workload.
+    Inbound(Arc<Inbound>),
 }
 
 /// What holds for a whole socket, before a byte of the protocol is read.
@@ -107,6 +117,8 @@ pub struct HttpListener {
     /// `None` matches every host; may be a wildcard `*.example.com`.
     pub hostname: Option<String>,
     pub router: Router,
+    /// Who may send requests; judged before filters.
+    pub access: Option<Arc<Access>>,
     pub options: Arc<HttpOptions>,
     /// Where this listener's records go.
     pub access_log: Vec<Arc<AccessLog>>,

@@ -4,16 +4,20 @@
 //! installs it. `Serialize` exists for golden tests, `/config` and `selvedge diff`; key material is
 //! never written by it.
 
+mod access;
 mod cluster;
 mod filter;
 mod listener;
+mod mesh;
 mod route;
 mod telemetry;
 mod tls;
 
+pub use access::*;
 pub use cluster::*;
 pub use filter::*;
 pub use listener::*;
+pub use mesh::*;
 pub use route::*;
 pub use telemetry::*;
 pub use tls::*;
@@ -30,6 +34,8 @@ pub struct Snapshot {
     pub clusters: Vec<Arc<Cluster>>,
     /// Access log and tracing outputs shared by all listeners that name no other.
     pub telemetry: Telemetry,
+    /// Names that workloads look up; empty where none are served.
+    pub dns: Arc<DnsNames>,
 }
 
 impl Snapshot {

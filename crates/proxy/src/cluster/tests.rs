@@ -127,12 +127,14 @@ impl Server {
 }
 
 fn config(addresses: &[SocketAddr]) -> Cluster {
-    let endpoint = |address: &SocketAddr| Endpoint { address: *address, weight: 1, zone: None };
+    let endpoint = |address: &SocketAddr| Endpoint { address: *address, weight: 1, zone: None, peer: None };
     Cluster {
         key: "shop/cart:80".to_owned(),
         discovery: Discovery::Static(addresses.iter().map(endpoint).collect()),
         protocol: UpstreamProtocol::Http1,
         tls: None,
+        identity: None,
+        netns: Default::default(),
         load_balancing: LoadBalancing::default(),
         connections: Connections::default(),
         health_checks: Vec::new(),

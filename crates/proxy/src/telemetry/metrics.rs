@@ -570,7 +570,7 @@ mod tests {
     #[test]
     fn sockets_count_connections_and_handshakes() {
         let registry = Registry::new(WorkerCount(1));
-        let bind = Bind { address: None, port: 80, transport: Transport::Tcp };
+        let bind = Bind { address: None, port: 80, transport: Transport::Tcp, netns: Default::default() };
         let socket = registry.socket(&bind);
         let open = socket.opened(WorkerId(0));
         socket.handshake(WorkerId(0), "1.3", Handshake::Full);

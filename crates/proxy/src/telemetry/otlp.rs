@@ -449,6 +449,8 @@ mod tests {
             discovery: Discovery::Static(Vec::new()),
             protocol: UpstreamProtocol::Http1,
             tls: None,
+            identity: None,
+            netns: Default::default(),
             load_balancing: LoadBalancing::default(),
             connections: Connections::default(),
             health_checks: Vec::new(),

@@ -507,6 +507,7 @@ pub(super) mod tests {
         HttpListener {
             name: ListenerName { kind: "Gateway", namespace: "ns".into(), name: "gw".into(), section: "web".into() },
             hostname: None,
+            access: None,
             router: Default::default(),
             options: Default::default(),
             access_log: Vec::new(),

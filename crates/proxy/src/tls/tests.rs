@@ -62,6 +62,7 @@ fn http(
     let http = Arc::new(HttpListener {
         name: name.clone(),
         hostname: hostname.map(str::to_owned),
+        access: None,
         router: Router::default(),
         options: Arc::new(HttpOptions::default()),
         access_log: Vec::new(),

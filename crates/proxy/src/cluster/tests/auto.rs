@@ -30,6 +30,7 @@ fn acceptor(ca: &Ca, http2_enabled: bool) -> Acceptor {
     let http = Arc::new(HttpListener {
         name: name.clone(),
         hostname: None,
+        access: None,
         router: Router::default(),
         options: Arc::new(HttpOptions { http2_enabled, ..HttpOptions::default() }),
         access_log: Vec::new(),

@@ -1,0 +1,1 @@
+//! What only a member of a mesh needs: keeping its identity fresh, capturing a workload's traffic, names.
