@@ -3,6 +3,7 @@
 //! It knows nothing of the data plane: whoever wires it says what to do with a snapshot.
 
 pub mod engine;
+pub mod proto;
 pub mod saved;
 pub mod source;
 
