@@ -130,8 +130,11 @@ impl<'a> Parents<'a> {
             (GATEWAY_GROUP, "Gateway") => (self.gateways.get(&at).copied(), Kind::Gateway),
             (GATEWAY_GROUP, "ListenerSet") => (self.sets.get(&at).copied(), Kind::ListenerSet),
             ("", "Service") => {
-                let message = "a route to a Service as parent is for a mesh, which this process does not serve";
-                cx.report.warning(&route.key(), Code::UnsupportedReference, &path(), message);
+                if !cx.index.is_mesh() {
+                    let message =
+                        "a route to a Service as parent is for a mesh, but there is neither a Mesh nor a Workload";
+                    cx.report.warning(&route.key(), Code::UnsupportedReference, &path(), message);
+                }
                 return None;
             }
             (group, kind) => {

@@ -55,6 +55,11 @@ impl<'a> Index<'a> {
         }
     }
 
+    /// Whether these are resources of a mesh.
+    pub(crate) fn is_mesh(&self) -> bool {
+        !self.resources.meshes().is_empty() || !self.resources.workloads().is_empty()
+    }
+
     pub(crate) fn service(&self, namespace: &str, name: &str) -> Option<&'a Arc<Service>> {
         self.resources.services().get(namespace, name)
     }

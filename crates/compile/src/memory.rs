@@ -186,5 +186,8 @@ fn same_surroundings(old: &Resources, new: &Resources) -> bool {
         && old.namespaces() == new.namespaces()
         && old.services() == new.services()
         && old.secrets() == new.secrets()
+        && old.meshes() == new.meshes()
+        && old.workloads() == new.workloads()
+        && old.external_services() == new.external_services()
         && old.config_maps() == new.config_maps()
 }

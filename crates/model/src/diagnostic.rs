@@ -344,6 +344,14 @@ codes! {
         "Only one route can serve a TCP or UDP listener, or one name of a TLS listener: the oldest. This one gets no traffic there.";
     ShadowedMatch = 219, "Match can never be met",
         "An older route, or an earlier rule, has the same match on the same listener and hostname, so that this one gets no traffic.";
+    DuplicateAddress = 220, "Two workloads have one address",
+        "An address belongs to one Workload, or nobody could tell who is called. The older one has it; the younger loses it, and is not served by a proxy, until its address is changed.";
+    SecondMesh = 221, "More than one Mesh",
+        "There is one Mesh: the one named `default`, or else the oldest. The others have no effect; remove them.";
+    UnknownWorkload = 222, "Workload does not exist",
+        "A proxy was started beside a Workload that does not exist, or that lost its address to another. Nothing is served for it until the Workload is there; check namespace and name.";
+    DuplicateHost = 223, "Two resources have one host or address",
+        "A host name or address of an ExternalService is already that of a Service, a Workload or an older ExternalService, which keeps it.";
 
     MissingCertificate = 300, "Certificate is missing",
         "A listener that ends TLS needs at least one certificate. Name a Secret of type kubernetes.io/tls in tls.certificateRefs.";

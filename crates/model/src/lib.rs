@@ -1,4 +1,5 @@
-//! Selvedge's resources as plain types: the Gateway API v1.6, the Kubernetes kinds it refers to, and TrafficPolicy.
+//! Selvedge's resources as plain types: the Gateway API v1.6, the Kubernetes kinds it refers to, and
+//! those of our own.
 
 pub mod backend_tls;
 pub mod bytes;
@@ -12,6 +13,7 @@ pub mod gateway;
 pub mod grpc;
 pub mod http;
 pub mod load;
+pub mod mesh;
 pub mod meta;
 mod node;
 pub mod refs;
@@ -34,6 +36,7 @@ pub use gateway::{Gateway, GatewayClass, ListenerSet, ReferenceGrant};
 pub use grpc::GrpcRoute;
 pub use http::HttpRoute;
 pub use load::{Limits, Loaded, Locator, Origin, Parsed, Reader, parse};
+pub use mesh::{ExternalService, Mesh, Workload};
 pub use meta::{GATEWAY_GROUP, Kind, ObjectMeta, ResourceKey, SELVEDGE_GROUP};
 pub use resource::{Object, Resource};
 pub use resources::{Delta, Resources, Upserted};

@@ -110,6 +110,9 @@ kinds! {
     ReferenceGrant, "ReferenceGrant", "gateway.networking.k8s.io", ["v1", "v1beta1"], true;
     BackendTlsPolicy, "BackendTLSPolicy", "gateway.networking.k8s.io", ["v1", "v1alpha3"], true;
     TrafficPolicy, "TrafficPolicy", "selvedge.dev", ["v1alpha1"], true;
+    Mesh, "Mesh", "selvedge.dev", ["v1alpha1"], false;
+    Workload, "Workload", "selvedge.dev", ["v1alpha1"], true;
+    ExternalService, "ExternalService", "selvedge.dev", ["v1alpha1"], true;
     Namespace, "Namespace", "", ["v1"], false;
     Service, "Service", "", ["v1"], true;
     EndpointSlice, "EndpointSlice", "discovery.k8s.io", ["v1"], true;

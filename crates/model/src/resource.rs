@@ -10,8 +10,9 @@ use crate::diagnostic::{Code, Finding};
 use crate::field_path::{FieldPath, Segment};
 use crate::meta::{Kind, ObjectMeta, ResourceKey};
 use crate::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
-    ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute, HttpRoute,
+    ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
+    Workload,
 };
 
 /// What all typed resources share.
@@ -115,6 +116,9 @@ resources!(
     ReferenceGrant,
     BackendTlsPolicy,
     TrafficPolicy,
+    Mesh,
+    Workload,
+    ExternalService,
     Namespace,
     Service,
     EndpointSlice,

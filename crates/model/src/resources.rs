@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use crate::meta::{Kind, ResourceKey};
 use crate::resource::{Object, Resource};
 use crate::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
-    ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
+    BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute, HttpRoute,
+    ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
+    Workload,
 };
 
 /// Resources of one kind by namespace, then name. Objects are shared, and so are whole namespaces until they change.
@@ -230,6 +231,9 @@ resources! {
     ReferenceGrant, reference_grants, reference_grant;
     BackendTlsPolicy, backend_tls_policies, backend_tls_policy;
     TrafficPolicy, traffic_policies, traffic_policy;
+    Mesh, meshes, mesh;
+    Workload, workloads, workload;
+    ExternalService, external_services, external_service;
     Namespace, namespaces, namespace;
     Service, services, service;
     EndpointSlice, endpoint_slices, endpoint_slice;

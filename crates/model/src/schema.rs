@@ -83,7 +83,13 @@ fn tidy(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Object(schema) => {
             tidy_schema(schema);
-            schema.iter_mut().filter(|(name, _)| *name != "default").for_each(|(_, value)| tidy(value));
+            for (name, value) in schema.iter_mut().filter(|(name, _)| *name != "default") {
+                match value {
+                    // Here `default` is the name of a field.
+                    Value::Object(fields) if name == "properties" => fields.values_mut().for_each(tidy),
+                    value => tidy(value),
+                }
+            }
             if let Some(default) = schema.get_mut("default") {
                 drop_nulls(default);
             }

@@ -402,3 +402,68 @@ fn metadata() {
         ],
     );
 }
+
+const MESH: &str = "apiVersion: selvedge.dev/v1alpha1\nkind: Mesh\nmetadata: {name: default}\nspec:\n";
+const WORKLOAD: &str = "apiVersion: selvedge.dev/v1alpha1\nkind: Workload\nmetadata: {name: w}\nspec:\n";
+const EXTERNAL: &str = "apiVersion: selvedge.dev/v1alpha1\nkind: ExternalService\nmetadata: {name: e}\nspec:\n";
+
+#[test]
+fn meshes() {
+    check(
+        MESH,
+        &[
+            ("  trustDomain: prod.example.com", ""),
+            ("  trustDomain: Prod", "0107 spec.trustDomain"),
+            ("  trustDomain: a/b", "0107 spec.trustDomain"),
+            ("  clusterDomain: A.b", "0108 spec.clusterDomain"),
+            ("  mtls: {mode: Lax}", "0103 spec.mtls.mode"),
+            ("  egress: RegistryOnly", ""),
+            ("  scope: [a, a]", "0112 spec.scope[1]"),
+            ("  federation: [{trustDomain: b, bundle: {configMap: {namespace: n, name: c}}}]", ""),
+            ("  federation: [{trustDomain: b, bundle: {}}]", "0102 spec.federation[0].bundle"),
+            ("  federation: [{trustDomain: b, bundle: {pem: x}}]", "0106 spec.federation[0].bundle.pem"),
+            (
+                "  federation: [{trustDomain: cluster.local, bundle: {configMap: {namespace: n, name: c}}}]",
+                "0112 spec.federation[0].trustDomain",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn workloads() {
+    check(
+        WORKLOAD,
+        &[
+            ("  addresses: [10.0.0.1, 'fd00::1']\n  ports: [{name: http, port: 80}, {port: 81}]", ""),
+            ("  addresses: []", "0105 spec.addresses"),
+            ("  addresses: [10.0.0.1, 10.0.0.2]", "0116 spec.addresses[1]"),
+            ("  addresses: [0.0.0.0]", "0116 spec.addresses[0]"),
+            ("  addresses: [web]", "0116 spec.addresses[0]"),
+            ("  addresses: [10.0.0.1]\n  ports: [{port: 80}, {port: 80}]", "0112 spec.ports[1].port"),
+            ("  addresses: [10.0.0.1]\n  ports: [{name: a, port: 80}, {name: a, port: 81}]", "0112 spec.ports[1].name"),
+            ("  addresses: [10.0.0.1]\n  ports: [{port: 80, mtls: {mode: Strict}}]", ""),
+            ("  addresses: [10.0.0.1]\n  serviceAccount: A", "0107 spec.serviceAccount"),
+            ("  addresses: [10.0.0.1]\n  tunnel: {protocol: None, port: 1}", "0113 spec.tunnel"),
+            ("  addresses: [10.0.0.1]\n  tunnel: {address: x.y}", "0116 spec.tunnel.address"),
+        ],
+    );
+}
+
+#[test]
+fn external_services() {
+    check(
+        EXTERNAL,
+        &[
+            ("  hosts: [api.example.com]\n  ports: [{port: 443}]", ""),
+            ("  hosts: ['*.example.com']\n  ports: [{port: 443}]", ""),
+            ("  hosts: [1.2.3.4]\n  ports: [{port: 443}]", "0108 spec.hosts[0]"),
+            ("  hosts: [a.b, a.b]\n  ports: [{port: 443}]", "0112 spec.hosts[1]"),
+            ("  hosts: [a.b]\n  ports: []", "0105 spec.ports"),
+            ("  hosts: ['*.b']\n  ports: [{port: 80, tls: {}}]", "0102 spec.ports[0].tls.sni"),
+            ("  hosts: [a.b]\n  ports: [{port: 80, tls: {mode: None, sni: a.b}}]", "0113 spec.ports[0].tls"),
+            ("  hosts: [a.b]\n  ports: [{port: 80}]\n  endpoints: [{address: 10.0.0.1}]", "0114 spec.endpoints"),
+            ("  hosts: [a.b]\n  ports: [{port: 80}]\n  resolution: Static", "0102 spec.endpoints"),
+        ],
+    );
+}

@@ -7,6 +7,7 @@ mod backend_tls;
 mod core;
 mod gateway;
 mod http;
+mod mesh;
 mod route;
 mod text;
 mod traffic;
@@ -38,6 +39,9 @@ pub fn validate(resource: &Resource) -> Vec<Finding> {
         Resource::ReferenceGrant(_) | Resource::Namespace(_) | Resource::Secret(_) => {}
         Resource::BackendTlsPolicy(policy) => backend_tls::policy(&mut report, policy, &spec),
         Resource::TrafficPolicy(policy) => traffic::policy(&mut report, policy, &spec),
+        Resource::Mesh(mesh) => mesh::mesh(&mut report, mesh, &spec),
+        Resource::Workload(workload) => mesh::workload(&mut report, workload, &spec),
+        Resource::ExternalService(service) => mesh::external_service(&mut report, service, &spec),
         Resource::Service(service) => core::service(&mut report, service, &spec),
         Resource::EndpointSlice(slice) => core::endpoint_slice(&mut report, slice),
         Resource::ConfigMap(map) => core::config_map(&mut report, map),

@@ -146,7 +146,7 @@ fn hash_key(report: &mut Report, key: &HashKey, at: &At<'_>) {
     }
 }
 
-fn health_check(report: &mut Report, check: &HealthCheck, at: &At<'_>) {
+pub(super) fn health_check(report: &mut Report, check: &HealthCheck, at: &At<'_>) {
     not_zero(report, check.interval, &at.field("interval"));
     not_zero(report, check.timeout, &at.field("timeout"));
     let fields = [
