@@ -1,3 +1,33 @@
-//! Mutual TLS by identity: X.509 SVIDs, trust bundles, and the TLS configurations made of them.
+//! Mutual TLS by identity: X.509 SVIDs, trust bundles, and the TLS configurations made of them
+//! (X509-SVID and SPIFFE Trust Domain and Bundle of the SPIFFE standard).
+//!
+//! | file | holds |
+//! |---|---|
+//! | `store` | [`Identities`]: what this process is and whom it trusts, live |
+//! | `svid` | [`Svid`]: one identity of ours, with its key |
+//! | `key` | [`KeyPair`]: a new key and the request for its certificate |
+//! | `bundle` | [`Bundle`], [`Bundles`]: roots and revocations by trust domain |
+//! | `verify` | whether a peer is who it must be: [`Expect`], [`Peer`], [`Refused`] |
+//! | `leaf` | what the certificate of an identity says |
+//! | `config` | TLS configurations that always see the newest of all that |
 
 #![forbid(unsafe_code)]
+
+mod bundle;
+mod config;
+mod error;
+mod key;
+mod leaf;
+mod store;
+mod svid;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use bundle::{Bundle, Bundles};
+pub use error::Error;
+pub use key::KeyPair;
+pub use leaf::Serial;
+pub use store::Identities;
+pub use svid::Svid;
+pub use verify::{Expect, Peer, Refused, Role, refused};
