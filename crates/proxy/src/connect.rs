@@ -2,14 +2,15 @@
 
 use crate::{
     Error,
+    dial::Dial,
     error::{Kind, Side},
     io::Io,
     tls::{Alpn, Connector},
 };
-use selvedge_compile::snapshot::{Cluster, Connections, ProxyProtocolVersion, UpstreamProtocol};
+use selvedge_compile::snapshot::{Cluster, Connections, Netns, ProxyProtocolVersion, UpstreamProtocol};
 use selvedge_wire::proxy_protocol;
 use socket2::{SockRef, TcpKeepalive};
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 /// In a request's extensions: whose connection it came by, for the PROXY protocol towards the upstream.
@@ -32,6 +33,8 @@ pub struct Plan {
     timeout: Duration,
     keepalive: Duration,
     proxy_protocol: Option<ProxyProtocolVersion>,
+    netns: Netns,
+    dial: Arc<Dial>,
 }
 
 /// A connection as it was made.
@@ -42,7 +45,7 @@ pub struct Connected {
 }
 
 impl Plan {
-    pub fn new(config: &Cluster) -> Self {
+    pub fn new(config: &Cluster, dial: Arc<Dial>) -> Self {
         let alpn = match config.protocol {
             UpstreamProtocol::Http1 => Alpn::Http1,
             UpstreamProtocol::Http2 => Alpn::Http2,
@@ -57,7 +60,15 @@ impl Plan {
             })
         });
         let Connections { connect_timeout, tcp_keepalive, proxy_protocol, .. } = config.connections;
-        Self { protocol: config.protocol, tls, timeout: connect_timeout, keepalive: tcp_keepalive, proxy_protocol }
+        Self {
+            protocol: config.protocol,
+            tls,
+            timeout: connect_timeout,
+            keepalive: tcp_keepalive,
+            proxy_protocol,
+            netns: config.netns,
+            dial,
+        }
     }
 
     /// Whether every client needs connections of its own, since they carry its address.
@@ -72,6 +83,11 @@ impl Plan {
 
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// A socket for datagrams, which go out in clear text whoever is there: neither HBONE nor our mutual TLS has any.
+    pub(crate) fn udp(&self, address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+        self.dial.udp(address, self.netns)
     }
 
     /// Connects within the connect timeout.
@@ -94,7 +110,7 @@ impl Plan {
             Some(Ok(connector)) => Some(connector),
             Some(Err(reason)) => return Err(Error::new(Kind::Tls, Side::Us, reason.clone())),
         };
-        let mut tcp = TcpStream::connect(address).await.map_err(failed)?;
+        let mut tcp = self.dial.tcp(address, self.netns).await.map_err(failed)?;
         self.set_options(&tcp).map_err(failed)?;
         if let Some(version) = self.proxy_protocol {
             tcp.write_all(&proxy_header(version, client)?).await.map_err(failed)?;
@@ -140,18 +156,21 @@ mod tests {
     use tokio::{io::AsyncReadExt, net::TcpListener};
 
     fn plan(connections: Connections) -> Plan {
-        Plan::new(&Cluster {
-            key: "default/echo:80".to_owned(),
-            discovery: Discovery::Static(Vec::new()),
-            protocol: UpstreamProtocol::Http1,
-            tls: None,
-            identity: None,
-            netns: Default::default(),
-            load_balancing: LoadBalancing::default(),
-            connections,
-            health_checks: Vec::new(),
-            outlier_detection: None,
-        })
+        Plan::new(
+            &Cluster {
+                key: "default/echo:80".to_owned(),
+                discovery: Discovery::Static(Vec::new()),
+                protocol: UpstreamProtocol::Http1,
+                tls: None,
+                identity: None,
+                netns: Default::default(),
+                load_balancing: LoadBalancing::default(),
+                connections,
+                health_checks: Vec::new(),
+                outlier_detection: None,
+            },
+            Arc::default(),
+        )
     }
 
     #[tokio::test]

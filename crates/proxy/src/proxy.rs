@@ -2,14 +2,18 @@
 
 use crate::{
     cluster::Clusters,
+    dial::Dial,
+    discover::Discover,
     listener::{self, OpenListener, OpenSocket},
     overload::{Limits, Overload},
+    spaces::Spaces,
     table::ListenerTable,
     telemetry::{self, ListenerHandle, Telemetry},
     tls,
     worker::{WorkerCount, Workers},
 };
 use selvedge_compile::snapshot::{Bind, Snapshot};
+use selvedge_identity::Identities;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -28,12 +32,29 @@ pub struct Settings {
     pub limits: Limits,
     /// Where this proxy runs, for zone preference.
     pub zone: Option<String>,
+    /// Certificates to show to members of a mesh, and whom to trust among them; filled by others.
+    pub identities: Arc<Identities>,
+    /// SO_MARK of every socket towards upstreams, by which whoever redirects connections tells ours from those of
+    /// applications. Needs CAP_NET_ADMIN; without it connections fail.
+    pub mark: Option<u32>,
+    /// How sockets are made in other network namespaces.
+    pub spaces: Option<Arc<dyn Spaces>>,
+    /// Who is asked about destinations that are not known.
+    pub discover: Option<Arc<dyn Discover>>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { workers: WorkerCount(cores), limits: Limits::default(), zone: None }
+        Self {
+            workers: WorkerCount(cores),
+            limits: Limits::default(),
+            zone: None,
+            identities: Arc::default(),
+            mark: None,
+            spaces: None,
+            discover: None,
+        }
     }
 }
 
@@ -44,6 +65,9 @@ pub struct Shared {
     pub clusters: Clusters,
     pub telemetry: Arc<Telemetry>,
     tls: tls::Store,
+    /// How sockets towards upstreams are made, and who we are to members of a mesh.
+    pub dial: Arc<Dial>,
+    pub discover: Option<Arc<dyn Discover>>,
     /// Where health checks, DNS and exports run.
     pub control: Handle,
 }
@@ -86,10 +110,13 @@ impl Proxy {
         let count = workers.count();
         let overload = Overload::new(settings.limits);
         control.spawn(overload.clone().watch());
+        let dial = Arc::new(Dial::new(settings.identities.clone(), settings.mark, settings.spaces.clone()));
         let shared = Arc::new(Shared {
-            clusters: Clusters::new(count, settings.zone.clone(), control.clone()),
+            clusters: Clusters::with_dial(count, settings.zone.clone(), control.clone(), dial.clone()),
             telemetry: Telemetry::on(count, Some(control.clone())),
             tls: tls::Store::default(),
+            dial,
+            discover: settings.discover.clone(),
             workers,
             overload,
             control,

@@ -19,7 +19,7 @@ use selvedge_compile::snapshot::{L4Options, L4Route};
 use socket2::SockRef;
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -136,8 +136,9 @@ impl<F: Fn() -> Current> Server<F> {
                 return None;
             }
         };
-        record.upstream(&cluster.settings().config, endpoint.address);
-        let upstream = match connect(endpoint.address) {
+        let settings = cluster.settings();
+        record.upstream(&settings.config, endpoint.address);
+        let upstream = match settings.plan.udp(endpoint.address).and_then(UdpSocket::from_std) {
             Ok(upstream) => upstream,
             Err(error) => {
                 record.flag(Flags::UPSTREAM_CONNECT_FAILURE);
@@ -196,15 +197,6 @@ impl<F: Fn() -> Current> Server<F> {
         }
         record
     }
-}
-
-/// A socket that only receives from `endpoint`.
-fn connect(endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    let any: IpAddr = if endpoint.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = std::net::UdpSocket::bind((any, 0))?;
-    socket.connect(endpoint)?;
-    socket.set_nonblocking(true)?;
-    UdpSocket::from_std(socket)
 }
 
 impl Session {

@@ -6,6 +6,7 @@ use crate::{
     breaker::{Budget, Limit},
     codec::{h1, h2},
     connect::Plan,
+    dial::Dial,
     endpoint::{Clock, LiveEndpoint, Protocol},
     gate::Gate,
     health,
@@ -52,6 +53,7 @@ pub(super) struct Surroundings {
     pub(super) runtime: Handle,
     pub(super) lookup: Arc<dyn Lookup>,
     pub(super) keeper: Arc<Notify>,
+    pub(super) dial: Arc<Dial>,
 }
 
 impl Members {
@@ -72,7 +74,7 @@ impl LiveCluster {
         let clock = Clock::default();
         let cluster = Arc::new(Self {
             key: config.key.clone(),
-            settings: ArcSwap::from_pointee(Settings::new(config.clone(), 0)),
+            settings: ArcSwap::from_pointee(Settings::new(config.clone(), 0, &around.dial)),
             picker: ArcSwap::from_pointee(Picker::build(&[], &config.load_balancing, None, clock)),
             members: Mutex::default(),
             requests: Limit::new("requests in flight", 0),
@@ -102,7 +104,7 @@ impl LiveCluster {
             && before.config.tls == config.tls
             && before.config.connections.proxy_protocol == config.connections.proxy_protocol;
         let epoch = before.epoch + u64::from(!same);
-        self.settings.store(Arc::new(Settings::new(config.clone(), epoch)));
+        self.settings.store(Arc::new(Settings::new(config.clone(), epoch, &around.dial)));
         self.apply(config, around, Some(&before));
         if !same {
             let endpoints = self.members().list();
@@ -322,11 +324,11 @@ impl LiveCluster {
 }
 
 impl Settings {
-    fn new(config: Arc<Cluster>, epoch: u64) -> Self {
+    fn new(config: Arc<Cluster>, epoch: u64, dial: &Arc<Dial>) -> Self {
         let mut h2 = h2::ClientOptions::from(&config.connections);
         if config.tls.is_some() {
             h2.scheme = http::uri::Scheme::HTTPS;
         }
-        Self { plan: Plan::new(&config), h1: h1::ClientOptions::default(), h2, config, epoch }
+        Self { plan: Plan::new(&config, dial.clone()), h1: h1::ClientOptions::default(), h2, config, epoch }
     }
 }

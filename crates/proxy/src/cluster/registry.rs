@@ -2,6 +2,7 @@
 
 use super::{LiveCluster, members::Surroundings};
 use crate::{
+    dial::Dial,
     resolve::{Lookup, SystemLookup},
     worker::WorkerCount,
 };
@@ -44,8 +45,17 @@ impl Clusters {
 
     /// As [`Clusters::new`], with DNS given.
     pub fn with_lookup(workers: WorkerCount, zone: Option<String>, runtime: Handle, lookup: Arc<dyn Lookup>) -> Self {
-        let keeper = Arc::new(Notify::new());
-        let around = Surroundings { workers, zone, runtime: runtime.clone(), lookup, keeper };
+        Self::start(Surroundings { workers, zone, runtime, lookup, keeper: Arc::default(), dial: Arc::default() })
+    }
+
+    /// As [`Clusters::new`], with the identities, mark and namespaces of the process.
+    pub fn with_dial(workers: WorkerCount, zone: Option<String>, runtime: Handle, dial: Arc<Dial>) -> Self {
+        let lookup = Arc::new(SystemLookup::default());
+        Self::start(Surroundings { workers, zone, runtime, lookup, keeper: Arc::default(), dial })
+    }
+
+    fn start(around: Surroundings) -> Self {
+        let runtime = around.runtime.clone();
         let registry = Arc::new(Registry { by_key: Mutex::default(), last: Mutex::default(), around });
         let task = runtime.spawn(keep(Arc::downgrade(&registry), registry.around.keeper.clone()));
         Self { registry, _keeper: AbortOnDropHandle::new(task) }
