@@ -1,7 +1,7 @@
 //! The limits of a cluster (circuit breaker): requests and retries in flight, connections, and the retry budget.
 //! All of it is shared by the workers and made of atomics; only waiting for a connection at the limit takes a lock.
 
-use crate::{Error, error::Kind, error::Side};
+use crate::{Error, error::Kind, error::Side, telemetry};
 use selvedge_compile::snapshot::RetryBudget;
 use std::sync::{
     Arc,
@@ -18,6 +18,7 @@ pub struct Limit {
     refused: AtomicU64,
     /// For messages, in the plural: `requests`.
     what: &'static str,
+    counted: telemetry::Limit,
 }
 
 /// One of a [`Limit`]; gives it back when dropped.
@@ -25,8 +26,8 @@ pub struct Limit {
 pub struct Permit(Arc<Limit>);
 
 impl Limit {
-    pub fn new(what: &'static str, max: u32) -> Arc<Self> {
-        Arc::new(Self { used: AtomicU32::new(0), max: AtomicU32::new(max), refused: AtomicU64::new(0), what })
+    pub fn new(what: &'static str, max: u32, counted: telemetry::Limit) -> Arc<Self> {
+        Arc::new(Self { used: AtomicU32::new(0), max: AtomicU32::new(max), refused: AtomicU64::new(0), what, counted })
     }
 
     /// A lower limit refuses new ones; those that exist stay.
@@ -46,6 +47,7 @@ impl Limit {
     /// Counts a refusal and says so.
     pub fn refuse(&self, cluster: &str) -> Error {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        self.counted.hit();
         let message = format!("cluster {cluster} is at its limit of {} {}", self.max(), self.what);
         Error::new(Kind::Overflow, Side::Us, message)
     }
@@ -101,6 +103,7 @@ impl Budget {
         let allowed = share + u64::from(budget.min_per_second) * WINDOW;
         if self.retries.sum(second) >= allowed {
             self.refused.fetch_add(1, Ordering::Relaxed);
+            telemetry::Limit::RetryBudget.hit();
             return false;
         }
         self.retries.add(second);
@@ -146,7 +149,7 @@ mod tests {
 
     #[test]
     fn permits_come_back() {
-        let limit = Limit::new("requests", 2);
+        let limit = Limit::new("requests", 2, telemetry::Limit::ClusterRequests);
         let (first, _second) = (limit.acquire("a").unwrap(), limit.acquire("a").unwrap());
         let error = limit.acquire("shop/cart:80").unwrap_err();
         assert_eq!(error.to_string(), "cluster shop/cart:80 is at its limit of 2 requests");

@@ -11,7 +11,7 @@ use crate::{
     proxy::Shared,
     serve, sniff,
     table::{ListenerTable, LiveProtocol},
-    telemetry::{ConnectionFacts, Handshake, ListenerHandle, Record, Rejected, TlsFacts},
+    telemetry::{ConnectionFacts, Handshake, Limit, ListenerHandle, Record, Rejected, TlsFacts},
     tls::{Accepted, AppProtocol, Session},
     worker::WorkerId,
 };
@@ -102,6 +102,7 @@ pub async fn run(
     if open >= options.max_connections as usize {
         listener.refused.fetch_add(1, Relaxed);
         table.socket.rejected(worker, Rejected::ListenerLimit);
+        Limit::ListenerConnections.hit();
         tracing::debug!(listener = %listener.bind, "connection refused: max_connections is reached");
         return;
     }
@@ -274,7 +275,7 @@ where
     tokio::select! {
         result = &mut serving => return result,
         () = drain.draining() => {}
-        () = tokio::time::sleep(age) => {}
+        () = tokio::time::sleep(age) => Limit::ConnectionAge.hit(),
     }
     own.start();
     serving.await

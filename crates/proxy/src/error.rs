@@ -1,5 +1,6 @@
 //! The one error of the data plane: what happened, on whose side, and why.
 
+use crate::telemetry::Limit;
 use std::{borrow::Cow, fmt};
 
 /// What went wrong with a connection or an exchange. `reply` alone turns it into a response.
@@ -59,6 +60,12 @@ impl Error {
 
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// The error is what a limit is for, which is counted by this.
+    pub fn over(self, limit: Limit) -> Self {
+        limit.hit();
         self
     }
 

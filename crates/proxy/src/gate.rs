@@ -7,6 +7,7 @@ use crate::{
     endpoint::LiveEndpoint,
     error::{Kind, Side},
     pool::Ticket,
+    telemetry::Limit,
     worker::WorkerId,
 };
 use std::{
@@ -190,6 +191,7 @@ impl Gate {
 
     fn refuse(&self, message: String) -> Error {
         self.refused.fetch_add(1, Ordering::Relaxed);
+        Limit::ClusterConnections.hit();
         Error::new(Kind::Overflow, Side::Us, message)
     }
 

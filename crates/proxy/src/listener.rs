@@ -5,6 +5,7 @@ use crate::{
     drain::Drainer,
     proxy::Shared,
     table::{ListenerTable, LiveProtocol},
+    telemetry::Limit,
     udp,
     worker::WorkerId,
 };
@@ -328,6 +329,7 @@ impl OpenListener {
             Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
                 tracing::warn!(listener = %self.bind, %error, "cannot accept: raise the limit of open files (ulimit -n) or lower max_connections");
                 self.refused.fetch_add(1, Relaxed);
+                Limit::OpenFiles.hit();
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             _ => tracing::debug!(listener = %self.bind, %error, "a connection was gone before it could be accepted"),

@@ -1,5 +1,6 @@
 //! Shedding before the process dies: by memory and by connections.
 
+use crate::telemetry::Limit;
 use std::{
     sync::{
         Arc,
@@ -70,7 +71,9 @@ impl Overload {
     /// A place for one more connection, or `None` when it has to be closed.
     pub fn connection(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let before = self.connections.fetch_add(1, Relaxed);
-        if before >= self.limits.max_connections || self.level.load(Relaxed) >= 2 {
+        let full = before >= self.limits.max_connections;
+        if full || self.level.load(Relaxed) >= 2 {
+            if full { Limit::ProcessConnections } else { Limit::Memory }.hit();
             self.connections.fetch_sub(1, Relaxed);
             self.refused_connections.fetch_add(1, Relaxed);
             return None;

@@ -6,7 +6,7 @@ use crate::{
     codec::{ExtendedConnect, h1::RawTarget},
     connection::Conn,
     error::{Kind, Side},
-    telemetry::RequestId,
+    telemetry::{Limit, RequestId},
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version,
@@ -157,7 +157,8 @@ fn canonical_path(
         (None, _) => b"/",
     };
     if raw.len() > options.max_target_bytes as usize {
-        return Err(Error::bad_request(StatusCode::URI_TOO_LONG.as_u16(), "the request target is too long"));
+        return Err(Error::bad_request(StatusCode::URI_TOO_LONG.as_u16(), "the request target is too long")
+            .over(Limit::TargetBytes));
     }
     let target = uri::parse(request.method(), raw, &path_options(options)).map_err(bad)?;
     let authority = match (authority, target.authority) {

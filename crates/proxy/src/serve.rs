@@ -9,7 +9,7 @@ use crate::{
     reply,
     request::{self, Target},
     table::{ListenerTable, LiveHttp},
-    telemetry::{Flags, Record},
+    telemetry::{Flags, Limit, Record},
     upstream,
 };
 use http::{
@@ -89,7 +89,7 @@ async fn route(
         ));
     }
     if conn.shared.overload.shed_request() {
-        return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold"));
+        return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold").over(Limit::Memory));
     }
     let request::Sender { client, id } = request::sanitise(&mut request, conn, target, &http.trust)?;
     record.client(client);

@@ -1,9 +1,9 @@
 //! The first bytes of a connection: the PROXY header in front of everything, and which HTTP a plaintext client speaks.
 
-use crate::{Error, error::Kind, io::Io};
+use crate::{Error, error::Kind, io::Io, telemetry::Limit};
 use bytes::{Bytes, BytesMut};
 use selvedge_compile::snapshot::ProxyProtocolIn;
-use selvedge_wire::proxy_protocol::{self, Header, Parse};
+use selvedge_wire::proxy_protocol::{self, Header, Parse, ProxyError};
 use std::{future::Future, net::SocketAddr};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -44,7 +44,8 @@ pub async fn proxy_header(tcp: &mut TcpStream, mode: ProxyProtocolIn, deadline: 
         }
         Ok(Err(error)) => Err(error),
         Err(_) if mode == ProxyProtocolIn::Optional && read.is_empty() => Ok(Proxied::default()),
-        Err(_) => Err(Error::downstream(Kind::Timeout, "no PROXY header within the handshake timeout")),
+        Err(_) => Err(Error::downstream(Kind::Timeout, "no PROXY header within the handshake timeout")
+            .over(Limit::HandshakeTimeout)),
     }
 }
 
@@ -55,7 +56,12 @@ async fn read_header(tcp: &mut TcpStream, read: &mut BytesMut) -> Result<Option<
             Ok(Parse::Done(header, length)) => return Ok(Some((header, length))),
             Ok(Parse::NotProxy) => return Ok(None),
             Ok(Parse::Incomplete) => more(tcp, read, READ).await?,
-            Err(error) => return Err(Error::bad_request(400, error.to_string())),
+            Err(error) => {
+                if matches!(error, ProxyError::TooLong) {
+                    Limit::InspectedBytes.hit();
+                }
+                return Err(Error::bad_request(400, error.to_string()));
+            }
         }
     }
 }
@@ -85,7 +91,8 @@ pub async fn http_version(mut io: Io, deadline: Instant) -> Result<(Io, bool), E
 async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match timeout_at(deadline, work).await {
         Ok(result) => result,
-        Err(_) => Err(Error::downstream(Kind::Timeout, "nothing was sent within the handshake timeout")),
+        Err(_) => Err(Error::downstream(Kind::Timeout, "nothing was sent within the handshake timeout")
+            .over(Limit::HandshakeTimeout)),
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     Body, Error,
     error::{Kind, Side},
-    telemetry::Progress,
+    telemetry::{Limit, Progress},
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -106,6 +106,9 @@ impl HttpBody for Replayed {
                 if let Some(data) = frame.data_ref() {
                     kept.size += data.len();
                     if kept.large || kept.size > kept.limit {
+                        if !kept.lost {
+                            Limit::ReplayBuffer.hit();
+                        }
                         kept.lost = true;
                         kept.chunks = Vec::new();
                         this.next = 0;
@@ -163,6 +166,7 @@ fn too_large(limit: u64) -> Error {
         Kind::TooLarge { status: 413 },
         format!("the request body is larger than the limit of {limit} bytes"),
     )
+    .over(Limit::BodyBytes)
 }
 
 impl HttpBody for Limited {
@@ -240,7 +244,7 @@ impl HttpBody for Paced {
         while timer.as_mut().poll(cx).is_ready() {
             if std::mem::take(&mut this.read) < this.least {
                 let message = "the request body came slower than the least rate";
-                return Poll::Ready(Some(Err(Error::downstream(Kind::Timeout, message))));
+                return Poll::Ready(Some(Err(Error::downstream(Kind::Timeout, message).over(Limit::BodyRate))));
             }
             (this.waited, this.waiting) = (Duration::ZERO, Some(Instant::now()));
             timer.as_mut().reset(due(Duration::ZERO));
@@ -327,15 +331,15 @@ impl<G: Send + Unpin + 'static> HttpBody for Held<G> {
                 Poll::Ready(end)
             }
             Poll::Pending => {
-                let message = if this.deadline.as_mut().is_some_and(|s| s.as_mut().poll(cx).is_ready()) {
-                    "a timeout ran out in the middle of the response"
+                let (message, limit) = if this.deadline.as_mut().is_some_and(|s| s.as_mut().poll(cx).is_ready()) {
+                    ("a timeout ran out in the middle of the response", Limit::RequestTimeout)
                 } else if this.poll_idle(cx) {
-                    "the stream was idle for too long"
+                    ("the stream was idle for too long", Limit::StreamIdle)
                 } else {
                     return Poll::Pending;
                 };
                 this.guard = None;
-                Poll::Ready(Some(Err(Error::new(Kind::Timeout, Side::Upstream, message))))
+                Poll::Ready(Some(Err(Error::new(Kind::Timeout, Side::Upstream, message).over(limit))))
             }
         }
     }

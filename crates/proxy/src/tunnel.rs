@@ -1,6 +1,11 @@
 //! Bytes both ways between two connections: TCP and TLS routes, WebSocket and other upgrades, CONNECT.
 
-use crate::{drain::Drain, io::Io, telemetry::Progress, tls};
+use crate::{
+    drain::Drain,
+    io::Io,
+    telemetry::{Limit, Progress},
+    tls,
+};
 use socket2::SockRef;
 use std::{
     cell::Cell,
@@ -69,6 +74,9 @@ pub async fn copy(downstream: Io, upstream: Io, idle: Duration, progress: &Progr
             outcome = poll_fn(|cx| tunnel.poll(cx, progress, &mut last)) => return tunnel.finish(outcome).await,
             () = timer.as_mut() => {
                 if Instant::now() >= last + limit.0 {
+                    if limit.1 == End::Idle {
+                        Limit::StreamIdle.hit();
+                    }
                     return tunnel.finish(Outcome { end: limit.1, error: None }).await;
                 }
                 timer.as_mut().reset(last + limit.0);

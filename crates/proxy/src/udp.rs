@@ -8,7 +8,7 @@ use crate::{
     endpoint::LiveEndpoint,
     l4::{self, Active},
     outlier::Outcome,
-    telemetry::{ConnectionFacts, Flags, ListenerHandle, Progress, Record, RouteMetrics},
+    telemetry::{ConnectionFacts, Flags, Limit, ListenerHandle, Progress, Record, RouteMetrics},
     tunnel::{DRAIN_QUIET, Scratch},
     worker::WorkerId,
 };
@@ -125,6 +125,7 @@ impl<F: Fn() -> Current> Server<F> {
     fn begin(&self, key: Key, tried: &[SocketAddr]) -> Option<Arc<Session>> {
         let current = (self.current)();
         if lock(&self.sessions).len() >= current.max_sessions {
+            Limit::UdpSessions.hit();
             tracing::debug!(listener = %current.options.name, client = %key.0, "datagram dropped: too many sessions");
             return None;
         }

@@ -21,7 +21,7 @@ use crate::{
     serve::Exchange,
     split,
     stream::{self, Held, Replay},
-    telemetry::{Flags, Record},
+    telemetry::{Flags, Limit, Record},
 };
 use http::{StatusCode, request::Parts};
 use retry::{Verdict, Wish};
@@ -84,7 +84,10 @@ pub async fn send<'e>(
     let answered = match deadline {
         Some(at) => match tokio::time::timeout_at(at, tries.run(record)).await {
             Ok(result) => result,
-            Err(_) => Err(Error::new(Kind::Timeout, Side::Upstream, "the request timeout ran out")),
+            Err(_) => {
+                let error = Error::new(Kind::Timeout, Side::Upstream, "the request timeout ran out");
+                Err(error.over(Limit::RequestTimeout))
+            }
         },
         None => tries.run(record).await,
     };
@@ -383,7 +386,10 @@ impl<'e> One<'e> {
         let result = match per_try {
             Some(limit) => match tokio::time::timeout(limit, sending).await {
                 Ok(result) => result,
-                Err(_) => Err(timed_out("the backend request timeout ran out")),
+                Err(_) => {
+                    Limit::BackendRequestTimeout.hit();
+                    Err(timed_out("the backend request timeout ran out"))
+                }
             },
             None => sending.await,
         };

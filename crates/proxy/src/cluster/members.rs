@@ -12,6 +12,7 @@ use crate::{
     health,
     outlier::{self, Standing},
     resolve::{self, Lookup},
+    telemetry,
     worker::WorkerCount,
 };
 use arc_swap::ArcSwap;
@@ -77,8 +78,8 @@ impl LiveCluster {
             settings: ArcSwap::from_pointee(Settings::new(config.clone(), 0, &around.dial)),
             picker: ArcSwap::from_pointee(Picker::build(&[], &config.load_balancing, None, clock)),
             members: Mutex::default(),
-            requests: Limit::new("requests in flight", 0),
-            retries: Limit::new("retries in flight", 0),
+            requests: Limit::new("requests in flight", 0, telemetry::Limit::ClusterRequests),
+            retries: Limit::new("retries in flight", 0, telemetry::Limit::ClusterRetries),
             budget: Budget::default(),
             gate: Gate::new(),
             counters: Arc::new(Counters::default()),

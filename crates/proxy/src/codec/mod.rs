@@ -5,7 +5,7 @@
 pub mod h1;
 pub mod h2;
 
-use crate::{Error, Request, Response};
+use crate::{Error, Request, Response, telemetry::Limit};
 use http::StatusCode;
 use std::{
     collections::VecDeque,
@@ -52,6 +52,8 @@ impl Informational {
             if let Some(waker) = interim.waker.take() {
                 waker.wake();
             }
+        } else {
+            Limit::InterimResponses.hit();
         }
     }
 

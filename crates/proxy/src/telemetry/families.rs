@@ -113,7 +113,7 @@ families! {
     OverloadShed Counter "selvedge_overload_shed_total" ["what"]
         "Requests answered 503 and connections closed at accept because of overload.";
     LimitsHit Counter "selvedge_limits_hit_total" ["limit"]
-        "Requests, connections or messages refused or cut because of a limit.";
+        "Requests, connections or messages refused, cut or ended because of a limit; the values are below.";
     AccessLogWritten Counter "selvedge_access_log_records_total" ["output"]
         "Records handed to an access log output.";
     AccessLogDropped Counter "selvedge_access_log_dropped_total" ["output"]
@@ -162,6 +162,10 @@ pub fn markdown() -> String {
         };
         let labels = f.labels.iter().map(|l| format!("`{l}`")).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "| `{}` | {kind} | {labels} | {} |", f.name, f.help);
+    }
+    out.push_str("\n## Limits\n\nValues of `limit` in `selvedge_limits_hit_total`. All of them are there from the start, at 0.\n\n| limit | what it counts |\n|---|---|\n");
+    for (label, help) in super::limits::LIMITS {
+        let _ = writeln!(out, "| `{label}` | {help} |");
     }
     out.push_str("\n## Response flags\n\n| flag | long name | meaning |\n|---|---|---|\n");
     for (_, short, long, help) in super::Flags::ALL {

@@ -8,7 +8,7 @@ use super::{
     families::Family,
     handle::listener_label,
     kept::{Kept, lock},
-    process,
+    limits, process,
 };
 use crate::worker::{WorkerCount, WorkerId};
 use selvedge_compile::snapshot::{Bind, ListenerName, RuleName};
@@ -413,39 +413,9 @@ impl RouteMetrics {
     }
 }
 
-macro_rules! limits {
-    ($($name:ident $label:literal $help:literal,)*) => {
-        /// Limits of which a hit is counted.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Limit { $(#[doc = $help] $name,)* }
-        const LIMITS: &[&str] = &[$($label),*];
-    };
-}
-
-limits! {
-    HeaderBytes "header_bytes" "Header block over its size.",
-    HeaderCount "header_count" "Too many header fields.",
-    UriLength "uri_length" "Request target over its length.",
-    BodyBytes "body_bytes" "Request body over its size.",
-    HeaderTimeout "header_timeout" "Request head too slow.",
-    IdleTimeout "idle_timeout" "Keep-alive connection without a request.",
-    StreamIdleTimeout "stream_idle_timeout" "No byte moved in an exchange.",
-    RequestTimeout "request_timeout" "The whole request took too long.",
-    HandshakeTimeout "handshake_timeout" "PROXY header, TLS handshake or ClientHello too slow.",
-    ListenerConnections "listener_connections" "Connections of one listener.",
-    ProcessConnections "process_connections" "Connections of the process.",
-    RequestsPerConnection "requests_per_connection" "A connection served its number of requests.",
-    ConcurrentStreams "concurrent_streams" "HTTP/2 streams at once.",
-    RapidReset "rapid_reset" "HTTP/2 streams reset by the client faster than we forget them.",
-    RetryBody "retry_body" "A body was too large to keep for a retry.",
-    RetryBudget "retry_budget" "Retries over the budget.",
-    UdpSessions "udp_sessions" "UDP sessions at once.",
-}
-
 /// Counters and gauges of the whole process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ProcessMetrics {
-    limits: [Count; LIMITS.len()],
     reload_success: Count,
     reload_failure: Count,
     revision: Count,
@@ -454,25 +424,7 @@ pub struct ProcessMetrics {
     draining: Count,
 }
 
-impl Default for ProcessMetrics {
-    fn default() -> Self {
-        Self {
-            limits: std::array::from_fn(|_| Count::default()),
-            reload_success: Count::default(),
-            reload_failure: Count::default(),
-            revision: Count::default(),
-            last_good: Count::default(),
-            last_success: Count::default(),
-            draining: Count::default(),
-        }
-    }
-}
-
 impl ProcessMetrics {
-    pub fn limit(&self, limit: Limit) {
-        self.limits[limit as usize].inc();
-    }
-
     /// A configuration was installed.
     pub fn installed(&self, revision: u64) {
         self.revision.set(revision);
@@ -504,9 +456,7 @@ impl ProcessMetrics {
     }
 
     fn encode(&self, out: &mut Encoder) {
-        for (limit, label) in self.limits.iter().zip(LIMITS) {
-            out.sample(Family::LimitsHit, &[label], limit.get());
-        }
+        limits::encode(out);
         out.sample(Family::ConfigReloads, &["success"], self.reload_success.get());
         out.sample(Family::ConfigReloads, &["failure"], self.reload_failure.get());
         out.sample(Family::ConfigRevision, &[], self.revision.get());

@@ -7,6 +7,7 @@ pub mod families;
 mod flags;
 mod handle;
 mod kept;
+pub mod limits;
 mod log_output;
 pub mod metrics;
 mod otlp;
@@ -18,6 +19,7 @@ mod walk;
 
 pub use flags::Flags;
 pub use handle::{ListenerHandle, Telemetry};
-pub use metrics::{Handshake, Layer, Limit, Registry, Rejected, RouteMetrics, SocketMetrics};
+pub use limits::Limit;
+pub use metrics::{Handshake, Layer, Registry, Rejected, RouteMetrics, SocketMetrics};
 pub use record::{ConnectionFacts, Progress, Record, RequestId, TlsFacts};
 pub use walk::{encode_certificates, encode_clusters};

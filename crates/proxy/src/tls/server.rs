@@ -10,6 +10,7 @@ use crate::{
     Error,
     error::{Kind, Side},
     io::Io,
+    telemetry::Limit,
 };
 use bytes::{Bytes, BytesMut};
 use rustls::{CommonState, HandshakeKind, ProtocolVersion};
@@ -114,7 +115,10 @@ impl Acceptor {
     pub async fn accept(&self, tcp: TcpStream, read: Bytes, deadline: Instant) -> Result<Accepted, Error> {
         match tokio::time::timeout_at(deadline, self.handshake(tcp, read)).await {
             Ok(result) => result,
-            Err(_) => Err(Error::downstream(Kind::Timeout, "the TLS handshake took longer than the handshake timeout")),
+            Err(_) => {
+                let message = "the TLS handshake took longer than the handshake timeout";
+                Err(Error::downstream(Kind::Timeout, message).over(Limit::HandshakeTimeout))
+            }
         }
     }
 
@@ -168,6 +172,9 @@ async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<ClientHel
                 return Err(Error::downstream(Kind::Tls, format!("the client spoke {what} to a TLS listener")));
             }
             Err(error) => {
+                if error == HelloError::TooLong {
+                    Limit::InspectedBytes.hit();
+                }
                 let kind = if error == HelloError::ServerName { Alert::UnrecognizedName } else { Alert::DecodeError };
                 alert(tcp, kind).await;
                 return Err(Error::downstream(Kind::Tls, error.to_string()));

@@ -1,6 +1,6 @@
 //! RequestMirror: a copy of the request goes to another cluster; its answer is dropped.
 
-use crate::{Body, Error, Request, balance::Pick, serve::Exchange};
+use crate::{Body, Error, Request, balance::Pick, serve::Exchange, telemetry::Limit};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -87,7 +87,15 @@ impl HttpBody for Tee {
             None => Some(Copied::End),
         };
         let kept = match (&self.copy, copied) {
-            (Some(sender), Some(copied)) => sender.try_send(copied).is_ok(),
+            (Some(sender), Some(copied)) => match sender.try_send(copied) {
+                Ok(()) => true,
+                Err(error) => {
+                    if matches!(error, mpsc::error::TrySendError::Full(_)) {
+                        Limit::MirrorBuffer.hit();
+                    }
+                    false
+                }
+            },
             _ => false,
         };
         if kept && self.body.is_end_stream() && frame.is_some() {

@@ -13,7 +13,7 @@ use crate::{
     reply,
     request::{Upgrade, sanitise_response},
     serve::Exchange,
-    telemetry::Record,
+    telemetry::{Limit, Record},
     tunnel,
 };
 use http::{
@@ -52,9 +52,10 @@ pub(super) async fn send(
         let start = Instant::now();
         let sending = cluster.send(exchange.conn.worker, &endpoint, request);
         let result = match exchange.deadline {
-            Some(at) => tokio::time::timeout_at(at, sending)
-                .await
-                .unwrap_or_else(|_| Err(timed_out("the request timeout ran out"))),
+            Some(at) => tokio::time::timeout_at(at, sending).await.unwrap_or_else(|_| {
+                Limit::RequestTimeout.hit();
+                Err(timed_out("the request timeout ran out"))
+            }),
             None => sending.await,
         };
         report(cluster, &endpoint, &result, start);

@@ -8,6 +8,7 @@ use crate::{
     Error,
     error::{Kind, Side},
     io::Io,
+    telemetry::Limit,
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -272,6 +273,14 @@ fn remember(slot: &mut Option<Waker>, waker: &Waker) {
 }
 
 fn malformed(error: ChunkError) -> Error {
+    let limit = match &error {
+        ChunkError::ExtensionsTooLong => Some(Limit::ChunkExtensions),
+        ChunkError::Trailers(error) => super::reject::limit(error),
+        _ => None,
+    };
+    if let Some(limit) = limit {
+        limit.hit();
+    }
     Error::bad_request(400, "the chunked request body is malformed").with_source(error)
 }
 
@@ -284,11 +293,12 @@ fn cut(error: Option<io::Error>) -> Error {
 }
 
 fn timed_out() -> Error {
-    Error::downstream(Kind::Timeout, "no byte of the request body came for stream_idle_timeout")
+    Error::downstream(Kind::Timeout, "no byte of the request body came for stream_idle_timeout").over(Limit::StreamIdle)
 }
 
 fn too_large() -> Error {
     Error::new(Kind::TooLarge { status: 413 }, Side::Downstream, "the request body is larger than max_body_bytes")
+        .over(Limit::BodyBytes)
 }
 
 /// The body of a request, read from the connection by whoever polls it.

@@ -1,7 +1,7 @@
 //! Requests that are refused before they become one: the only answers that are not made by `reply`.
 
 use super::{date, out::Out};
-use crate::Error;
+use crate::{Error, telemetry::Limit};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use selvedge_wire::http1::{FramingError, HeadError, Persist, WriteLength, write_response};
 
@@ -39,7 +39,20 @@ impl From<HeadError> for Box<Refusal> {
     fn from(error: HeadError) -> Self {
         let status = error.status();
         let silent = matches!(error, HeadError::NotHttp);
+        if let Some(limit) = limit(&error) {
+            limit.hit();
+        }
         Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()), silent })
+    }
+}
+
+/// The limit that a head, or a trailer section, is over.
+pub(super) fn limit(error: &HeadError) -> Option<Limit> {
+    match error {
+        HeadError::TargetTooLong => Some(Limit::TargetBytes),
+        HeadError::TooLarge => Some(Limit::HeaderBytes),
+        HeadError::TooManyHeaders => Some(Limit::HeaderCount),
+        _ => None,
     }
 }
 

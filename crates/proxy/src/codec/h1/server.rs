@@ -19,6 +19,7 @@ use crate::{
     drain::Drain,
     error::{Kind, Side},
     io::Io,
+    telemetry::Limit,
 };
 use http::{StatusCode, Version, header};
 use http_body::Body as _;
@@ -204,6 +205,9 @@ impl<'a> Server<'a> {
                         (*begun.get_or_insert_with(Instant::now), self.options.header_timeout)
                     };
                     ready!(self.timer.poll(due(from, limit), cx));
+                    if idle && !draining {
+                        Limit::IdleTimeout.hit();
+                    }
                     return Poll::Ready(if idle { Ok(None) } else { Err(slow_head()) });
                 }
             };
@@ -266,6 +270,7 @@ impl<'a> Server<'a> {
             ready!(self.timer.poll(due(self.since, self.options.stream_idle_timeout), cx));
             break;
         }
+        Limit::StreamIdle.hit();
         Poll::Ready(Ok(self.begin(empty(StatusCode::GATEWAY_TIMEOUT), asked)))
     }
 
@@ -329,13 +334,16 @@ impl<'a> Server<'a> {
 
     /// Whether the connection can have another request after this response.
     fn keeps(&self, response: &Response, asked: &Asked, framing: Framing) -> bool {
-        let last = self.options.max_requests_per_connection;
         if !asked.keep
             || framing == Framing::Close
             || self.drain.is_draining()
-            || (last > 0 && self.requests >= last)
             || connection_options(response.headers()).close
         {
+            return false;
+        }
+        let last = self.options.max_requests_per_connection;
+        if last > 0 && self.requests >= last {
+            Limit::RequestsPerConnection.hit();
             return false;
         }
         let wire = self.link.lock();
@@ -578,7 +586,7 @@ fn slow_head() -> Stop {
     let message = "the request head was not complete within header_timeout";
     Stop::Refused(Box::new(Refusal {
         status: StatusCode::REQUEST_TIMEOUT,
-        error: Error::downstream(Kind::Timeout, message),
+        error: Error::downstream(Kind::Timeout, message).over(Limit::HeaderTimeout),
         silent: false,
     }))
 }
@@ -600,7 +608,7 @@ fn cancelled(error: Option<std::io::Error>) -> Error {
 }
 
 fn stalled() -> Error {
-    Error::downstream(Kind::Timeout, "no byte of the exchange moved for stream_idle_timeout")
+    Error::downstream(Kind::Timeout, "no byte of the exchange moved for stream_idle_timeout").over(Limit::StreamIdle)
 }
 
 fn body_failed(error: PumpError) -> Error {

@@ -17,6 +17,7 @@ use crate::{
     codec::{ExtendedConnect, Informational, Progress, SendError},
     error::{Error, Kind, Side},
     io::Io,
+    telemetry::Limit,
 };
 use bytes::Bytes;
 use h2::{
@@ -329,7 +330,7 @@ impl Connection {
                 parts.headers.len(),
                 options.max_headers
             );
-            let error = Error::upstream(Kind::TooLarge { status: 502 }, message);
+            let error = Error::upstream(Kind::TooLarge { status: 502 }, message).over(Limit::ResponseHead);
             return Err(SendError { error, progress: Progress::Answered });
         }
         if recv.is_end_stream() {
@@ -435,8 +436,8 @@ impl Exchange {
             let Ok(interim) = interim else { break };
             self.interim += 1;
             if self.interim > MAX_INTERIM {
-                let error =
-                    Error::upstream(Kind::Protocol { status: 502 }, "the upstream sends interim responses without end");
+                let message = "the upstream sends interim responses without end";
+                let error = Error::upstream(Kind::Protocol { status: 502 }, message).over(Limit::InterimResponses);
                 return Poll::Ready(Err(SendError { error, progress: Progress::Answered }));
             }
             if let Some(informational) = &self.informational {

@@ -12,6 +12,7 @@ use crate::{
     codec::{Informational, Service},
     error::Side,
     io::Io,
+    telemetry::Limit,
 };
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
@@ -128,6 +129,7 @@ impl<S: Service> Exchange<S> {
 
     /// Nothing moved for too long and there is no response yet.
     fn time_out(mut self, upload: Option<Arc<Upload>>) {
+        Limit::StreamIdle.hit();
         let complete = upload.is_none_or(|upload| upload.is_finished());
         let status = if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
         let mut response = http::Response::new(());
@@ -211,6 +213,7 @@ impl<S: Service> Exchange<S> {
             let moved = pump.moved() | upload.as_ref().is_some_and(|upload| upload.moved());
             if idle.poll(moved, cx).is_ready() {
                 tracing::debug!("nothing moved on a stream for {limit:?}; stream reset");
+                Limit::StreamIdle.hit();
                 pump.reset(Reason::CANCEL);
                 return Poll::Ready(Err(None));
             }
@@ -254,6 +257,7 @@ impl Wait {
         status: StatusCode,
     ) {
         if self.interim_left == 0 {
+            Limit::InterimResponses.hit();
             return;
         }
         self.interim_left -= 1;

@@ -6,6 +6,7 @@ use super::{HEADER_LIST_SLACK, content_length};
 use crate::{
     codec::ExtendedConnect,
     error::{Error, Kind},
+    telemetry::Limit,
 };
 use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
@@ -55,7 +56,8 @@ impl HeadLimits {
             return Err(Error::downstream(
                 Kind::TooLarge { status: 431 },
                 format!("{} header fields are more than the limit of {}", parts.headers.len(), self.max_fields),
-            ));
+            )
+            .over(Limit::HeaderCount));
         }
         let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
         let uri = parts.uri.path().len()
@@ -65,7 +67,8 @@ impl HeadLimits {
             return Err(Error::downstream(
                 Kind::TooLarge { status: 431 },
                 format!("{} bytes of header fields are more than the limit of {}", fields + uri, self.max_bytes),
-            ));
+            )
+            .over(Limit::HeaderBytes));
         }
         Ok(())
     }

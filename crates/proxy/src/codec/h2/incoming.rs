@@ -4,6 +4,7 @@ use super::error_of;
 use crate::{
     Body, Error,
     error::{Kind, Side},
+    telemetry::Limit,
 };
 use bytes::Bytes;
 use h2::RecvStream;
@@ -143,7 +144,8 @@ impl Incoming {
     fn trailers(&self, mut trailers: HeaderMap) -> Result<HeaderMap, Error> {
         if trailers.len() > self.max_trailers {
             let message = "more trailer fields than the limit of header fields";
-            return Err(Error::new(Kind::TooLarge { status: 431 }, self.side, message));
+            let limit = if self.side == Side::Downstream { Limit::HeaderCount } else { Limit::ResponseHead };
+            return Err(Error::new(Kind::TooLarge { status: 431 }, self.side, message).over(limit));
         }
         for name in &NOT_IN_TRAILERS {
             trailers.remove(name);

@@ -12,6 +12,7 @@ use crate::{
     drain::Drain,
     error::{Error, Kind, Side},
     io::Io,
+    telemetry::Limit,
 };
 use bytes::Bytes;
 use h2::{Reason, RecvStream, server::SendResponse};
@@ -55,7 +56,7 @@ pub async fn serve<S: Service>(io: Io, service: Arc<S>, options: &HttpOptions, d
         Ok(Err(error)) => return Err(error_of(error, Side::Downstream, "the HTTP/2 handshake failed")),
         Err(_) => {
             let message = "the client did not send the HTTP/2 preface in time";
-            return Err(Error::downstream(Kind::Timeout, message));
+            return Err(Error::downstream(Kind::Timeout, message).over(Limit::HandshakeTimeout));
         }
     };
     Server::new(h2, service, options, state).run(drain).await
@@ -245,6 +246,7 @@ impl<S: Service> Server<S> {
             return match &mut self.ending {
                 Ending::No => {
                     ready!(self.poll_idle(cx));
+                    Limit::IdleTimeout.hit();
                     self.drain();
                     continue;
                 }
@@ -302,6 +304,7 @@ impl<S: Service> Server<S> {
         if let Some(left) = &mut self.requests_left {
             *left = left.saturating_sub(1);
             if *left == 0 {
+                Limit::RequestsPerConnection.hit();
                 self.drain();
             }
         }
@@ -327,16 +330,19 @@ impl<S: Service> Server<S> {
             let error = Error::downstream(
                 Kind::Shed,
                 "the client reset most of its streams as soon as it had opened them (rapid reset)",
-            );
+            )
+            .over(Limit::StreamResets);
             return Some((Reason::ENHANCE_YOUR_CALM, error));
         }
         if self.poll_block(cx).is_ready() {
-            let error = Error::downstream(Kind::Timeout, "a header block did not end within the header timeout");
+            let error = Error::downstream(Kind::Timeout, "a header block did not end within the header timeout")
+                .over(Limit::HeaderTimeout);
             return Some((Reason::ENHANCE_YOUR_CALM, error));
         }
         let received = self.wire.received();
         if self.keepalive.as_mut().is_some_and(|keepalive| keepalive.poll_dead(cx, received).is_ready()) {
-            let error = Error::downstream(Kind::Timeout, "the client did not answer a keep-alive PING");
+            let error = Error::downstream(Kind::Timeout, "the client did not answer a keep-alive PING")
+                .over(Limit::KeepaliveTimeout);
             return Some((Reason::NO_ERROR, error));
         }
         None

@@ -2,7 +2,7 @@
 //! does not end (a slow sequence of CONTINUATION frames, invisible above `h2`). Closing lingers, so that the last
 //! GOAWAY reaches a peer that is still sending instead of being destroyed by a TCP reset.
 
-use crate::io::Io;
+use crate::{io::Io, telemetry::Limit};
 use std::{
     io,
     pin::Pin,
@@ -31,6 +31,8 @@ pub(super) struct Wire {
     frames: Option<Frames>,
     /// What is still to come of the preface. `h2` checks it too, but drops the connection without a farewell.
     preface: &'static [u8],
+    /// What `h2` refuses by itself shows in what it writes only.
+    refusals: Refusals,
     closing: Option<Closing>,
 }
 
@@ -74,7 +76,7 @@ impl Wire {
 
     fn new(io: Io, preface: &'static [u8], frames: Option<Frames>) -> (Self, Arc<WireState>) {
         let state = Arc::new(WireState::default());
-        (Self { io, state: state.clone(), frames, preface, closing: None }, state)
+        (Self { io, state: state.clone(), frames, preface, refusals: Refusals::default(), closing: None }, state)
     }
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -134,7 +136,12 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let this = &mut *self;
+        let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        if this.frames.is_some() {
+            this.refusals.advance(&buf[..written.min(buf.len())]);
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -142,7 +149,17 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let this = &mut *self;
+        let written = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        if this.frames.is_some() {
+            let mut left = written;
+            for buf in bufs {
+                let n = left.min(buf.len());
+                this.refusals.advance(&buf[..n]);
+                left -= n;
+            }
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -210,6 +227,84 @@ impl Frames {
     }
 }
 
+/// Counts what `h2` refuses by itself, which shows nowhere but in the frames it writes: streams, since the client has
+/// as many open as it may (RFC 9113 section 5.1.2), and connections, with ENHANCE_YOUR_CALM and a word on why.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// Bytes of payload still to pass over.
+    skip: u32,
+    /// The frame's head, and for the frames of interest the first bytes of its payload.
+    seen: [u8; HEAD + GOAWAY_SEEN],
+    have: usize,
+}
+
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+/// Last stream, error code, and enough of the debug data to tell one reason from another.
+const GOAWAY_SEEN: usize = 8 + 15;
+
+impl Refusals {
+    fn advance(&mut self, bytes: &[u8]) {
+        self.walk(bytes, &mut |limit| limit.hit());
+    }
+
+    fn walk(&mut self, mut bytes: &[u8], found: &mut impl FnMut(Limit)) {
+        loop {
+            let n = (self.skip as usize).min(bytes.len());
+            self.skip -= n as u32;
+            bytes = &bytes[n..];
+            if bytes.is_empty() {
+                return;
+            }
+            let n = (self.wanted() - self.have).min(bytes.len());
+            self.seen[self.have..self.have + n].copy_from_slice(&bytes[..n]);
+            self.have += n;
+            bytes = &bytes[n..];
+            // Twice: with the head alone it was not known yet how much of the payload is wanted.
+            if self.have < HEAD || self.have < self.wanted() {
+                continue;
+            }
+            self.skip = self.length() - (self.have - HEAD) as u32;
+            if let Some(limit) = self.limit() {
+                found(limit);
+            }
+            self.have = 0;
+        }
+    }
+
+    fn length(&self) -> u32 {
+        let [high, middle, low, ..] = self.seen;
+        u32::from_be_bytes([0, high, middle, low])
+    }
+
+    /// Bytes of this frame that are looked at, its head included.
+    fn wanted(&self) -> usize {
+        let most = match self.seen[3] {
+            _ if self.have < HEAD => 0,
+            RST_STREAM => 4,
+            GOAWAY => GOAWAY_SEEN,
+            _ => 0,
+        };
+        HEAD + most.min(self.length() as usize)
+    }
+
+    fn limit(&self) -> Option<Limit> {
+        let payload = &self.seen[HEAD..self.have];
+        let code = |at: usize| Some(u32::from_be_bytes(payload.get(at..at + 4)?.try_into().ok()?));
+        match self.seen[3] {
+            RST_STREAM if code(0)? == REFUSED_STREAM => Some(Limit::ConcurrentStreams),
+            // Those without a word are ours, and counted where they are decided.
+            GOAWAY if code(4)? == ENHANCE_YOUR_CALM && payload.len() > 8 => {
+                let resets = [&b"too_many_resets"[..], b"too_many_intern"].contains(&&payload[8..]);
+                Some(if resets { Limit::StreamResets } else { Limit::Http2Flood })
+            }
+            _ => None,
+        }
+    }
+}
+
 fn open(block: &AtomicU64) {
     let now = block.load(Relaxed);
     block.store(now + 1 + now % 2, Relaxed);
@@ -229,6 +324,27 @@ mod tests {
         bytes.extend([kind, flags, 0, 0, 0, 1]);
         bytes.extend(payload);
         bytes
+    }
+
+    #[test]
+    fn refusals_are_seen_whatever_the_pieces() {
+        let goaway = |reason: u32, why: &[u8]| frame(GOAWAY, 0, &[&[0; 4], &reason.to_be_bytes()[..], why].concat());
+        let mut bytes = frame(4, 0, b"");
+        bytes.extend(frame(0, 0, b"data that is long enough to be skipped, more than is looked at of any frame"));
+        bytes.extend(frame(RST_STREAM, 0, &REFUSED_STREAM.to_be_bytes()));
+        bytes.extend(frame(RST_STREAM, 0, &8u32.to_be_bytes()));
+        bytes.extend(frame(HEADERS, END_HEADERS, b"abc"));
+        bytes.extend(goaway(ENHANCE_YOUR_CALM, b""));
+        bytes.extend(goaway(0, b"too_many_resets"));
+        bytes.extend(goaway(ENHANCE_YOUR_CALM, b"too_many_resets"));
+        bytes.extend(goaway(ENHANCE_YOUR_CALM, b"something else that is longer than what is looked at"));
+        bytes.extend(frame(RST_STREAM, 0, &REFUSED_STREAM.to_be_bytes()));
+        let expected = [Limit::ConcurrentStreams, Limit::StreamResets, Limit::Http2Flood, Limit::ConcurrentStreams];
+        for step in [1, 4, 7, bytes.len()] {
+            let (mut refusals, mut found) = (Refusals::default(), Vec::new());
+            bytes.chunks(step).for_each(|chunk| refusals.walk(chunk, &mut |limit| found.push(limit)));
+            assert_eq!(found, expected, "in pieces of {step}");
+        }
     }
 
     #[test]

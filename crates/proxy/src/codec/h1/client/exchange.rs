@@ -12,6 +12,7 @@ use crate::{
         },
     },
     error::{Kind, Side},
+    telemetry::Limit,
 };
 use http::{Method, StatusCode};
 use selvedge_wire::http1::{Framing, HeadLimits, HeadReader, ResponseHead};
@@ -86,6 +87,9 @@ impl Exchange {
                     Err(error) => return Poll::Ready(Err(self.failed(error))),
                 },
                 Err(error) => {
+                    if super::super::reject::limit(&error).is_some() {
+                        Limit::ResponseHead.hit();
+                    }
                     let refused = protocol("the upstream's response head is refused").with_source(error);
                     return Poll::Ready(Err(self.failed(refused)));
                 }
@@ -115,7 +119,9 @@ impl Exchange {
         }
         self.interim += 1;
         if self.interim > max_interim {
-            return Err(protocol("the upstream sent more interim responses than the limit"));
+            return Err(
+                protocol("the upstream sent more interim responses than the limit").over(Limit::InterimResponses)
+            );
         }
         if let Some(informational) = &self.informational {
             let mut interim = http::Response::new(());
