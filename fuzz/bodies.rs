@@ -11,12 +11,12 @@ use selvedge_wire::http1::{
     write_response,
 };
 use selvedge_wire::uri::{Backslash, EscapedSlashes, PathOptions, PathParams};
-use selvedge_wire::{client_hello, forwarded, grpc, hop, host, proxy_protocol, trace, uri, websocket};
+use selvedge_wire::{client_hello, forwarded, grpc, hbone as tunnel, hop, host, proxy_protocol, trace, uri, websocket};
 
 pub type Body = fn(&[u8]);
 
 /// Every target by name.
-pub const ALL: [(&str, Body); 9] = [
+pub const ALL: [(&str, Body); 10] = [
     ("h1_request_head", h1_request_head),
     ("h1_response_head", h1_response_head),
     ("chunked", chunked),
@@ -25,6 +25,7 @@ pub const ALL: [(&str, Body); 9] = [
     ("proxy_protocol", proxy_protocol),
     ("client_hello", client_hello),
     ("forwarded", forwarded),
+    ("hbone", hbone),
     ("trace", trace),
 ];
 
@@ -291,5 +292,28 @@ pub fn trace(data: &[u8]) {
         let read = again.context.expect("what we write is a context");
         assert_eq!((read.trace_id, read.span_id), (context.trace_id, context.span_id));
         assert_eq!((again.sampled, again.format), (Some(context.sampled), Some(format)));
+    }
+}
+
+/// The first line is an authority, the rest fields. A target that is accepted is written as it was read, and baggage
+/// survives being written.
+pub fn hbone(data: &[u8]) {
+    let end = data.iter().position(|b| *b == b'\n').unwrap_or(data.len());
+    if let Ok(text) = std::str::from_utf8(&data[..end])
+        && let Ok(target) = tunnel::authority(text)
+    {
+        assert!(target.port() > 0 && !target.ip().is_unspecified());
+        assert_eq!(tunnel::authority(&target.to_string()), Ok(target));
+    }
+    let mut headers = fields(data.get(end + 1..).unwrap_or_default());
+    let read = tunnel::Baggage::read(&headers);
+    assert!(read.iter().count() <= tunnel::MAX_MEMBERS);
+    if let Some(value) = tunnel::Baggage::write(read.iter()) {
+        headers.insert(&tunnel::BAGGAGE, value);
+        assert_eq!(tunnel::Baggage::read(&headers), read);
+    }
+    if let Some(ip) = tunnel::origin(&headers) {
+        headers.insert("forwarded", tunnel::forwarded(ip));
+        assert_eq!(tunnel::origin(&headers), Some(ip));
     }
 }

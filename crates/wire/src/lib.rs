@@ -8,6 +8,7 @@
 pub mod client_hello;
 pub mod forwarded;
 pub mod grpc;
+pub mod hbone;
 pub mod hop;
 pub mod host;
 pub mod http1;
