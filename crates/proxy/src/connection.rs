@@ -248,6 +248,7 @@ fn tls_facts(session: &Session) -> TlsFacts {
         sni: session.sni.clone().map(String::into_boxed_str),
         peer_subject: verified.map(|p| p.subject.clone().into_boxed_str()),
         peer_identity: verified.and_then(|p| p.uris.first()).map(|u| u.clone().into_boxed_str()),
+        identity: session.identity.clone(),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod endpoint;
 pub mod error;
 mod filters;
 pub mod gate;
+pub mod hbone;
 pub mod health;
 pub mod io;
 pub mod l4;

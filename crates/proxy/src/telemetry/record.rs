@@ -12,6 +12,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, uri::PathAndQuery};
 use selvedge_compile::snapshot::Cluster;
+use selvedge_wire::spiffe::SpiffeId;
 use std::{
     borrow::Cow,
     fmt,
@@ -51,6 +52,8 @@ pub struct TlsFacts {
     pub peer_subject: Option<Box<str>>,
     /// First URI SAN of the client's verified certificate (SPIFFE ID).
     pub peer_identity: Option<Box<str>>,
+    /// Of a member of the mesh: what access is decided by. A certificate of any other authority proves none.
+    pub identity: Option<SpiffeId>,
 }
 
 /// A request's id: ours are formatted only when they are sent or logged.

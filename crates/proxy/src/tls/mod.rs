@@ -3,6 +3,7 @@
 pub mod client;
 mod client_auth;
 mod config;
+pub mod mesh;
 mod peer;
 pub mod server;
 #[cfg(test)]

@@ -17,9 +17,12 @@ use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 use selvedge_compile::{
     router::HostMap,
-    snapshot::{TlsListener, TlsMode},
+    snapshot::{TlsListener, TlsMode, alpn},
 };
-use selvedge_wire::client_hello::{self, ClientHello, HelloError, Sniff};
+use selvedge_wire::{
+    client_hello::{self, ClientHello, HelloError, Sniff},
+    spiffe::SpiffeId,
+};
 use std::{io, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -65,6 +68,8 @@ pub struct Session {
     pub sni: Option<String>,
     pub alpn: Option<AppProtocol>,
     pub peer: Option<Arc<PeerCertificate>>,
+    /// Proved by mutual TLS between members of a mesh, and by nothing else: other authorities may sign any name.
+    pub identity: Option<SpiffeId>,
     pub resumed: bool,
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
@@ -79,6 +84,8 @@ pub struct Session {
 pub enum AppProtocol {
     Http1,
     Http2,
+    /// Mutual TLS between members of a mesh, around whatever the application speaks.
+    Mesh,
 }
 
 impl Acceptor {
@@ -161,7 +168,7 @@ impl Acceptor {
 
 /// Reads until the ClientHello is complete; `raw` then holds it and whatever came behind it. Our own parser reads it
 /// and not rustls, so that hellos of clients that rustls would refuse can be passed through.
-async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<ClientHello, Error> {
+pub(super) async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<ClientHello, Error> {
     loop {
         match client_hello::sniff(raw) {
             Ok(Sniff::Done(hello)) => return Ok(hello),
@@ -193,7 +200,7 @@ async fn read_hello(tcp: &mut TcpStream, raw: &mut BytesMut) -> Result<ClientHel
 }
 
 /// Gives the ClientHello, and what came behind it, to rustls.
-async fn start(tcp: &mut TcpStream, raw: &[u8]) -> Result<rustls::server::Accepted, Error> {
+pub(super) async fn start(tcp: &mut TcpStream, raw: &[u8]) -> Result<rustls::server::Accepted, Error> {
     let mut parser = rustls::server::Acceptor::default();
     feed(&mut parser, raw)?;
     match parser.accept() {
@@ -252,15 +259,22 @@ fn peer(
     }
 }
 
-fn describe(common: &CommonState, sni: Option<String>, resumed: bool, peer: Option<Arc<PeerCertificate>>) -> Session {
+pub(super) fn describe(
+    common: &CommonState,
+    sni: Option<String>,
+    resumed: bool,
+    peer: Option<Arc<PeerCertificate>>,
+) -> Session {
     Session {
         sni,
         alpn: match common.alpn_protocol() {
             Some(b"h2") => Some(AppProtocol::Http2),
             Some(b"http/1.1") => Some(AppProtocol::Http1),
+            Some(alpn::MUTUAL_TLS) => Some(AppProtocol::Mesh),
             _ => None,
         },
         peer,
+        identity: None,
         resumed,
         version: match common.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -272,7 +286,7 @@ fn describe(common: &CommonState, sni: Option<String>, resumed: bool, peer: Opti
     }
 }
 
-fn handshake_error(error: io::Error) -> Error {
+pub(super) fn handshake_error(error: io::Error) -> Error {
     let (kind, message) = match tls_error(&error) {
         Some(rustls::Error::NoCertificatesPresented) => (Kind::Tls, "the client sent no certificate"),
         Some(rustls::Error::InvalidCertificate(_)) => (Kind::Tls, "the client's certificate is not accepted"),

@@ -1,0 +1,26 @@
+//! HBONE: connections between members of a mesh as streams of one HTTP/2 connection over mutual TLS, each begun by
+//! CONNECT with the target's address as its authority (RFC 9113 section 8.5). Compatible with Istio's ambient mesh.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `server` | connections that come: each stream is handed on or refused |
+//! | `pool` | connections to others, shared by the streams of a worker |
+
+mod server;
+
+pub use server::{Asked, Refusal, Tunnel, Tunnels, serve};
+
+use std::time::Duration;
+
+/// Streams at once on one connection, either way; further ones take another connection.
+const MAX_STREAMS: u32 = 100;
+
+/// Bytes on their way in one stream that its reader has not taken.
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// The same for a connection: what all of its streams may hold, so that readers that are slow never stop the others.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+
+/// A silent peer is asked whether it is there, and given up without an answer.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
