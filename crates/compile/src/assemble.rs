@@ -2,6 +2,7 @@
 
 use crate::{
     Compiler, Context,
+    access::Accesses,
     attach::Parents,
     backend_tls::BackendTls,
     backends::{self, ClusterUse},
@@ -12,13 +13,13 @@ use crate::{
     listeners::{Family, ListenerState, Speaks},
     memory::{CompiledRoute, Kept, Memory, Routes},
     policy::{Front, Policies},
-    router::HostMap,
+    router::{HostMap, Router},
     routers::{Routing, number, routers},
     routes::{self, Surroundings},
     rules::{RouteOutcome, Situation},
     snapshot::{
-        AccessLog, Cluster, ClusterId, HttpListener, HttpOptions, L4Listener, L4Options, L4Route, Listener, Protocol,
-        Snapshot, SocketOptions, Termination, TlsListener, TlsMode, TlsVersion, Tracing,
+        Access, AccessLog, Cluster, ClusterId, HttpListener, HttpOptions, L4Listener, L4Options, L4Route, Listener,
+        Protocol, Snapshot, SocketOptions, Termination, TlsListener, TlsMode, TlsVersion, Tracing,
     },
     traffic,
 };
@@ -33,6 +34,7 @@ use std::{
 pub(crate) fn snapshot<'a>(
     cx: &mut Context<'a>,
     compiler: &mut Compiler,
+    access: &Accesses<'a>,
     gateways: &[GatewayState<'a>],
     sets: &[SetState<'a>],
     listeners: &mut [ListenerState<'a>],
@@ -70,8 +72,16 @@ pub(crate) fn snapshot<'a>(
     let fallback = Settings::new(&TrafficSettings::default(), cx.options);
     let settings = situations.iter().map(|s| s.front.map_or(&fallback, |f| &settings[f])).collect();
     let kept = std::mem::take(&mut compiler.memory.listeners);
-    let mut sheet =
-        Sheet { listeners, settings, routers: &mut routers, streams: &streams, kept, made: AHashMap::new() };
+    let mut sheet = Sheet {
+        access,
+        gateways,
+        listeners,
+        settings,
+        routers: &mut routers,
+        streams: &streams,
+        kept,
+        made: AHashMap::new(),
+    };
     let mut list = Vec::with_capacity(sockets.len());
     for (bind, on) in sockets {
         let options = sheet.socket(cx, on);
@@ -373,6 +383,8 @@ impl Settings {
 }
 
 struct Sheet<'s, 'a> {
+    access: &'s Accesses<'a>,
+    gateways: &'s [GatewayState<'a>],
     listeners: &'s [ListenerState<'a>],
     /// For each listener.
     settings: Vec<&'s Settings>,
@@ -431,8 +443,18 @@ impl Sheet<'_, '_> {
         Arc::new(L4Options {
             name: self.listeners[i].name.clone(),
             idle_timeout: settings.idle.unwrap_or(idle_timeout),
+            access: self.access(i, None),
             access_log: settings.access_log.clone(),
         })
+    }
+
+    /// Who may come through a listener.
+    fn access(&self, i: usize, router: Option<&Router>) -> Option<Arc<Access>> {
+        let listener = &self.listeners[i];
+        let gateway = index::name(&self.gateways[listener.gateway].gateway.metadata);
+        let rules = router.filter(|_| self.access.has_routes()).map(Router::rules).unwrap_or_default();
+        let routes = rules.iter().map(|r| (r.name.kind, r.name.namespace.clone(), r.name.route.clone()));
+        self.access.for_listener(gateway, &listener.name, listener.spec.port, routes)
     }
 
     /// A Gateway with several addresses has the very same listener on each of its sockets.
@@ -442,15 +464,20 @@ impl Sheet<'_, '_> {
         }
         let routing = std::mem::take(&mut self.routers[i]);
         if let (Routing::Same, Some(kept)) = (&routing, self.kept.remove(&i)) {
+            let access = self.access(i, Some(&kept.router));
+            let same = kept.access == access;
+            let kept = if same { kept } else { Arc::new(HttpListener { access, ..HttpListener::clone(&kept) }) };
             self.made.insert(i, Arc::clone(&kept));
             return kept;
         }
+        let router = routing.build();
+        let access = self.access(i, Some(&router));
         let (listener, settings) = (&self.listeners[i], self.settings[i]);
         let made = Arc::new(HttpListener {
             name: listener.name.clone(),
             hostname: listener.hostname.clone(),
-            router: routing.build(),
-            access: None,
+            router,
+            access,
             options: Arc::clone(&settings.http),
             access_log: settings.access_log.clone(),
             tracing: settings.tracing.clone(),

@@ -3,9 +3,9 @@
 use crate::grants::Grants;
 use ahash::AHashMap;
 use selvedge_model::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet, Namespace,
-    ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute, gateway::FromNamespaces,
-    refs::LabelSelector,
+    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet,
+    Mesh, Namespace, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
+    gateway::FromNamespaces, refs::LabelSelector,
 };
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
@@ -25,6 +25,7 @@ pub(crate) struct Index<'a> {
     pub(crate) udp_routes: Vec<&'a UdpRoute>,
     pub(crate) backend_tls: Vec<&'a BackendTlsPolicy>,
     pub(crate) traffic: Vec<&'a TrafficPolicy>,
+    pub(crate) access: Vec<&'a Arc<AccessPolicy>>,
     pub(crate) namespaces: AHashMap<&'a str, &'a Namespace>,
     /// By the Service they belong to; made when somebody asks, as a change of a route mostly does not.
     slices: OnceCell<AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>>>,
@@ -47,12 +48,18 @@ impl<'a> Index<'a> {
             udp_routes: by_age(resources.udp_routes().iter(), |it| &it.metadata),
             backend_tls: by_age(resources.backend_tls_policies().iter(), |it| &it.metadata),
             traffic: by_age(resources.traffic_policies().iter(), |it| &it.metadata),
+            access: resources.access_policies().iter().collect(),
             namespaces: resources.namespaces().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
             slices: OnceCell::new(),
             secrets: resources.secrets().iter().map(|it| (name(&it.metadata), it)).collect(),
             config_maps: resources.config_maps().iter().map(|it| (name(&it.metadata), it)).collect(),
             grants: Grants::new(resources.reference_grants().iter().map(|it| &**it)),
         }
+    }
+
+    /// The one Mesh there may be.
+    pub(crate) fn mesh(&self) -> Option<&'a Mesh> {
+        self.resources.meshes().get("", "default").map(Arc::as_ref)
     }
 
     /// Whether these are resources of a mesh.

@@ -5,6 +5,7 @@
 //! routes go where, `http_route`, `grpc_route` and `l4_routes` what a route does, `backends` where it sends, and
 //! `assemble` puts the snapshot together.
 
+pub mod access;
 pub mod router;
 pub mod snapshot;
 
@@ -119,6 +120,7 @@ pub fn compile(resources: &Resources, options: &Options) -> Compiled {
 #[derive(Default)]
 pub struct Compiler {
     tls: secrets::TlsCache,
+    access: access::Cache,
     memory: memory::Memory,
 }
 
@@ -137,7 +139,8 @@ impl Compiler {
         let sets = gateways::listener_sets(&mut cx, &gateways);
         let mut listeners = listeners::listeners(&mut cx, &mut self.tls, &gateways, &sets);
         let sockets = conflicts::resolve(&mut cx, &gateways, &mut listeners);
-        let snapshot = assemble::snapshot(&mut cx, self, &gateways, &sets, &mut listeners, &sockets);
+        let access = access::Accesses::new(&mut cx, &mut self.access);
+        let snapshot = assemble::snapshot(&mut cx, self, &access, &gateways, &sets, &mut listeners, &sockets);
         front::write(&mut cx, &gateways, &sets, &listeners);
         Compiled { snapshot, status: cx.status, diagnostics: cx.report.finish() }
     }

@@ -4,8 +4,8 @@ use crate::{
     Compiled, ResourceStatus, Status,
     router::{Entry, HostMap, Pattern, ValueMatch},
     snapshot::{
-        Action, Backend, Cluster, Discovery, Filter, HttpListener, L4Route, LoadBalancing, PathChange, Protocol, Rule,
-        Snapshot, Split, Target, Termination, TlsMode, Trust,
+        Access, Action, Backend, Cluster, DefaultAccess, Discovery, Filter, HttpListener, L4Route, LoadBalancing,
+        PathChange, Protocol, Rule, Snapshot, Split, Target, Termination, TlsMode, Trust,
     },
 };
 use selvedge_model::ResourceKey;
@@ -100,21 +100,26 @@ fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
                             writeln!(out, "    https {host} ({}) {}", tls.name, Ends(termination))?;
                             write_http(out, snapshot, http)?;
                         }
-                        TlsMode::Tcp { tls: termination, routes, .. } => {
+                        TlsMode::Tcp { tls: termination, routes, listener } => {
                             writeln!(out, "    tls {host} ({}) {}", tls.name, Ends(termination))?;
+                            write_access(out, listener.access.as_deref(), "      ")?;
                             write_l4(out, snapshot, routes)?;
                         }
-                        TlsMode::Passthrough { routes, .. } => {
+                        TlsMode::Passthrough { routes, listener } => {
                             writeln!(out, "    passthrough {host} ({})", tls.name)?;
+                            write_access(out, listener.access.as_deref(), "      ")?;
                             write_l4(out, snapshot, routes)?;
                         }
                     }
                 }
             }
-            Protocol::Tcp(l4) | Protocol::Udp(l4) => match &l4.route {
-                Some(route) => writeln!(out, "    ({}) {}", l4.options.name, L4(snapshot, route))?,
-                None => writeln!(out, "    ({}) no route", l4.options.name)?,
-            },
+            Protocol::Tcp(l4) | Protocol::Udp(l4) => {
+                match &l4.route {
+                    Some(route) => writeln!(out, "    ({}) {}", l4.options.name, L4(snapshot, route))?,
+                    None => writeln!(out, "    ({}) no route", l4.options.name)?,
+                }
+                write_access(out, l4.options.access.as_deref(), "      ")?;
+            }
             Protocol::Outbound(outbound) => writeln!(out, "    outbound ({})", outbound.name)?,
             Protocol::Inbound(inbound) => writeln!(out, "    inbound ({})", inbound.name)?,
         }
@@ -131,7 +136,26 @@ fn sorted<T>(map: &HostMap<T>) -> Vec<(String, &T)> {
     all
 }
 
+/// One line for each policy that holds at a listener or, further in, for a route of it.
+fn write_access(out: &mut String, access: Option<&Access>, indent: &str) -> fmt::Result {
+    let Some(access) = access else { return Ok(()) };
+    if access.default != DefaultAccess::Allow {
+        writeln!(out, "{indent}access by default {:?}", access.default)?;
+    }
+    for policy in &access.policies {
+        let rules: Vec<&str> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
+        let broken = if policy.broken.is_some() { " (broken)" } else { "" };
+        writeln!(out, "{indent}access {:?} {} [{}]{broken}", policy.action, policy.name, rules.join(" "))?;
+    }
+    for ((kind, namespace, name), of_route) in &access.routes {
+        writeln!(out, "{indent}for {kind} {namespace}/{name}")?;
+        write_access(out, Some(of_route), &format!("{indent}  "))?;
+    }
+    Ok(())
+}
+
 fn write_http(out: &mut String, snapshot: &Snapshot, http: &HttpListener) -> fmt::Result {
+    write_access(out, http.access.as_deref(), "      ")?;
     for (host, entries) in http.router.table() {
         writeln!(out, "      {}", host.as_deref().unwrap_or("*"))?;
         for entry in entries {

@@ -41,7 +41,7 @@ fn cases() {
 fn run(input: &str) -> String {
     let parsed = parse("case", input.as_bytes(), &Limits::default());
     let mut resources = Resources::default();
-    resources.extend(parsed.loaded.into_iter().filter_map(|l| l.resource));
+    resources.extend(parsed.loaded.into_iter().filter_map(|l| l.resource.or(l.stand_in)));
     let mut options = Options::default();
     for line in input.lines().take_while(|l| l.starts_with('#')) {
         if let Some(now) = line.strip_prefix("# now: ") {

@@ -17,7 +17,7 @@ pub type Origins = BTreeMap<ResourceKey, Origin>;
 /// What a set of files holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Collected {
-    /// The sound resources.
+    /// The sound resources, and what stands for broken ones that must not simply be missing.
     pub resources: Resources,
     /// Where the resources came from, broken ones included.
     pub origins: Origins,
@@ -49,6 +49,9 @@ impl Collected {
                     }
                     None => {
                         collected.broken.insert(key.clone());
+                        if let Some(stand_in) = loaded.stand_in {
+                            collected.resources.upsert(stand_in);
+                        }
                     }
                 }
                 collected.origins.insert(key, loaded.origin);

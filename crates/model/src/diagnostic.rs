@@ -376,6 +376,8 @@ codes! {
         "The setting has no effect at this place. Remove it, or attach the policy elsewhere.";
     InvalidPolicyValue = 403, "Value of the policy is unusable",
         "The value cannot be used, so that the policy is left out.";
+    BrokenAccessPolicy = 404, "AccessPolicy is broken",
+        "A range, path, identity or expression of the AccessPolicy cannot be understood, or the whole policy cannot be read. Its targets deny everything until it is corrected: what a broken policy meant to keep out must not come in.";
 }
 
 /// The candidate most like `name`, if one is like enough to be what was meant.

@@ -1,6 +1,7 @@
 //! Selvedge's resources as plain types: the Gateway API v1.6, the Kubernetes kinds it refers to, and
 //! those of our own.
 
+pub mod access;
 pub mod backend_tls;
 pub mod bytes;
 mod check;
@@ -25,6 +26,7 @@ pub mod stream;
 pub mod traffic;
 pub mod validate;
 
+pub use access::AccessPolicy;
 pub use backend_tls::BackendTlsPolicy;
 pub use bytes::ByteString;
 pub use collect::{Collected, Origins, fill_locations};

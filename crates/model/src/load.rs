@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::AccessPolicy;
 use crate::check::{check, short};
 use crate::diagnostic::{Code, Diagnostic, Finding, Location, Severity, nearest};
 use crate::field_path::{FieldPath, Segment};
@@ -64,6 +65,8 @@ pub struct Loaded {
     pub key: Option<ResourceKey>,
     /// The resource; none if a diagnostic of severity error is about it.
     pub resource: Option<Resource>,
+    /// What must hold in its place when there was no sound one before: an AccessPolicy that cannot be read denies.
+    pub stand_in: Option<Resource>,
     /// Where it is.
     pub origin: Origin,
 }
@@ -339,7 +342,9 @@ impl Builder<'_> {
             let location = self.location(line, column);
             self.report(diagnostic.at(location));
         }
-        self.parsed.loaded.push(Loaded { key, resource: resource.filter(|_| !broken), origin });
+        let resource = resource.filter(|_| !broken);
+        let stand_in = key.as_ref().filter(|_| resource.is_none()).and_then(|key| stand_in(key, root));
+        self.parsed.loaded.push(Loaded { key, resource, stand_in, origin });
     }
 }
 
@@ -355,6 +360,18 @@ fn key_of(kind: Kind, root: &Node) -> Option<ResourceKey> {
     let name = metadata.get("name")?.text()?;
     let namespace = metadata.get("namespace").and_then(Node::text).unwrap_or("default");
     Some(ResourceKey::new(kind, namespace, name))
+}
+
+/// What must hold instead of a resource that cannot be used. Targets that cannot be read either are the whole namespace.
+fn stand_in(key: &ResourceKey, root: &Node) -> Option<Resource> {
+    if key.kind != Kind::AccessPolicy {
+        return None;
+    }
+    let mut fields = root.to_value();
+    let spec = fields.get_mut("spec").map(Value::take).unwrap_or_default();
+    let targets = serde_json::from_value(spec["targetRefs"].clone()).unwrap_or_default();
+    let selector = serde_json::from_value(spec["selector"].clone()).unwrap_or_default();
+    Some(AccessPolicy::unreadable(&key.namespace, &key.name, targets, selector).into())
 }
 
 /// The resource, unless something is wrong with it, and what is wrong with its place.

@@ -113,6 +113,7 @@ kinds! {
     Mesh, "Mesh", "selvedge.dev", ["v1alpha1"], false;
     Workload, "Workload", "selvedge.dev", ["v1alpha1"], true;
     ExternalService, "ExternalService", "selvedge.dev", ["v1alpha1"], true;
+    AccessPolicy, "AccessPolicy", "selvedge.dev", ["v1alpha1"], true;
     Namespace, "Namespace", "", ["v1"], false;
     Service, "Service", "", ["v1"], true;
     EndpointSlice, "EndpointSlice", "discovery.k8s.io", ["v1"], true;

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::meta::{Kind, ResourceKey};
 use crate::resource::{Object, Resource};
 use crate::{
-    BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute, HttpRoute,
-    ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
-    Workload,
+    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
+    HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
+    UdpRoute, Workload,
 };
 
 /// Resources of one kind by namespace, then name. Objects are shared, and so are whole namespaces until they change.
@@ -234,6 +234,7 @@ resources! {
     Mesh, meshes, mesh;
     Workload, workloads, workload;
     ExternalService, external_services, external_service;
+    AccessPolicy, access_policies, access_policy;
     Namespace, namespaces, namespace;
     Service, services, service;
     EndpointSlice, endpoint_slices, endpoint_slice;

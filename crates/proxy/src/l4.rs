@@ -238,7 +238,7 @@ pub(crate) mod tests {
     pub(crate) fn options(idle: Duration) -> Arc<L4Options> {
         let name =
             ListenerName { kind: "Gateway", namespace: "default".into(), name: "edge".into(), section: "l4".into() };
-        Arc::new(L4Options { name, idle_timeout: idle, access_log: Vec::new() })
+        Arc::new(L4Options { name, idle_timeout: idle, access: None, access_log: Vec::new() })
     }
 
     pub(crate) struct Bench {

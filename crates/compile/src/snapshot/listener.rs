@@ -285,5 +285,7 @@ pub struct L4Options {
     pub name: ListenerName,
     /// A connection (or UDP session) without a byte either way is closed after this.
     pub idle_timeout: Duration,
+    /// Who may connect, at a Gateway.
+    pub access: Option<Arc<Access>>,
     pub access_log: Vec<Arc<AccessLog>>,
 }
