@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of the data plane: whoever wires it says what to do with a snapshot.
 
+pub mod ca;
 pub mod engine;
 pub mod proto;
 pub mod saved;

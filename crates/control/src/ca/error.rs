@@ -1,0 +1,56 @@
+//! Why the certificate authority did not do what was asked. Every message says what to do.
+
+use super::{csr, store::StoreError, tokens::Refused};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot issue a certificate: {0}")]
+    Request(#[from] csr::Invalid),
+    #[error("cannot join: {0}")]
+    Token(#[from] Refused),
+    #[error("cryptography failed: {0}")]
+    Crypto(String),
+    #[error(
+        "{what} in the CA's store is damaged: {why}; restore the store from a backup, or move it away to begin a new CA \
+         (every node must join again)"
+    )]
+    Damaged { what: String, why: String },
+    #[error(
+        "the CA's store belongs to trust domain {stored}, but this control plane is of {wanted}: name the right store, or \
+         set the Mesh's trustDomain to {stored}; another trust domain needs a store of its own"
+    )]
+    OtherDomain { stored: String, wanted: String },
+    #[error(
+        "{0} is not the name of a trust domain: use 1 to 255 lower-case letters, digits, dots, dashes and underscores"
+    )]
+    Domain(String),
+    #[error("this control plane is of trust domain {domain} and issues nothing for {id}")]
+    Foreign { id: String, domain: String },
+    #[error("{0}")]
+    Lifetimes(&'static str),
+    #[error(
+        "{id} is revoked since {since} s after 1970: it cannot be renewed; if the workload is trusted again, make a join \
+         token for it (`selvedge token create`) and join anew"
+    )]
+    Revoked { id: String, since: u64 },
+    #[error("the certificate that should be renewed ended {ago} s ago: join again with a new token")]
+    Expired { ago: u64 },
+    #[error("no authority is valid now ({why}): check the clock of this machine; else rotate the CA")]
+    NoAuthority { why: String },
+    #[error("cannot use the CA from files: {file}: {why}")]
+    Files { file: String, why: String },
+    #[error("there is nothing to rotate: root and intermediate come from files; replace the files instead")]
+    FromFiles,
+    #[error("a root is being rotated already; it signs from {at} s after 1970 on; to switch now, force it")]
+    Rotating { at: u64 },
+    #[error("nothing is revoked: {0}")]
+    Revocation(String),
+}
+
+impl Error {
+    pub(super) fn crypto(error: impl std::fmt::Display) -> Self {
+        Self::Crypto(error.to_string())
+    }
+}

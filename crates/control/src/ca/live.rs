@@ -1,0 +1,352 @@
+//! The CA in a running control plane: [`Core`] with its store, its clock and who listens.
+
+use super::{
+    authority::{Leaf, fingerprint},
+    bundle::Bundle,
+    core::{AuthorityStatus, Core, Lifetimes, Rotate},
+    csr::Request,
+    error::Error,
+    files::{Contents, Files},
+    seal::Sealed,
+    state::State,
+    store::{Batch, Key, Store, StoreError},
+    time::seconds,
+    tokens::{Listed, Order, Refused, Token, Tokens},
+};
+use selvedge_identity::Serial;
+use selvedge_wire::spiffe::SpiffeId;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+/// The key of the one record that holds the CA's state.
+const STATE: &str = "state";
+
+/// How many certificates are remembered, to name them in a CRL when their identity is revoked.
+const REMEMBERED: usize = 50_000;
+
+/// How often a step is made anew when another control plane was quicker.
+const TRIES: usize = 5;
+
+/// Tells the time; tests bring their own.
+pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
+
+/// What a CA is opened with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub trust_domain: String,
+    pub lifetimes: Lifetimes,
+    /// An intermediate of another CA instead of an own root.
+    pub files: Option<Files>,
+}
+
+/// A certificate that somebody has proved to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Current {
+    pub id: SpiffeId,
+    pub serial: Serial,
+    /// Seconds since 1970, both.
+    pub not_before: u64,
+    pub not_after: u64,
+}
+
+/// A certificate and what it takes to use it.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    pub id: SpiffeId,
+    pub leaf: Leaf,
+    pub bundle: Arc<Bundle>,
+}
+
+/// The CA of a trust domain. Shared by reference; all methods may be called at the same time.
+pub struct Ca {
+    core: RwLock<Arc<Core>>,
+    /// Held while a step is made and stored: the sealed state as it is in the store.
+    stored: tokio::sync::Mutex<Option<Vec<u8>>>,
+    store: Sealed,
+    tokens: Tokens,
+    options: Options,
+    contents: Mutex<Option<Contents>>,
+    bundles: watch::Sender<Arc<Bundle>>,
+    issued: Mutex<VecDeque<(SpiffeId, Serial, u64)>>,
+    clock: Clock,
+}
+
+impl std::fmt::Debug for Ca {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ca").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Ca {
+    /// Opens the CA in `store`, or makes one there. On an error nothing was changed that was there.
+    pub async fn open(store: Arc<dyn Store>, key: &Key, options: Options, clock: Clock) -> Result<Self, Error> {
+        let contents = options.files.as_ref().map(Files::read).transpose()?;
+        let from_files = options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
+        let store = Sealed::open(store, key).await?;
+        let now = clock();
+        let found = store.read::<State>(STATE).await?;
+        let (domain, lifetimes) = (&options.trust_domain, options.lifetimes);
+        let (core, before) = match found {
+            None => (Core::create(domain, lifetimes, from_files.as_ref(), now)?, None),
+            Some((state, sealed)) => {
+                (Core::restore(&state, domain, lifetimes, from_files.as_ref(), now)?, Some(sealed))
+            }
+        };
+        let ca = Self {
+            bundles: watch::Sender::new(Arc::clone(core.bundle())),
+            core: RwLock::new(Arc::new(core.clone())),
+            stored: tokio::sync::Mutex::new(before),
+            tokens: Tokens::new(store.clone()),
+            store,
+            options,
+            contents: Mutex::new(contents),
+            issued: Mutex::default(),
+            clock,
+        };
+        let mut stored = ca.stored.lock().await;
+        if !ca.replace(&mut stored, core).await? {
+            return Err(StoreError::Conflict { place: ca.store.place() }.into());
+        }
+        drop(stored);
+        Ok(ca)
+    }
+
+    fn core(&self) -> Arc<Core> {
+        Arc::clone(&self.core.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Now, as the CA's clock says.
+    pub fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    pub fn trust_domain(&self) -> &str {
+        &self.options.trust_domain
+    }
+
+    pub fn bundle(&self) -> Arc<Bundle> {
+        Arc::clone(self.core().bundle())
+    }
+
+    /// Yields each new bundle.
+    pub fn bundles(&self) -> watch::Receiver<Arc<Bundle>> {
+        self.bundles.subscribe()
+    }
+
+    /// Roots and intermediates, for people.
+    pub fn authorities(&self) -> Vec<AuthorityStatus> {
+        self.core().authorities()
+    }
+
+    /// A first certificate for whoever has a token. A `wanted` identity must be the token's.
+    pub async fn join(&self, token: &str, wanted: Option<&SpiffeId>, csr: &[u8]) -> Result<Issued, Error> {
+        let token: Token = token.parse()?;
+        if token.trust_domain != self.options.trust_domain {
+            let domain = self.options.trust_domain.clone();
+            return Err(Refused::OtherDomain { token: token.trust_domain, domain }.into());
+        }
+        let now = self.now();
+        // All that can fail comes before the token is used up.
+        let id = self.tokens.look(&token, wanted, now).await?;
+        let request = Request::read(csr, &id)?;
+        let leaf = self.core().issue(&id, &request, None, now)?;
+        let key = rcgen::PublicKeyData::subject_public_key_info(request.key());
+        self.tokens.redeem(&token, Some(&id), &key, now).await?;
+        info!(%id, serial = %leaf.serial, token = token.id(), "a node has joined");
+        Ok(self.issued(id, leaf))
+    }
+
+    /// The next certificate for whoever has proved to hold `current`, for the same identity.
+    pub fn renew(&self, current: &Current, csr: &[u8]) -> Result<Issued, Error> {
+        let (core, now) = (self.core(), self.now());
+        core.may_renew(&current.id, &current.serial, current.not_before, current.not_after, now)?;
+        let request = Request::read(csr, &current.id)?;
+        let leaf = core.issue(&current.id, &request, None, now)?;
+        info!(id = %current.id, serial = %leaf.serial, "a certificate was renewed");
+        Ok(self.issued(current.id.clone(), leaf))
+    }
+
+    /// A certificate for this process itself. The chain ends with the root, so that a node that knows only the root's
+    /// SHA-256 from its join token can verify it.
+    pub fn issue_own(&self, id: &SpiffeId, csr: &[u8]) -> Result<Issued, Error> {
+        let (core, now) = (self.core(), self.now());
+        let request = Request::read(csr, id)?;
+        let mut leaf = core.issue(id, &request, None, now)?;
+        leaf.chain.push(core.root_of_issue(now)?.clone());
+        Ok(self.issued(id.clone(), leaf))
+    }
+
+    fn issued(&self, id: SpiffeId, leaf: Leaf) -> Issued {
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = seconds(self.now());
+        while issued.len() >= REMEMBERED || issued.front().is_some_and(|(_, _, end)| *end < now) {
+            issued.pop_front();
+        }
+        issued.push_back((id.clone(), leaf.serial.clone(), leaf.not_after));
+        drop(issued);
+        Issued { id, leaf, bundle: self.bundle() }
+    }
+
+    /// A join token; its text is shown once.
+    pub async fn create_token(&self, order: &Order) -> Result<Token, Error> {
+        if order.id.trust_domain() != self.options.trust_domain || order.id.path().is_empty() {
+            let domain = self.options.trust_domain.clone();
+            return Err(Error::Foreign { id: order.id.to_string(), domain });
+        }
+        let now = self.now();
+        let root = fingerprint(self.core().root_of_issue(now)?);
+        let token = self.tokens.create(order, root, now).await?;
+        info!(id = %order.id, token = token.id(), "a join token was made");
+        Ok(token)
+    }
+
+    pub async fn list_tokens(&self) -> Result<Vec<Listed>, Error> {
+        self.tokens.list().await
+    }
+
+    /// Whether there was such a token.
+    pub async fn delete_token(&self, id: &str) -> Result<bool, Error> {
+        self.tokens.delete(id).await
+    }
+
+    /// Begins to rotate.
+    pub async fn rotate(&self, what: Rotate) -> Result<(), Error> {
+        self.step(|core, now| core.rotate(what, now).map(|()| true)).await?;
+        info!(?what, "the CA rotates by command");
+        Ok(())
+    }
+
+    pub async fn revoke_serial(&self, serial: &Serial) -> Result<(), Error> {
+        self.step(|core, now| core.revoke_serial(serial, now).map(|()| true)).await?;
+        warn!(%serial, "a certificate was revoked");
+        Ok(())
+    }
+
+    /// Revokes what `id` has now; what is issued later (after a join with a new token) is good.
+    pub async fn revoke_identity(&self, id: &SpiffeId) -> Result<(), Error> {
+        let serials: Vec<Serial> = {
+            let issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+            issued.iter().filter(|(i, ..)| i == id).map(|(_, serial, _)| serial.clone()).collect()
+        };
+        self.step(|core, now| core.revoke_identity(id, &serials, now).map(|()| true)).await?;
+        warn!(%id, "an identity was revoked");
+        Ok(())
+    }
+
+    /// What is due now: rotations, changed files, what another control plane has stored.
+    pub async fn tick(&self) -> Result<(), Error> {
+        let files = self.changed_files();
+        self.step(|core, now| {
+            if let Some((files, _)) = &files {
+                core.take_files(files, now)?;
+            }
+            Ok(core.tick(now)? || files.is_some())
+        })
+        .await?;
+        if let Some((_, contents)) = files {
+            info!("the intermediate from files has changed");
+            *self.contents.lock().unwrap_or_else(PoisonError::into_inner) = Some(contents);
+        }
+        Ok(())
+    }
+
+    /// Makes what is due, for ever. Failures are logged; what was before keeps on.
+    pub async fn run(&self) {
+        // A sixtieth of a certificate's life is soon enough for all that depends on it.
+        let often = (self.options.lifetimes.svid / 60).clamp(Duration::from_millis(200), Duration::from_secs(5));
+        let mut ticks = tokio::time::interval(often);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last = String::new();
+        loop {
+            ticks.tick().await;
+            match self.tick().await {
+                Ok(()) => last.clear(),
+                Err(failed) => {
+                    let text = failed.to_string();
+                    if text != last {
+                        error!(error = %text, "the CA cannot make its next step and keeps its state; it tries again");
+                        last = text;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Files that read and parse, and differ from those in use. Others are reported and left.
+    fn changed_files(&self) -> Option<(super::core::FromFiles, Contents)> {
+        let files = self.options.files.as_ref()?;
+        let contents = files.read().inspect_err(|e| warn!(error = %e, "the CA's files cannot be read")).ok()?;
+        if self.contents.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&contents) {
+            return None;
+        }
+        // Chain and key are two files: between their writes they do not fit, which the next look finds mended.
+        match files.parse(&contents) {
+            Ok(parsed) => Some((parsed, contents)),
+            Err(error) => {
+                warn!(%error, "the CA's files have changed, but cannot be used; the former ones stay");
+                None
+            }
+        }
+    }
+
+    /// Makes a step on a copy, stores it, and only then lets it count.
+    async fn step(&self, work: impl Fn(&mut Core, SystemTime) -> Result<bool, Error>) -> Result<(), Error> {
+        let mut stored = self.stored.lock().await;
+        for _ in 0..TRIES {
+            self.refresh(&mut stored).await?;
+            let mut core = Core::clone(&self.core());
+            if !work(&mut core, self.now())? {
+                return Ok(());
+            }
+            if self.replace(&mut stored, core).await? {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Conflict { place: self.store.place() }.into())
+    }
+
+    /// Takes over what another control plane has stored.
+    async fn refresh(&self, stored: &mut Option<Vec<u8>>) -> Result<(), Error> {
+        let Some((state, sealed)) = self.store.read::<State>(STATE).await? else { return Ok(()) };
+        if Some(&sealed) == stored.as_ref() {
+            return Ok(());
+        }
+        let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let files = self.options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
+        let (domain, lifetimes) = (&self.options.trust_domain, self.options.lifetimes);
+        let core = Core::restore(&state, domain, lifetimes, files.as_ref(), self.now())?;
+        *stored = Some(sealed);
+        self.publish(core);
+        Ok(())
+    }
+
+    async fn replace(&self, stored: &mut Option<Vec<u8>>, core: Core) -> Result<bool, Error> {
+        let sealed = self.store.seal(STATE, &core.save())?;
+        let batch = Batch {
+            expect: vec![(STATE.to_owned(), stored.clone())],
+            put: vec![(STATE.to_owned(), sealed.clone())],
+            delete: Vec::new(),
+        };
+        if !self.store.write(batch).await? {
+            return Ok(false);
+        }
+        *stored = Some(sealed);
+        self.publish(core);
+        Ok(true)
+    }
+
+    fn publish(&self, core: Core) {
+        let bundle = Arc::clone(core.bundle());
+        *self.core.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(core);
+        self.bundles.send_if_modified(|old| {
+            let changed = **old != *bundle;
+            *old = bundle;
+            changed
+        });
+    }
+}
