@@ -1,5 +1,6 @@
 //! The one binary: API gateway and service mesh.
 
+mod capture;
 mod demo;
 mod logging;
 mod offline;
@@ -40,6 +41,8 @@ enum Command {
     Diff(offline::diff::Args),
     /// Print the JSON Schema of a kind, or of all.
     Schema(offline::schema::Args),
+    /// Hand the connections of a machine, container or network namespace to the proxy, or no longer.
+    Capture(capture::Args),
     /// Try it: a small shop on this machine with the gateway in front, and commands to paste.
     Demo(demo::Args),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => offline::explain::run(&args),
         Command::Diff(args) => Ok(offline::diff::run(&args)),
         Command::Schema(args) => offline::schema::run(&args),
+        Command::Capture(args) => capture::run(&args),
         Command::Demo(args) => demo::run(&args, &cli.log),
     };
     result.unwrap_or_else(|error| {

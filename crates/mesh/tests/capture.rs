@@ -1,0 +1,442 @@
+//! Capture in network namespaces of the kernel: unmodified programs on one side, a listener that asks for original
+//! destinations on the other. Needs root; says so and leaves itself out otherwise.
+
+use selvedge_mesh::{
+    capture::{self, Applied, Backend, CaptureError, Chosen, Item, MARK, Tools, Wish},
+    spaces::Space,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::{
+    ffi::OsString,
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::{self, Command, Output},
+    sync::{
+        atomic::{AtomicU32, Ordering::Relaxed},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+/// Two machines with a cable between them: `10.77.0.1` and `fd77::1` is where rules are applied, `.2` is elsewhere.
+struct Pair {
+    here: String,
+    there: String,
+}
+
+const HERE: &str = "10.77.0.1";
+const THERE: &str = "10.77.0.2";
+
+impl Pair {
+    /// `None`: not to be had here.
+    fn new() -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("sv-capture-{}-{}", process::id(), NEXT.fetch_add(1, Relaxed));
+        let pair = Self { here: format!("{name}h"), there: format!("{name}t") };
+        if !rustix::process::geteuid().is_root() || !sh(&format!("ip netns add {}", pair.here)).status.success() {
+            eprintln!("left out: network namespaces cannot be made here (that needs root and `ip`)");
+            return None;
+        }
+        let Self { here, there } = &pair;
+        for line in [
+            format!("ip netns add {there}"),
+            format!("ip -n {here} link add eth0 type veth peer name eth0 netns {there}"),
+            format!("ip -n {here} address add {HERE}/24 dev eth0"),
+            format!("ip -n {there} address add {THERE}/24 dev eth0"),
+            format!("ip -n {here} address add fd77::1/64 dev eth0 nodad"),
+            format!("ip -n {there} address add fd77::2/64 dev eth0 nodad"),
+            format!("ip -n {here} link set lo up"),
+            format!("ip -n {there} link set lo up"),
+            format!("ip -n {here} link set eth0 up"),
+            format!("ip -n {there} link set eth0 up"),
+            // What is neither here nor there is behind the other one: service addresses have a way out.
+            format!("ip -n {here} route add default via {THERE}"),
+            format!("ip -n {here} -6 route add default via fd77::2"),
+        ] {
+            let out = sh(&line);
+            assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        Some(pair)
+    }
+
+    fn here(&self) -> Space {
+        Space::open(&self.here).expect("the namespace")
+    }
+
+    fn there(&self) -> Space {
+        Space::open(&self.there).expect("the namespace")
+    }
+
+    /// All rules, chain by chain; in which order chains stand means nothing.
+    fn rules(&self) -> String {
+        let (mut table, mut chain, mut lines) = ("", "", Vec::new());
+        let listed = text(&sh(&format!("ip netns exec {} nft list ruleset", self.here)));
+        for line in listed.lines().filter(|line| !line.is_empty()) {
+            match line.trim_start_matches('\t').len() + 1 {
+                _ if !line.starts_with('\t') => (table, chain) = (line, ""),
+                length if length == line.len() => chain = line,
+                _ => {}
+            }
+            lines.push((table, chain, line));
+        }
+        lines.sort_by_key(|(table, chain, _)| (*table, *chain));
+        lines.into_iter().fold(String::new(), |out, (_, _, line)| out + line + "\n")
+    }
+
+    /// What a program here prints.
+    fn run(&self, command: &str) -> String {
+        text(&sh(&format!("ip netns exec {} {command}", self.here)))
+    }
+
+    fn run_there(&self, command: &str) -> String {
+        text(&sh(&format!("ip netns exec {} {command}", self.there)))
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for name in [&self.here, &self.there] {
+            sh(&format!("ip netns del {name}"));
+        }
+    }
+}
+
+fn sh(command: &str) -> Output {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    Command::new("sh").args(["-c", command]).env("PATH", path).output().expect("a shell")
+}
+
+fn text(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+fn tools() -> Tools {
+    Tools::in_path(format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()).into())
+}
+
+/// Answers each connection with who it was meant for: `to=ADDRESS`.
+fn listen(space: &Space, address: &str) {
+    let address: SocketAddr = address.parse().expect("an address");
+    let listener = space.within(|| bind(address)).expect("inside").expect("a listener");
+    thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept().map(|(s, a)| (std::net::TcpStream::from(s), a)) {
+            let socket = socket2::SockRef::from(&stream);
+            let v6 = stream
+                .local_addr()
+                .is_ok_and(|local| matches!(local.ip(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_none()));
+            let original = if v6 { socket.original_dst_v6() } else { socket.original_dst_v4() };
+            let local = stream.local_addr().map(|local| SocketAddr::new(local.ip().to_canonical(), local.port())).ok();
+            let to = original.ok().and_then(|a| a.as_socket()).filter(|to| Some(*to) != local);
+            let body = to.map_or("to=me".to_owned(), |to| format!("to={to}"));
+            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(64)?;
+    Ok(socket)
+}
+
+fn curl(target: &str) -> String {
+    format!("curl -s --max-time 5 --noproxy '*' http://{target}/")
+}
+
+fn chosen(include: &str, exclude: &str) -> Option<Chosen> {
+    let items = |text: &str| text.split_terminator(',').map(|item| item.parse::<Item>().expect(item)).collect();
+    Some(Chosen { include: items(include), exclude: items(exclude) })
+}
+
+fn apply(pair: &Pair, wish: &Wish, tools: &Tools) -> Applied {
+    capture::apply(&pair.here(), wish, tools).expect("applied")
+}
+
+/// Both ways to have it done: nftables, and a PATH without it.
+fn both(test: impl Fn(&Pair, &Tools, Backend)) {
+    let Some(pair) = Pair::new() else { return };
+    test(&pair, &tools(), Backend::Nftables);
+    drop(pair);
+    let folder = tempfile::tempdir().expect("a folder");
+    link_iptables(folder.path(), &[]);
+    let Some(pair) = Pair::new() else { return };
+    test(&pair, &Tools::in_path(folder.path().into()), Backend::Iptables);
+}
+
+/// A folder with all programs of iptables but some.
+fn link_iptables(folder: &Path, without: &[&str]) {
+    for name in ["iptables", "ip6tables", "iptables-legacy", "ip6tables-legacy"] {
+        for verb in ["save", "restore"] {
+            let name = format!("{name}-{verb}");
+            let places = ["/usr/sbin", "/sbin"].map(|place| PathBuf::from(place).join(&name));
+            if let Some(file) = places.iter().find(|file| file.exists())
+                && !without.contains(&name.as_str())
+            {
+                symlink(file, folder.join(&name)).expect("a link");
+            }
+        }
+    }
+}
+
+fn script(folder: &Path, name: &str, body: &str) {
+    let file = folder.join(name);
+    fs::write(&file, format!("#!/bin/sh\n{body}\n")).expect("a script");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("executable");
+}
+
+#[test]
+fn outbound_connections_reach_the_proxy_with_their_destination() {
+    both(|pair, tools, backend| {
+        listen(&pair.here(), "[::]:15001");
+        listen(&pair.there(), "[::]:8080");
+        listen(&pair.here(), "127.0.0.1:8080");
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=me", "before");
+        let applied = apply(pair, &Wish::default(), tools);
+        assert_eq!((applied.backend, applied.changed), (backend, true));
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=10.77.0.2:8080");
+        assert_eq!(pair.run(&curl("10.96.0.10:80")), "to=10.96.0.10:80", "an address that nobody has");
+        assert_eq!(pair.run(&curl("[fd77::2]:8080")), "to=[fd77::2]:8080");
+        assert_eq!(pair.run(&curl("127.0.0.1:8080")), "to=me", "loopback is left alone");
+        // The other side is not captured.
+        assert_eq!(pair.run_there(&curl("10.77.0.2:8080")), "to=me");
+    });
+}
+
+#[test]
+fn what_is_excluded_passes_by() {
+    both(|pair, tools, _| {
+        listen(&pair.here(), "[::]:15001");
+        for port in [8080, 8081, 9000] {
+            listen(&pair.there(), &format!("[::]:{port}"));
+        }
+        let exclude = |exclude: &str| Wish { outbound: chosen("", exclude), ..Wish::default() };
+        apply(pair, &exclude("8081-8090"), tools);
+        assert_eq!(pair.run(&curl("10.77.0.2:8081")), "to=me");
+        assert_eq!(pair.run(&curl("[fd77::2]:8081")), "to=me");
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=10.77.0.2:8080");
+        apply(pair, &exclude("10.77.0.0/16"), tools);
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=me");
+        assert_eq!(pair.run(&curl("[fd77::2]:8080")), "to=[fd77::2]:8080");
+        apply(pair, &exclude("fd77::2"), tools);
+        assert_eq!(pair.run(&curl("[fd77::2]:8080")), "to=me");
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=10.77.0.2:8080");
+        apply(pair, &Wish { ipv6: false, ..Wish::default() }, tools);
+        assert_eq!(pair.run(&curl("[fd77::2]:8080")), "to=me");
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=10.77.0.2:8080");
+        apply(pair, &Wish { outbound: chosen("8080,127.9.0.0/16", ""), ..Wish::default() }, tools);
+        assert_eq!(pair.run(&curl("10.77.0.2:9000")), "to=me");
+        assert_eq!(pair.run(&curl("10.77.0.2:8080")), "to=10.77.0.2:8080");
+        assert_eq!(pair.run(&curl("127.9.0.1:7")), "to=127.9.0.1:7", "loopback that is named");
+    });
+}
+
+#[test]
+fn the_proxy_itself_passes_by() {
+    both(|pair, tools, _| {
+        listen(&pair.here(), "[::]:15001");
+        listen(&pair.there(), "[::]:8080");
+        listen(&pair.here(), "[::]:15006");
+        listen(&pair.here(), "0.0.0.0:8080");
+        apply(pair, &Wish { uids: vec![65534], ..Wish::default() }, tools);
+        let as_user = |uid| format!("setpriv --reuid {uid} --clear-groups {}", curl("10.77.0.2:8080"));
+        assert_eq!(pair.run(&as_user(65534)), "to=me");
+        assert_eq!(pair.run(&as_user(65533)), "to=10.77.0.2:8080");
+        let marked = |target: &str| {
+            let target: SocketAddr = target.parse().expect("an address");
+            let connect = || {
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+                socket.set_mark(MARK)?;
+                socket.connect(&target.into())?;
+                Ok::<_, std::io::Error>(std::net::TcpStream::from(socket))
+            };
+            let mut stream = pair.here().within(connect).expect("inside").expect("a connection");
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("written");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an answer");
+            answer.rsplit("\r\n").next().expect("a body").to_owned()
+        };
+        assert_eq!(marked("10.77.0.2:8080"), "to=me");
+        assert_eq!(marked("[fd77::2]:8080"), "to=me");
+        // To the application beside it, by the address by which others know it: not back into the proxy.
+        assert_eq!(marked("10.77.0.1:8080"), "to=me");
+    });
+}
+
+#[test]
+fn inbound_connections_reach_the_proxy_with_their_destination() {
+    both(|pair, tools, _| {
+        for port in ["15006", "15008", "15000", "22", "8080", "9090"] {
+            listen(&pair.here(), &format!("[::]:{port}"));
+        }
+        apply(pair, &Wish { inbound: chosen("", "9090"), ..Wish::default() }, tools);
+        assert_eq!(pair.run_there(&curl("10.77.0.1:8080")), "to=10.77.0.1:8080");
+        assert_eq!(pair.run_there(&curl("[fd77::1]:8080")), "to=[fd77::1]:8080");
+        assert_eq!(pair.run_there(&curl("10.77.0.1:81")), "to=10.77.0.1:81", "whether or not somebody listens");
+        for port in ["15008", "15006", "15000", "22", "9090"] {
+            assert_eq!(pair.run_there(&curl(&format!("10.77.0.1:{port}"))), "to=me", "{port}");
+        }
+        apply(pair, &Wish { inbound: chosen("8080,22", THERE), ..Wish::default() }, tools);
+        assert_eq!(pair.run_there(&curl("10.77.0.1:8080")), "to=me", "from an excluded source");
+        assert_eq!(pair.run_there(&curl("[fd77::1]:8080")), "to=[fd77::1]:8080");
+        assert_eq!(pair.run_there(&curl("[fd77::1]:22")), "to=[fd77::1]:22");
+        assert_eq!(pair.run_there(&curl("[fd77::1]:9090")), "to=me");
+    });
+}
+
+#[test]
+fn connections_from_before_live_on() {
+    both(|pair, tools, _| {
+        let (heard, hears) = mpsc::channel();
+        let listener = pair.there().within(|| bind("10.77.0.2:7000".parse().expect("an address"))).expect("inside");
+        let listener = listener.expect("a listener");
+        thread::spawn(move || {
+            let mut stream = std::net::TcpStream::from(listener.accept().expect("a connection").0);
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).is_ok() && heard.send(byte[0]).is_ok() {}
+        });
+        let connect = || std::net::TcpStream::connect("10.77.0.2:7000");
+        let mut stream = pair.here().within(connect).expect("inside").expect("a connection");
+        let mut say = |byte| {
+            stream.write_all(&[byte]).expect("written");
+            assert_eq!(hears.recv_timeout(Duration::from_secs(5)), Ok(byte));
+        };
+        say(1);
+        apply(pair, &Wish::default(), tools);
+        say(2);
+        apply(pair, &Wish { dns: true, ..Wish::default() }, tools);
+        capture::remove(&pair.here(), tools).expect("removed");
+        say(3);
+    });
+}
+
+#[test]
+fn the_same_again_changes_nothing_and_removal_leaves_nothing() {
+    both(|pair, tools, backend| {
+        pair.run("nft add table inet others");
+        pair.run("nft add chain inet others input '{ type filter hook input priority 0; }'");
+        if backend == Backend::Iptables {
+            // The first call of iptables makes empty tables of its own.
+            for (tool, address) in [("iptables", "192.0.2.1"), ("ip6tables", "fd00::1")] {
+                pair.run(&format!("{tool} -t nat -A OUTPUT -d {address} -j RETURN"));
+                pair.run(&format!("{tool} -t nat -A PREROUTING -d {address} -j RETURN"));
+            }
+        }
+        let before = pair.rules();
+        let (here, wish) = (pair.here(), Wish::default());
+        assert_eq!(capture::show(&here, &wish, tools).expect("shown"), []);
+        assert!(!capture::remove(&here, tools).expect("nothing to remove"));
+        assert!(apply(pair, &wish, tools).changed);
+        let applied = pair.rules();
+        assert!(!apply(pair, &wish, tools).changed);
+        assert_eq!(pair.rules(), applied);
+        let shown = capture::show(&here, &wish, tools).expect("shown");
+        assert!(!shown.is_empty() && shown.iter().all(|s| s.intact && s.as_wished), "{shown:#?}");
+        let other = Wish { dns: true, uids: vec![7], ..Wish::default() };
+        let shown = capture::show(&here, &other, tools).expect("shown");
+        assert!(shown.iter().all(|s| s.intact && !s.as_wished), "{shown:#?}");
+        assert!(apply(pair, &other, tools).changed);
+        assert!(!apply(pair, &other, tools).changed);
+        pair.run(if backend == Backend::Nftables {
+            "nft flush chain inet selvedge inbound"
+        } else {
+            "iptables -t nat -F SELVEDGE_IN"
+        });
+        let shown = capture::show(&here, &other, tools).expect("shown");
+        assert!(shown.iter().any(|s| !s.intact && !s.as_wished), "{shown:#?}");
+        assert!(apply(pair, &other, tools).changed, "put right");
+        assert!(apply(pair, &wish, tools).changed);
+        assert_eq!(pair.rules(), applied, "as at first");
+        assert!(capture::remove(&here, tools).expect("removed"));
+        assert_eq!(pair.rules(), before);
+    });
+}
+
+#[test]
+fn rules_of_the_other_tool_are_taken_over() {
+    let Some(pair) = Pair::new() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    link_iptables(folder.path(), &[]);
+    let wish = Wish::default();
+    apply(&pair, &wish, &Tools::in_path(folder.path().into()));
+    let applied = apply(&pair, &wish, &tools());
+    assert_eq!((applied.backend, applied.changed), (Backend::Nftables, true));
+    assert!(!pair.rules().contains("SELVEDGE"), "{}", pair.rules());
+    assert!(!apply(&pair, &wish, &tools()).changed);
+}
+
+#[test]
+fn a_kernel_without_nftables_is_captured_by_iptables() {
+    let Some(pair) = Pair::new() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    link_iptables(folder.path(), &[]);
+    script(
+        folder.path(),
+        "nft",
+        "echo 'netlink: Error: cache initialization failed: Protocol not supported' >&2; exit 1",
+    );
+    let with_broken_nft = Tools::in_path(folder.path().into());
+    let applied = apply(&pair, &Wish::default(), &with_broken_nft);
+    assert_eq!(applied.backend, Backend::Iptables);
+    assert!(applied.instead.expect("a reason").contains("Protocol not supported"));
+    // Neither will do: the error names both and what the kernel needs.
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["nft", "iptables-save", "ip6tables-save"] {
+        script(folder.path(), name, "echo \"$0: Table does not exist (do you need to insmod?)\" >&2; exit 3");
+    }
+    let error = capture::apply(&pair.here(), &Wish::default(), &Tools::in_path(folder.path().into()));
+    let Err(CaptureError::Kernel { .. }) = &error else { panic!("{error:?}") };
+    let message = error.expect_err("an error").to_string();
+    assert!(message.contains("nothing was changed") && message.contains("nft_redir"), "{message}");
+}
+
+#[test]
+fn when_ipv6_fails_ipv4_is_put_back() {
+    let Some(pair) = Pair::new() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    link_iptables(folder.path(), &["ip6tables-restore", "ip6tables-legacy-restore"]);
+    for name in ["ip6tables-restore", "ip6tables-legacy-restore"] {
+        script(
+            folder.path(),
+            name,
+            "echo 'ip6tables-restore: line 5 failed: No chain/target/match by that name' >&2; exit 1",
+        );
+    }
+    let broken = Tools::in_path(folder.path().into());
+    let error = capture::apply(&pair.here(), &Wish::default(), &broken).expect_err("no IPv6");
+    assert!(error.to_string().contains("--no-ipv6"), "{error}");
+    assert!(!pair.rules().contains("SELVEDGE"), "{}", pair.rules());
+    // Over rules from before: those are back, order and all.
+    let folder = tempfile::tempdir().expect("a folder");
+    link_iptables(folder.path(), &[]);
+    let whole = Tools::in_path(folder.path().into());
+    let first = Wish { dns: true, uids: vec![7], ..Wish::default() };
+    apply(&pair, &first, &whole);
+    let before = pair.rules();
+    capture::apply(&pair.here(), &Wish::default(), &broken).expect_err("no IPv6");
+    assert_eq!(pair.rules(), before);
+    assert!(!apply(&pair, &first, &whole).changed);
+    let v4 = Wish { ipv6: false, ..Wish::default() };
+    assert!(apply(&pair, &v4, &whole).changed);
+    assert!(!apply(&pair, &v4, &whole).changed);
+}
+
+#[test]
+fn without_any_tool_the_error_says_what_to_install() {
+    let nothing = Tools::in_path(OsString::from("/nowhere"));
+    match capture::apply(&Space::current(), &Wish::default(), &nothing) {
+        Err(error @ CaptureError::NoTool { .. }) => assert!(error.to_string().contains("package nftables"), "{error}"),
+        Err(CaptureError::Rights { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
