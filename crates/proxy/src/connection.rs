@@ -5,10 +5,13 @@ use crate::{
     codec::{self, Service},
     drain::{Drain, Drainer},
     error::Kind,
+    inbound,
     io::Io,
     l4,
     listener::OpenListener,
+    outbound,
     proxy::Shared,
+    scope::Scope,
     serve, sniff,
     table::{ListenerTable, LiveProtocol},
     telemetry::{ConnectionFacts, Handshake, Limit, ListenerHandle, Record, Rejected, TlsFacts},
@@ -41,6 +44,8 @@ pub struct Conn {
     pub facts: Arc<ConnectionFacts>,
     /// The listener that SNI picked; requests for a host of another one are misdirected.
     pub tls: Option<ListenerName>,
+    /// How the listener of a request is found.
+    pub scope: Scope,
 }
 
 impl Conn {
@@ -73,15 +78,15 @@ impl Drop for Active<'_> {
 }
 
 /// An accepted connection before its protocol is known.
-struct Fresh {
-    tcp: TcpStream,
-    shared: Arc<Shared>,
-    worker: WorkerId,
-    listener: Arc<OpenListener>,
-    table: Arc<ListenerTable>,
-    drain: Drain,
-    direct: SocketAddr,
-    deadline: Instant,
+pub(crate) struct Fresh {
+    pub tcp: TcpStream,
+    pub shared: Arc<Shared>,
+    pub worker: WorkerId,
+    pub listener: Arc<OpenListener>,
+    pub table: Arc<ListenerTable>,
+    pub drain: Drain,
+    pub direct: SocketAddr,
+    pub deadline: Instant,
 }
 
 /// Serves one accepted TCP connection until it ends.
@@ -128,10 +133,10 @@ impl Fresh {
                 let mut io = Io::from(self.tcp);
                 io.unread(read);
                 let (io, http2) = sniff::http_version(io, self.deadline).await?;
-                let options = self.table.any_http();
-                let http2 = http2 && options.is_some_and(|o| o.config.options.http2_enabled);
+                let Some(options) = self.table.any_http().map(|live| live.config.options.clone()) else { return Ok(()) };
+                let http2 = http2 && options.http2_enabled;
                 let nowhere = self.table.nowhere.clone();
-                let facts = facts(self.worker, local, self.direct, peer, None, nowhere);
+                let facts = facts(self.worker, local, self.direct, peer, None, nowhere).into();
                 let conn = Conn {
                     shared: self.shared,
                     worker: self.worker,
@@ -140,22 +145,25 @@ impl Fresh {
                     local,
                     facts,
                     tls: None,
+                    scope: Scope::Hosts,
                 };
-                http(io, http2, conn, &self.table, self.drain).await
+                http(io, http2, conn, &options, self.drain).await
             }
             LiveProtocol::Tls { .. } => self.tls(peer, local, read).await,
             LiveProtocol::Tcp(listener) => {
                 let mut io = Io::from(self.tcp);
                 io.unread(read);
                 let handle = self.table.streams.clone().unwrap_or_else(|| self.table.nowhere.clone());
-                let facts = facts(self.worker, local, self.direct, peer, None, handle.clone());
+                let facts = facts(self.worker, local, self.direct, peer, None, handle.clone()).into();
                 let metrics = self.table.stream_route.clone();
                 let options = listener.options.clone();
                 let stream = l4::Stream { io, worker: self.worker, facts, handle, metrics, options, drain: self.drain };
                 l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
                 Ok(())
             }
-            LiveProtocol::Udp(_) | LiveProtocol::Outbound(_) | LiveProtocol::Inbound(_) => Ok(()),
+            LiveProtocol::Outbound(_) => Box::pin(outbound::serve(self, read, peer, local)).await,
+            LiveProtocol::Inbound(_) => Box::pin(inbound::serve(self, read, peer, local)).await,
+            LiveProtocol::Udp(_) => Ok(()),
         }
     }
 
@@ -172,9 +180,11 @@ impl Fresh {
                 match &listener.mode {
                     TlsMode::Http { .. } => {
                         let http2 = session.alpn == Some(AppProtocol::Http2);
-                        let handle =
-                            table.by_name(&listener.name).map_or_else(|| table.nowhere.clone(), |l| l.handle.clone());
-                        let facts = facts(self.worker, local, self.direct, peer, Some(tls), handle);
+                        let live = table.by_name(&listener.name);
+                        let handle = live.map_or_else(|| table.nowhere.clone(), |l| l.handle.clone());
+                        let Some(live) = live.or_else(|| table.any_http()) else { return Ok(()) };
+                        let options = live.config.options.clone();
+                        let facts = facts(self.worker, local, self.direct, peer, Some(tls), handle).into();
                         let name = Some(listener.name.clone());
                         let conn = Conn {
                             shared: self.shared,
@@ -184,8 +194,9 @@ impl Fresh {
                             local,
                             facts,
                             tls: name,
+                            scope: Scope::Hosts,
                         };
-                        http(Io::from(*io), http2, conn, &table, self.drain).await
+                        http(Io::from(*io), http2, conn, &options, self.drain).await
                     }
                     _ => {
                         let stream = (Io::from(*io), tls, session.sni);
@@ -223,21 +234,21 @@ async fn l4_tls(
     };
     let route = routes.find(sni.as_deref().unwrap_or(""));
     let handle = table.stream_handle(&listener.name);
-    let facts = facts(worker, local, direct, peer, Some(tls), handle.clone());
+    let facts = facts(worker, local, direct, peer, Some(tls), handle.clone()).into();
     let metrics = route.and_then(|route| table.stream_metrics(&listener.name, &route.name));
     let stream = l4::Stream { io, worker, facts, handle, metrics, options: options.clone(), drain };
     l4::serve(stream, route.map(Arc::as_ref), &table.clusters).await;
 }
 
-fn facts(
+pub(crate) fn facts(
     worker: WorkerId,
     local: SocketAddr,
     direct: SocketAddr,
     client: SocketAddr,
     tls: Option<TlsFacts>,
     listener: Arc<ListenerHandle>,
-) -> Arc<ConnectionFacts> {
-    Arc::new(ConnectionFacts { worker, local, peer: direct, client, tls, listener })
+) -> ConnectionFacts {
+    ConnectionFacts { worker, local, peer: direct, client, tls, source: None, destination: None, listener }
 }
 
 fn tls_facts(session: &Session) -> TlsFacts {
@@ -252,18 +263,20 @@ fn tls_facts(session: &Session) -> TlsFacts {
     }
 }
 
-async fn http(io: Io, http2: bool, conn: Conn, table: &Arc<ListenerTable>, drain: Drain) -> Result<(), Error> {
-    let live = match &conn.tls {
-        Some(name) => table.by_name(name).or_else(|| table.any_http()),
-        None => table.any_http(),
-    };
-    let Some(options) = live.map(|live| live.config.options.clone()) else { return Ok(()) };
+/// Serves the requests of a connection. `options` are those of the connection; its requests may come to other listeners.
+pub(crate) async fn http(
+    io: Io,
+    http2: bool,
+    conn: Conn,
+    options: &HttpOptions,
+    drain: Drain,
+) -> Result<(), Error> {
     let conn = Arc::new(conn);
     let age = options.max_connection_age;
     if !age.is_zero() {
-        return Box::pin(until_old(age, drain, |drain| spoken(io, http2, conn, &options, drain))).await;
+        return Box::pin(until_old(age, drain, |drain| spoken(io, http2, conn, options, drain))).await;
     }
-    spoken(io, http2, conn, &options, drain).await
+    spoken(io, http2, conn, options, drain).await
 }
 
 /// Serves a connection that is told to finish when it is `age` old, or when `drain` says so.

@@ -64,6 +64,19 @@ impl Io {
         Self { prefix: Bytes::new(), kind: Kind::Other(Box::pin(stream)) }
     }
 
+    /// Nothing: ends at once, and forgets what is written. Stands where a connection is taken out for a moment.
+    pub(crate) fn nothing() -> Self {
+        Self::other(tokio::io::join(tokio::io::empty(), tokio::io::sink()))
+    }
+
+    /// A plain TCP connection, and what was read of it and put back.
+    pub(crate) fn into_tcp(self) -> Option<(TcpStream, Bytes)> {
+        match self.kind {
+            Kind::Tcp(tcp) => Some((tcp, self.prefix)),
+            _ => None,
+        }
+    }
+
     /// Puts bytes back in front of what is read next.
     pub fn unread(&mut self, bytes: Bytes) {
         if self.prefix.is_empty() {

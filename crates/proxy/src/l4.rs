@@ -21,6 +21,7 @@ use selvedge_compile::snapshot::{HashKey, L4Options, L4Route, Target};
 use smallvec::SmallVec;
 use std::{
     borrow::Cow,
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -44,17 +45,54 @@ const MAX_TRIES: usize = 3;
 /// Serves a connection until it ends. A connection that cannot be served is reset, so that its client notices at once
 /// and does not take it for an empty answer.
 pub async fn serve(stream: Stream, route: Option<&L4Route>, clusters: &[Arc<LiveCluster>]) {
-    let mut record = Record::stream(stream.facts.clone());
-    record.listener(&stream.handle, &HeaderMap::new());
-    if let Some(metrics) = &stream.metrics {
-        record.matched(metrics);
+    let mut record = begin(&stream.facts, &stream.handle, stream.metrics.as_ref());
+    let upstream = open(route, clusters, &stream.facts, &mut record).await;
+    carry(stream, upstream, record).await;
+}
+
+/// A connection to a server, with what counts it.
+pub(crate) struct Upstream {
+    pub io: Io,
+    _held: Option<Held>,
+    _active: Option<Active>,
+}
+
+impl From<Io> for Upstream {
+    /// A connection that belongs to no cluster.
+    fn from(io: Io) -> Self {
+        Self { io, _held: None, _active: None }
     }
-    let connected = match cluster(route, clusters) {
-        Ok(cluster) => connect(cluster, &stream.facts, &mut record).await,
-        Err(refusal) => Err(refusal),
-    };
-    let (upstream, _held, _active) = match connected {
-        Ok(connected) => connected,
+}
+
+/// Begins the account of a connection.
+pub(crate) fn begin(
+    facts: &Arc<ConnectionFacts>,
+    handle: &Arc<ListenerHandle>,
+    route: Option<&Arc<RouteMetrics>>,
+) -> Record {
+    let mut record = Record::stream(facts.clone());
+    record.listener(handle, &HeaderMap::new());
+    if let Some(route) = route {
+        record.matched(route);
+    }
+    record
+}
+
+/// A connection to some backend of a route.
+pub(crate) async fn open(
+    route: Option<&L4Route>,
+    clusters: &[Arc<LiveCluster>],
+    facts: &ConnectionFacts,
+    record: &mut Record,
+) -> Result<Upstream, Refusal> {
+    let (io, held, active) = connect(cluster(route, clusters)?, facts, record).await?;
+    Ok(Upstream { io, _held: Some(held), _active: Some(active) })
+}
+
+/// Passes bytes both ways until the connection ends.
+pub(crate) async fn carry(stream: Stream, upstream: Result<Upstream, Refusal>, mut record: Record) {
+    let Upstream { io: upstream, _held, _active } = match upstream {
+        Ok(upstream) => upstream,
         Err(refusal) => {
             refusal.note(&mut record);
             tunnel::reset(&stream.io);
@@ -84,7 +122,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn new(flags: Flags, details: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(flags: Flags, details: impl Into<Cow<'static, str>>) -> Self {
         Self { flags, details: details.into(), error: None }
     }
 
@@ -95,6 +133,15 @@ impl Refusal {
                 record.flag(self.flags);
                 record.details(self.details);
             }
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.error {
+            Some(error) => error.fmt(f),
+            None => f.write_str(&self.details),
         }
     }
 }
@@ -273,6 +320,8 @@ pub(crate) mod tests {
                 peer: client,
                 client,
                 tls: None,
+                source: None,
+                destination: None,
                 listener: self.handle.clone(),
             };
             let stream = Stream {

@@ -6,6 +6,7 @@ use crate::{
     codec::{ExtendedConnect, h1::RawTarget},
     connection::Conn,
     error::{Kind, Side},
+    scope::{Key, Scope},
     telemetry::{Limit, RequestId},
 };
 use http::{
@@ -19,6 +20,7 @@ use selvedge_wire::{
     hop,
     host::{self, Authority},
     http1::Framing,
+    spiffe::SpiffeId,
     uri::{self, Form, PathOptions},
     websocket,
 };
@@ -33,6 +35,13 @@ pub struct Target {
     /// The client must be sent to the normalised path first (escaped slashes were decoded).
     pub redirect: bool,
     pub upgrade: Option<Upgrade>,
+}
+
+impl Target {
+    /// The destination, for a request to a proxy.
+    pub fn key(&self) -> Key {
+        Key::host(&self.host, self.port.unwrap_or(80))
+    }
 }
 
 /// A wish to change the protocol.
@@ -223,18 +232,20 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
     hop::strip_request(headers);
     // The codec has answered it.
     headers.remove(EXPECT);
+    // Who somebody is says their certificate, to us, and no header.
+    headers.remove(&X_FORWARDED_CLIENT_CERT);
     let peer = conn.peer.ip().to_canonical();
-    let trusted = trust.trusts(peer);
-    if !trusted {
-        forwarded::strip_internal(headers);
-    }
-    let source = if headers.contains_key("x-forwarded-for") { Source::XForwardedFor } else { Source::Forwarded };
-    let client = forwarded::client_ip(peer, headers, source, trust);
-    let hop = Hop { peer, host: &target.host, secure: conn.secure(), port: conn.local.port() };
-    forwarded::write_x_forwarded(headers, &hop);
-    if headers.contains_key("forwarded") {
-        forwarded::append_forwarded(headers, &hop);
-    }
+    let (client, trusted) = match &conn.scope {
+        Scope::Hosts => forwarded(headers, conn, target, trust),
+        // Between workloads nobody notices us: what the gateway has written about the client stays as it is.
+        Scope::To(_) | Scope::Named => (peer, true),
+        Scope::Port(arrived) => {
+            if let Some(peer) = &arrived.peer {
+                client_cert(headers, arrived.own.as_ref(), peer);
+            }
+            (peer, true)
+        }
+    };
     let id = match headers.get(&X_REQUEST_ID).filter(|id| trusted && is_sane(id)) {
         Some(id) => RequestId::Given(id.clone()),
         None => {
@@ -248,6 +259,36 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
     Ok(Sender { client, id })
 }
 
+/// What the edge says about a client, and whether that client is believed.
+fn forwarded(headers: &mut HeaderMap, conn: &Conn, target: &Target, trust: &Trust) -> (IpAddr, bool) {
+    let peer = conn.peer.ip().to_canonical();
+    let trusted = trust.trusts(peer);
+    if !trusted {
+        forwarded::strip_internal(headers);
+    }
+    let source = if headers.contains_key("x-forwarded-for") { Source::XForwardedFor } else { Source::Forwarded };
+    let client = forwarded::client_ip(peer, headers, source, trust);
+    let hop = Hop { peer, host: &target.host, secure: conn.secure(), port: conn.local.port() };
+    forwarded::write_x_forwarded(headers, &hop);
+    if headers.contains_key("forwarded") {
+        forwarded::append_forwarded(headers, &hop);
+    }
+    (client, trusted)
+}
+
+/// Tells the application who called, in the words of Envoy.
+fn client_cert(headers: &mut HeaderMap, own: Option<&SpiffeId>, peer: &SpiffeId) {
+    // A SPIFFE ID has no byte that would need quotes.
+    let text = match own {
+        Some(own) => format!("By={own};URI={peer}"),
+        None => format!("URI={peer}"),
+    };
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert(&X_FORWARDED_CLIENT_CERT, value);
+    }
+}
+
+static X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Version and variant bits of RFC 9562 section 5.4.

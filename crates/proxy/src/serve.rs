@@ -6,8 +6,9 @@ use crate::{
     connection::Conn,
     error::{Error, Kind, Side},
     filters::{Chain, Facts, Injected},
-    reply,
+    forward, reply,
     request::{self, Target},
+    scope::Scope,
     table::{ListenerTable, LiveHttp},
     telemetry::{Flags, Limit, Record},
     upstream,
@@ -40,15 +41,26 @@ pub struct Exchange<'a> {
 }
 
 /// Answers a request. Errors become responses here and nowhere else.
-pub async fn serve(conn: &Conn, mut request: Request) -> Response {
-    let table = conn.listener.table();
+pub async fn serve(conn: &Conn, request: Request) -> Response {
+    if conn.scope == Scope::Named {
+        return Box::pin(forward::serve(conn, request)).await;
+    }
+    answer(conn, conn.listener.table(), request).await
+}
+
+/// Answers a request with what this table says.
+pub async fn answer(conn: &Conn, table: Arc<ListenerTable>, mut request: Request) -> Response {
     let mut record = Record::start(conn.facts.clone(), &request);
     let grpc = selvedge_wire::grpc::is_grpc(request.headers());
     // Listeners of one socket agree on what is decided before the host is known.
     let any = table.any_http();
-    let understood = match any {
-        Some(http) => request::understand(&mut request, conn.secure(), &http.config.options),
-        None => request::understand(&mut request, conn.secure(), &HttpOptions::default()),
+    let options = match &conn.scope {
+        Scope::Hosts => None,
+        scope => table.options(scope),
+    };
+    let understood = match (any.map(|http| &http.config.options), &options) {
+        (_, Some(options)) | (Some(options), None) => request::understand(&mut request, conn.secure(), options),
+        (None, None) => request::understand(&mut request, conn.secure(), &HttpOptions::default()),
     };
     let result = match understood {
         Ok(target) => route(conn, &table, &target, request, grpc, &mut record).await,
@@ -58,7 +70,8 @@ pub async fn serve(conn: &Conn, mut request: Request) -> Response {
         record.failed(&error);
         reply::from_error(&error, grpc)
     });
-    let server_header = any.is_none_or(|http| http.config.options.server_header);
+    // Between workloads answers stay as they were given.
+    let server_header = conn.scope == Scope::Hosts && any.is_none_or(|http| http.config.options.server_header);
     if server_header && !response.headers().contains_key(SERVER) {
         response.headers_mut().insert(SERVER, HeaderValue::from_static("selvedge"));
     }
@@ -74,11 +87,15 @@ async fn route(
     grpc: bool,
     record: &mut Record,
 ) -> Result<Response, Error> {
-    let Some(http) = table.http(&target.host) else {
-        record.flag(Flags::NO_ROUTE);
-        record.details("no listener for this host");
-        return Ok(reply::from_status(StatusCode::NOT_FOUND, "no listener serves this host", grpc));
+    let own;
+    let http = match &conn.scope {
+        Scope::Hosts => table.http(&target.host),
+        scope => {
+            own = table.serving(scope, target);
+            own.as_ref()
+        }
     };
+    let Some(http) = http else { return unserved(conn, table, target, request, grpc, record).await };
     record.listener(&http.handle, request.headers());
     if conn.tls.as_ref().is_some_and(|sni| *sni != http.config.name) {
         record.details("the host belongs to another listener than the server name (SNI)");
@@ -115,7 +132,11 @@ async fn route(
     let facts = Facts {
         scheme: conn.scheme(),
         host: &target.host,
-        listener_port: table.config.bind.port,
+        listener_port: match conn.scope {
+            Scope::Hosts => table.config.bind.port,
+            Scope::Named => target.port.unwrap_or(80),
+            Scope::To(_) | Scope::Port(_) => conn.local.port(),
+        },
         prefix: match &entry.path {
             Pattern::Prefix(prefix) => Some(prefix.len()),
             _ => None,
@@ -150,6 +171,30 @@ async fn route(
         reply::from_error(&error, grpc)
     });
     Ok(chain.on_response(response))
+}
+
+/// No listener is there for a request.
+async fn unserved(
+    conn: &Conn,
+    table: &Arc<ListenerTable>,
+    target: &Target,
+    request: Request,
+    grpc: bool,
+    record: &mut Record,
+) -> Result<Response, Error> {
+    if let Some(live) = table.outbound() {
+        record.listener(&live.handle, request.headers());
+        return match &conn.scope {
+            Scope::To(key) => {
+                record.flag(Flags::NO_ROUTE);
+                Err(forward::unknown(conn, live, key))
+            }
+            _ => Box::pin(forward::pass_request(conn, table, live, target, request, record)).await,
+        };
+    }
+    record.flag(Flags::NO_ROUTE);
+    record.details("no listener for this host");
+    Ok(reply::from_status(StatusCode::NOT_FOUND, "no listener serves this host", grpc))
 }
 
 async fn act<'e>(

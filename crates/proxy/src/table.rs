@@ -3,15 +3,17 @@
 use crate::{
     cluster::LiveCluster,
     error::Error,
+    inbound::LiveInbound,
+    outbound::LiveOutbound,
     request,
+    scope::Scope,
     telemetry::{ListenerHandle, RouteMetrics, SocketMetrics, Telemetry},
     tls, udp,
 };
 use selvedge_compile::{
     router::HostMap,
     snapshot::{
-        ClusterId, HttpListener, Inbound, L4Listener, Listener, ListenerName, Outbound, Protocol, Rule, RuleName,
-        TlsMode,
+        ClusterId, HttpListener, HttpOptions, L4Listener, Listener, ListenerName, Protocol, Rule, RuleName, TlsMode,
     },
 };
 use selvedge_wire::forwarded::Trust;
@@ -40,8 +42,8 @@ pub enum LiveProtocol {
     Tls { acceptor: tls::Acceptor, http: HostMap<Arc<LiveHttp>> },
     Tcp(Arc<L4Listener>),
     Udp(Arc<L4Listener>),
-    Outbound(Arc<Outbound>),
-    Inbound(Arc<Inbound>),
+    Outbound(LiveOutbound),
+    Inbound(LiveInbound),
 }
 
 /// An HTTP listener with the live parts of its rules.
@@ -60,7 +62,7 @@ impl ListenerTable {
     pub fn link(
         config: &Arc<Listener>,
         clusters: &Arc<[Arc<LiveCluster>]>,
-        telemetry: &Telemetry,
+        telemetry: &Arc<Telemetry>,
         nowhere: &Arc<ListenerHandle>,
         store: &tls::Store,
         before: Option<&ListenerTable>,
@@ -106,8 +108,14 @@ impl ListenerTable {
                     _ => LiveProtocol::Udp(listener.clone()),
                 }
             }
-            Protocol::Outbound(outbound) => LiveProtocol::Outbound(outbound.clone()),
-            Protocol::Inbound(inbound) => LiveProtocol::Inbound(inbound.clone()),
+            Protocol::Outbound(outbound) => {
+                let before = before.and_then(Self::outbound);
+                LiveProtocol::Outbound(LiveOutbound::link(outbound, telemetry, before))
+            }
+            Protocol::Inbound(inbound) => {
+                let before = before.and_then(Self::inbound);
+                LiveProtocol::Inbound(LiveInbound::link(inbound, telemetry, before))
+            }
         };
         let table = Self {
             config: config.clone(),
@@ -126,6 +134,34 @@ impl ListenerTable {
     /// The HTTP listener that serves a host.
     pub fn http(&self, host: &str) -> Option<&Arc<LiveHttp>> {
         self.http_hosts().and_then(|hosts| hosts.find(host))
+    }
+
+    /// The HTTP listener that serves a request: on the sockets of Gateways by its host, else by where its connection
+    /// goes. `port` is that of the request's target.
+    pub fn serving(&self, scope: &Scope, target: &request::Target) -> Option<Arc<LiveHttp>> {
+        match (scope, &self.protocol) {
+            (Scope::To(key), LiveProtocol::Outbound(live)) => live.find(key)?.http.clone(),
+            (Scope::Named, LiveProtocol::Outbound(live)) => live.find(&target.key())?.http.clone(),
+            (Scope::Port(arrived), LiveProtocol::Inbound(live)) => live.port(arrived.to.port()).http.clone(),
+            (Scope::Hosts, _) => self.http(&target.host).cloned(),
+            _ => None,
+        }
+    }
+
+    /// What holds for the requests of a connection before their listener is known.
+    pub fn options(&self, scope: &Scope) -> Option<Arc<HttpOptions>> {
+        match (scope, &self.protocol) {
+            (Scope::Named, LiveProtocol::Outbound(live)) => Some(live.config.http.clone()),
+            (Scope::To(key), LiveProtocol::Outbound(live)) => {
+                let port = live.find(key);
+                let http = port.as_ref().and_then(|port| port.http.as_ref());
+                Some(http.map_or(&live.config.http, |http| &http.config.options).clone())
+            }
+            (Scope::Port(arrived), LiveProtocol::Inbound(live)) => {
+                live.port(arrived.to.port()).http.as_ref().map(|http| http.config.options.clone())
+            }
+            _ => self.any_http().map(|http| http.config.options.clone()),
+        }
     }
 
     /// The HTTP listener of a name.
@@ -186,7 +222,7 @@ impl ListenerTable {
 
 impl LiveHttp {
     /// `before` is what served the same listener: a rule mostly has the index there that it has now.
-    fn link(config: &Arc<HttpListener>, telemetry: &Telemetry, before: Option<&Self>) -> Self {
+    pub(crate) fn link(config: &Arc<HttpListener>, telemetry: &Telemetry, before: Option<&Self>) -> Self {
         let known = |i: usize, rule: &Arc<Rule>| {
             let before = before.filter(|before| before.config.name == config.name)?;
             let old = before.config.router.rules().get(i)?;

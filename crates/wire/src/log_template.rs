@@ -45,6 +45,8 @@ pub const DEFAULT_JSON: &[(&str, &str)] = &[
     ("sni", "%REQUESTED_SERVER_NAME%"),
     ("tls_version", "%DOWNSTREAM_TLS_VERSION%"),
     ("peer_identity", "%DOWNSTREAM_PEER_URI_SAN%"),
+    ("source_principal", "%SOURCE_PRINCIPAL%"),
+    ("destination_principal", "%DESTINATION_PRINCIPAL%"),
 ];
 
 /// A parsed template.
@@ -140,6 +142,8 @@ plain! {
     TlsCipher "DOWNSTREAM_TLS_CIPHER" false "IANA name of the cipher suite.",
     PeerSubject "DOWNSTREAM_PEER_SUBJECT" false "Subject of the client's certificate.",
     PeerUriSan "DOWNSTREAM_PEER_URI_SAN" false "URI SAN of the client's certificate.",
+    SourcePrincipal "SOURCE_PRINCIPAL" false "SPIFFE ID of the workload that called; proven, else absent.",
+    DestinationPrincipal "DESTINATION_PRINCIPAL" false "SPIFFE ID of the workload that was called.",
     TraceId "TRACE_ID" false "The trace, 32 hexadecimal digits.",
     SpanId "SPAN_ID" false "The request's span, 16 hexadecimal digits.",
     Hostname "HOSTNAME" false "Name of this machine.",

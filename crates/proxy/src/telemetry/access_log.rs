@@ -371,6 +371,8 @@ impl Values<'_> {
             Plain::TlsCipher => nonempty(tls.map_or("", |t| t.cipher), out),
             Plain::PeerSubject => present(tls.and_then(|t| t.peer_subject.as_ref()), out),
             Plain::PeerUriSan => present(tls.and_then(|t| t.peer_identity.as_ref()), out),
+            Plain::SourcePrincipal => present(facts.source.as_ref(), out),
+            Plain::DestinationPrincipal => present(record.destination(), out),
             Plain::TraceId => present(record.trace_context().map(|t| format!("{:032x}", t.trace_id)), out),
             Plain::SpanId => present(record.trace_context().map(|t| format!("{:016x}", t.span_id)), out),
             Plain::Hostname => nonempty(hostname(), out),

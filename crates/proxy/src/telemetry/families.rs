@@ -66,6 +66,16 @@ families! {
         "Bytes received from clients.";
     StreamSent Counter "selvedge_stream_sent_bytes_total" ["listener", "route"]
         "Bytes sent to clients.";
+    MeshRefused Counter "selvedge_mesh_refused_total" ["listener", "reason"]
+        "Connections, tunnels and proxy requests of workloads that were refused: unknown_destination, no_destination (not redirected to us), loop (to our own port), clear_text (mutual TLS is demanded), tunnel_target (an address that is not the workload's), handshake, form (of a proxy request).";
+    MeshPassed Counter "selvedge_mesh_passed_total" ["listener"]
+        "Connections of workloads passed on to destinations that nothing is known of.";
+    MeshDiscoveries Counter "selvedge_mesh_discoveries_total" ["listener", "outcome"]
+        "Questions about unknown destinations by outcome: found, unknown, limited (too many were waiting already).";
+    MutualTls Counter "selvedge_mesh_connections_total" ["listener", "security"]
+        "Connections to workloads by security: mutual_tls, clear_text.";
+    MutualTlsAudit Counter "selvedge_mtls_audit_total" ["listener"]
+        "Connections in clear text that were let through and would be refused if mutual TLS were demanded.";
     UpstreamRequests Counter "selvedge_upstream_requests_total" ["cluster", "outcome"]
         "Tries sent upstream by class of the answer (2xx … 5xx), or why none came (connect_failure, timeout, reset).";
     UpstreamDuration Histogram "selvedge_upstream_request_duration_seconds" ["cluster"]

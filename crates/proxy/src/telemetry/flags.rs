@@ -45,6 +45,7 @@ flags! {
     22 DNS_FAILED "DF" "DnsResolutionFailed" "The upstream's name could not be resolved.",
     23 DOWNSTREAM_RESET "DR" "DownstreamRemoteReset" "The client reset its stream.",
     24 TOO_LARGE "TL" "TooLarge" "A body or header block was over its limit.",
+    25 CLEAR_TEXT "CT" "ClearTextRefused" "A connection in clear text was refused where mutual TLS is demanded.",
 }
 
 impl Flags {

@@ -9,6 +9,7 @@ use super::{
     handle::listener_label,
     kept::{Kept, lock},
     limits, process,
+    workload::WorkloadMetrics,
 };
 use crate::worker::{WorkerCount, WorkerId};
 use selvedge_compile::snapshot::{Bind, ListenerName, RuleName};
@@ -24,6 +25,7 @@ pub struct Registry {
     sockets: Kept<Bind, SocketMetrics>,
     listeners: Kept<ListenerName, ListenerMetrics>,
     routes: Kept<RouteKey, RouteMetrics>,
+    workloads: Kept<ListenerName, WorkloadMetrics>,
     collectors: Mutex<Vec<Collector>>,
     pub process: ProcessMetrics,
 }
@@ -45,6 +47,7 @@ impl Registry {
             sockets: Kept::default(),
             listeners: Kept::default(),
             routes: Kept::default(),
+            workloads: Kept::default(),
             collectors: Mutex::default(),
             process: ProcessMetrics::default(),
         }
@@ -70,6 +73,11 @@ impl Registry {
         })
     }
 
+    /// Counters of an outbound or inbound listener of a workload.
+    pub fn workload(&self, name: &ListenerName) -> Arc<WorkloadMetrics> {
+        self.workloads.get_or(name, || WorkloadMetrics::new(listener_label(name), self.workers))
+    }
+
     /// Adds a source of samples that are kept elsewhere; called at each scrape, so it must not block.
     pub fn collect(&self, collector: impl Fn(&mut Encoder) + Send + Sync + 'static) {
         lock(&self.collectors).push(Box::new(collector));
@@ -81,6 +89,7 @@ impl Registry {
         self.sockets.live().iter().for_each(|s| s.encode(&mut out));
         self.listeners.live().iter().for_each(|l| l.encode(&mut out));
         self.routes.live().iter().for_each(|r| r.encode(&mut out));
+        self.workloads.live().iter().for_each(|w| w.encode(&mut out));
         lock(&self.collectors).iter().for_each(|collect| collect(&mut out));
         self.process.encode(&mut out);
         process::encode(&mut out);

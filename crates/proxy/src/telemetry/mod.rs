@@ -16,6 +16,7 @@ mod record;
 mod recorded;
 mod trace;
 mod walk;
+mod workload;
 
 pub use flags::Flags;
 pub use handle::{ListenerHandle, Telemetry};
@@ -23,3 +24,4 @@ pub use limits::Limit;
 pub use metrics::{Handshake, Layer, Registry, Rejected, RouteMetrics, SocketMetrics};
 pub use record::{ConnectionFacts, Progress, Record, RequestId, TlsFacts};
 pub use walk::{encode_certificates, encode_clusters};
+pub use workload::{Discovered, Refused, Security, WorkloadMetrics};

@@ -11,7 +11,7 @@ use crate::{
     worker::WorkerId,
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, uri::PathAndQuery};
-use selvedge_compile::snapshot::Cluster;
+use selvedge_compile::snapshot::{Cluster, Discovery};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     borrow::Cow,
@@ -36,6 +36,10 @@ pub struct ConnectionFacts {
     /// The client as the PROXY header names it; without one the same as `peer`.
     pub client: SocketAddr,
     pub tls: Option<TlsFacts>,
+    /// Who called, as its certificate says: on inbound connections of workloads the peer, on outbound ones the workload.
+    pub source: Option<SpiffeId>,
+    /// Who was called: the workload of an inbound connection. Of outbound ones it is known only with the endpoint.
+    pub destination: Option<SpiffeId>,
     /// Where records go whose request came to no listener: the one that SNI picked, else [`super::Telemetry::nowhere`].
     pub listener: Arc<ListenerHandle>,
 }
@@ -120,6 +124,7 @@ pub(super) type Offset = u32;
 /// Dropped without an answer (the client went away) it carries [`Flags::DOWNSTREAM_CLOSED`] and status 0.
 pub struct Record {
     pub(super) layer: Layer,
+    withdrawn: bool,
     pub(super) version: Version,
     pub(super) flags: Flags,
     /// 0: no answer was given.
@@ -187,6 +192,7 @@ impl Record {
     fn empty(facts: Arc<ConnectionFacts>, layer: Layer) -> Self {
         Self {
             layer,
+            withdrawn: false,
             version: Version::HTTP_11,
             flags: Flags::NONE,
             status: 0,
@@ -376,6 +382,24 @@ impl Record {
         }
     }
 
+    /// The connection is accounted for by other records (its bytes were HTTP after all): this one says nothing.
+    pub(crate) fn withdraw(mut self) {
+        self.withdrawn = true;
+    }
+
+    /// Who was called.
+    pub(super) fn destination(&self) -> Option<&SpiffeId> {
+        if let Some(destination) = &self.facts.destination {
+            return Some(destination);
+        }
+        let (cluster, upstream) = (self.cluster.as_ref()?, self.upstream?);
+        // Without a certificate of our own nobody proves an identity to us.
+        cluster.identity.as_ref()?;
+        let Discovery::Static(endpoints) = &cluster.discovery else { return None };
+        let at = endpoints.binary_search_by_key(&upstream, |endpoint| endpoint.address).ok()?;
+        endpoints[at].peer.as_ref().map(|peer| &peer.identity)
+    }
+
     /// Since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
@@ -404,6 +428,12 @@ pub(super) fn offset_since(start: Instant) -> Offset {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.withdrawn {
+            if let Some(listener) = &self.listener {
+                listener.metrics.ended(self.facts.worker, self.layer, Flags::NONE);
+            }
+            return;
+        }
         if self.layer == Layer::Http && self.status == 0 {
             self.flags |= Flags::DOWNSTREAM_CLOSED;
         }
@@ -502,6 +532,8 @@ pub(super) mod tests {
             peer: "192.0.2.7:1000".parse().unwrap(),
             client: "198.51.100.9:2000".parse().unwrap(),
             tls: Some(TlsFacts { version: "1.3", sni: Some("shop.example".into()), ..TlsFacts::default() }),
+            source: None,
+            destination: None,
             listener: telemetry.nowhere(&Default::default()),
         })
     }
