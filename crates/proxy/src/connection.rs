@@ -251,7 +251,7 @@ pub(crate) fn facts(
     ConnectionFacts { worker, local, peer: direct, client, tls, source: None, destination: None, listener }
 }
 
-fn tls_facts(session: &Session) -> TlsFacts {
+pub(crate) fn tls_facts(session: &Session) -> TlsFacts {
     let verified = session.peer.as_ref().filter(|p| p.verified);
     TlsFacts {
         version: session.version.trim_start_matches("TLSv"),

@@ -25,6 +25,11 @@ impl Dial {
         Self { identities, mark, spaces }
     }
 
+    /// How other namespaces are entered.
+    pub fn spaces(&self) -> Option<&dyn Spaces> {
+        self.spaces.as_deref()
+    }
+
     /// Connects. The caller holds the timer.
     pub async fn tcp(&self, to: SocketAddr, netns: Netns) -> io::Result<TcpStream> {
         let socket = spaces::within(self.spaces.as_deref(), netns, || {

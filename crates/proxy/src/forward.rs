@@ -13,7 +13,7 @@ use crate::{
     io::Io,
     outbound::{self, LiveOutbound},
     passage,
-    port::{LivePort, Visit},
+    port::{LivePort, Site, Visit},
     reply,
     request::{self, Target},
     scope::{Key, Scope},
@@ -81,18 +81,17 @@ async fn tunnelled(conn: &Conn, table: &Arc<ListenerTable>, request: Request, ke
     let Some(live) = table.outbound() else { return record.respond(reply::from_error(&gone(), false)) };
     record.listener(&live.handle, request.headers());
     let result = match live.find(&key) {
-        Some(port) => known(conn, table, port, key).await.map(Some),
+        Some(port) => known(conn, table, port, key).await,
         None if live.config.unknown == Unknown::Refuse => Err(unknown(conn, live, &key)),
-        None => pass_bytes(conn, table, live, &key, &mut record).await.map(Some),
+        None => pass_bytes(conn, table, live, &key, &mut record).await,
     };
     match result {
-        Ok(Some(Accepted::Known(response))) => {
+        Ok(Accepted::Known(response)) => {
             // What is inside has records of its own.
             record.withdraw();
             response
         }
-        Ok(Some(Accepted::Passed(response))) => record.respond(response),
-        Ok(None) => record.respond(reply::from_error(&gone(), false)),
+        Ok(Accepted::Passed(response)) => record.respond(response),
         Err(error) => {
             record.failed(&error);
             record.respond(reply::from_error(&error, false))
@@ -143,8 +142,8 @@ async fn known(
     };
     let deadline = Instant::now() + table.config.options.handshake_timeout;
     let drain = conn.listener.drainer.subscribe();
-    let visit = Visit { io: Io::nothing(), conn: inner, table: table.clone(), port, direct: None, drain, deadline };
-    visit.accept().await.map(Accepted::Known)
+    let site = Site { conn: inner, table: table.clone(), port, direct: None };
+    Visit { io: Io::nothing(), site, drain, deadline }.accept().await.map(|run| Accepted::Known(Response::new(Body::tunnel(run))))
 }
 
 /// A tunnel to where nothing is known of.

@@ -5,20 +5,26 @@ use crate::{
     connection::{self, Conn, Fresh},
     detect::{self, Guess},
     drain::Drain,
-    error::Kind,
+    error::{Kind, Side},
     io::Io,
-    l4::{self, Refusal},
+    l4,
+    listener::OpenListener,
     original,
-    port::{Linker, LivePort, Visit},
+    port::{Judged, Linker, LivePort, Site, Visit},
+    proxy::Shared,
     scope::{Arrived, Scope},
     table::{ListenerTable, LiveProtocol},
-    telemetry::{Flags, ListenerHandle, Refused, Security, Telemetry, WorkloadMetrics},
-    tls::mutual,
-    tunnels,
+    telemetry::{Flags, Handshake, ListenerHandle, Refused, Security, Telemetry, TlsFacts, WorkloadMetrics},
+    tls::mesh::{self, Member},
+    tunnel, tunnels,
+    worker::WorkerId,
 };
 use bytes::Bytes;
-use selvedge_compile::snapshot::{Arrive, Inbound, InboundPort, MtlsMode, Speaks, alpn};
+use selvedge_compile::snapshot::{Arrive, Inbound, InboundPort, MtlsMode, alpn};
+use selvedge_identity::Peer;
+use selvedge_wire::client_hello::MAX_BYTES;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use tokio::time::Instant;
 
 /// An inbound listener linked to live state.
 pub struct LiveInbound {
@@ -105,7 +111,7 @@ fn refuse(
     let mut record = l4::begin(&facts.into(), &live.handle, None);
     record.flag(Flags::NO_ROUTE);
     record.details(message);
-    crate::tunnel::reset(&Io::from(fresh.tcp));
+    tunnel::reset(&Io::from(fresh.tcp));
     Err(Error::downstream(Kind::Protocol { status: 400 }, message))
 }
 
@@ -157,7 +163,42 @@ impl Way {
     /// The connection at its port.
     pub fn visit(&self, io: Io, port: Arc<LivePort>, proven: Option<&Proven>) -> Visit {
         let (conn, table, drain) = (self.conn(proven), self.table.clone(), self.drain.clone());
-        Visit { io, conn, table, port, direct: Some(self.to), drain, deadline: self.deadline }
+        let site = Site { conn, table, port, direct: Some(self.to) };
+        Visit { io, site, drain, deadline: self.deadline }
+    }
+}
+
+/// What mutual TLS has proven.
+pub(crate) struct Proven {
+    pub peer: Arc<Peer>,
+    pub tls: TlsFacts,
+}
+
+/// Does the handshake as the workload.
+pub(crate) async fn prove(way: &Way, live: &LiveInbound, io: Io, alpn: &[u8]) -> Result<(Io, Proven), Error> {
+    let refused = |why: String| Error::new(Kind::Tls, Side::Us, why);
+    let result = match (&live.config.identity, io.into_tcp()) {
+        (Some(own), Some(tcp)) => mesh::accept(&way.shared.dial.identities, own, &[alpn], tcp, way.deadline).await,
+        (None, _) => Err(refused(format!("{} has no identity, so that mutual TLS cannot be served", live.config.name))),
+        (_, None) => Err(refused("mutual TLS inside of another connection is not served".to_owned())),
+    };
+    let socket = &way.table.socket;
+    match result {
+        Ok(Member { io, peer, session }) => {
+            let tls = connection::tls_facts(&session);
+            let kind = if session.resumed { Handshake::Resumed } else { Handshake::Full };
+            socket.handshake(way.worker, tls.version, kind);
+            Ok(((*io).into(), Proven { peer, tls }))
+        }
+        Err(error) => {
+            let kind = if error.kind == Kind::Timeout { Handshake::Timeout } else { Handshake::Protocol };
+            socket.handshake(way.worker, "", kind);
+            live.metrics.refused(way.worker, Refused::Handshake);
+            let mut record = l4::begin(&way.conn(None).facts, &live.handle, None);
+            record.failed(&error);
+            record.details(error.to_string());
+            Err(error)
+        }
     }
 }
 
@@ -205,9 +246,9 @@ impl Arriving {
 
     /// Proves who we are, and serves what is inside.
     async fn mutual(self, live: &LiveInbound, io: Io) -> Result<(), Error> {
-        let proven = prove(&self.way, live, io, alpn::MUTUAL_TLS).await?;
+        let (io, proven) = prove(&self.way, live, io, alpn::MUTUAL_TLS).await?;
         live.metrics.secured(self.way.worker, Security::MutualTls);
-        let (io, proven) = proven;
-        self.way.visit(io, self.port, Some(&proven)).serve().await
+        let visit = self.way.visit(io, self.port, Some(&proven));
+        mesh::while_accepted(&self.way.shared.dial.identities, &proven.peer, Side::Downstream, visit.serve()).await
     }
 }

@@ -4,6 +4,7 @@ use crate::{
     connection,
     drain::Drainer,
     proxy::Shared,
+    spaces::{self, Spaces},
     table::{ListenerTable, LiveProtocol},
     telemetry::Limit,
     udp,
@@ -77,8 +78,12 @@ pub struct ListenerStatus {
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Opens the socket of a [`Bind`].
-pub fn open(bind: Bind) -> io::Result<OpenSocket> {
+/// Opens the socket of a [`Bind`], in its network namespace.
+pub fn open(bind: Bind, spaces: Option<&dyn Spaces>) -> io::Result<OpenSocket> {
+    spaces::within(spaces, bind.netns, || open_here(bind))
+}
+
+fn open_here(bind: Bind) -> io::Result<OpenSocket> {
     let (address, dual) = match bind.address {
         Some(address) => (address, false),
         None => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), true),

@@ -10,7 +10,7 @@ use crate::{
     l4::{self, Refusal, Upstream},
     listener::OpenListener,
     original, passage,
-    port::{Linker, LivePort, Visit},
+    port::{Linker, LivePort, Site, Visit},
     scope::{Key, Scope},
     table::{ListenerTable, LiveProtocol},
     telemetry::{Discovered, Flags, ListenerHandle, Refused, Telemetry, WorkloadMetrics},
@@ -203,13 +203,13 @@ pub async fn serve(fresh: Fresh, read: bytes::Bytes, peer: SocketAddr, local: So
     let shared = fresh.shared.clone();
     let newest =
         acquaint(&fresh.listener, &shared.questions, shared.discover.as_ref(), fresh.worker, &key).await;
-    drop(table);
     let Some(live) = newest.outbound() else { return Ok(()) };
     let local = to.unwrap_or(local);
     match live.find(&key) {
         Some(port) => {
             let (io, conn, drain, deadline) = fresh.known(read, peer, local, Scope::To(key), live);
-            Visit { io, conn, table: newest.clone(), port, direct: None, drain, deadline }.serve().await
+            let site = Site { conn, table: newest.clone(), port, direct: None };
+            Visit { io, site, drain, deadline }.serve().await
         }
         None => unknown(fresh, read, peer, local, key, live).await,
     }
@@ -276,16 +276,15 @@ async fn unknown(
     key: Key,
     live: &LiveOutbound,
 ) -> Result<(), Error> {
-    let (worker, netns) = (fresh.worker, live.config.clone());
-    let netns_of = fresh.table.config.bind.netns;
-    let options = netns.http.clone();
-    let streams = netns.streams.clone();
+    let (worker, netns) = (fresh.worker, fresh.table.config.bind.netns);
+    let (options, streams) = (live.config.http.clone(), live.config.streams.clone());
     let (mut io, conn, drain, _) = fresh.known(read, peer, local, Scope::To(key), live);
-    let mut record = l4::begin(&conn.facts, &live.handle, None);
+    let record = l4::begin(&conn.facts, &live.handle, None);
     if live.config.unknown == Unknown::Pass {
         live.metrics.passed(worker);
-        let upstream = passage::open(&conn.shared, netns_of, local).await;
-        return Ok(carry(io, &conn, live, streams, drain, upstream, record).await);
+        let upstream = passage::open(&conn.shared, netns, local).await;
+        carry(io, &conn, live, streams, drain, upstream, record).await;
+        return Ok(());
     }
     // Who speaks HTTP is told so; whoever waits for the server's first words gets a reset soon.
     let until = Instant::now() + detect::PATIENCE;
@@ -304,7 +303,8 @@ async fn unknown(
             live.metrics.refused(worker, Refused::UnknownDestination);
             let details = format!("nothing is known of {local}, and only known destinations are allowed");
             let refusal = Refusal::new(Flags::NO_ROUTE, details);
-            Ok(carry(io, &conn, live, streams, drain, Err(refusal), record).await)
+            carry(io, &conn, live, streams, drain, Err(refusal), record).await;
+            Ok(())
         }
     }
 }

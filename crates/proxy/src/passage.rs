@@ -4,6 +4,7 @@
 use crate::{
     Error,
     error::Kind,
+    io::Io,
     l4::{Refusal, Upstream},
     proxy::Shared,
 };
@@ -19,7 +20,7 @@ const MAX_ADDRESSES: usize = 3;
 
 /// Connects to an address from inside a network namespace.
 pub async fn open(shared: &Shared, netns: Netns, to: SocketAddr) -> Result<Upstream, Refusal> {
-    Ok(connect(shared, netns, to).await?.into())
+    Ok(Io::from(connect(shared, netns, to).await?).into())
 }
 
 /// Connects to a host by name. The name is resolved as the system does.

@@ -2,7 +2,7 @@
 //! there decides how a connection is served.
 
 use crate::{
-    Body, Error, Response,
+    Error,
     connection::{self, Conn},
     detect::{self, Ahead, Detected, Guess},
     drain::Drain,
@@ -14,7 +14,7 @@ use crate::{
     telemetry::{ListenerHandle, Record, RouteMetrics, Telemetry},
 };
 use selvedge_compile::snapshot::{Destination, HttpListener, InboundPort, L4Options, L4Route, Speaks};
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, pin::Pin, sync::Arc};
 use selvedge_wire::client_hello::MAX_BYTES as HELLO_BYTES;
 use tokio::time::Instant;
 
@@ -79,16 +79,23 @@ impl Linker<'_> {
 /// A connection whose port is known.
 pub struct Visit {
     pub io: Io,
-    /// What its requests are served with.
+    pub site: Site,
+    pub drain: Drain,
+    /// For the first bytes of a client that speaks first.
+    pub deadline: Instant,
+}
+
+/// Where a connection goes, and with what its requests are served.
+pub struct Site {
     pub conn: Conn,
     pub table: Arc<ListenerTable>,
     pub port: Arc<LivePort>,
     /// Where bytes go when the port has no route: to the address that was asked for.
     pub direct: Option<SocketAddr>,
-    pub drain: Drain,
-    /// For the first bytes of a client that speaks first.
-    pub deadline: Instant,
 }
+
+/// A tunnel while it is served.
+type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A way to the server that was tried.
 struct Opened(Result<Upstream, Refusal>);
@@ -115,6 +122,25 @@ pub struct Account {
     upstream: Option<Result<Upstream, Refusal>>,
 }
 
+impl Site {
+    fn record(&self) -> Record {
+        l4::begin(&self.conn.facts, &self.port.handle, self.port.route.as_ref())
+    }
+
+    /// The way to the server.
+    async fn open(&self, record: &mut Record) -> Result<Upstream, Refusal> {
+        match (&self.port.tcp, self.direct) {
+            (None, Some(to)) => passage::open(&self.conn.shared, self.table.config.bind.netns, to).await,
+            (route, _) => l4::open(route.as_deref(), &self.table.clusters, &self.conn.facts, record).await,
+        }
+    }
+
+    /// Whether nothing but bytes can come.
+    pub fn is_bytes(&self) -> bool {
+        self.port.speaks == Speaks::Tcp || self.port.http.is_none()
+    }
+}
+
 impl Visit {
     /// Serves the connection by what is spoken on the port.
     pub async fn serve(mut self) -> Result<(), Error> {
@@ -125,11 +151,11 @@ impl Visit {
     /// Looks at the connection as far as is needed to know what it is. With `mutual` it may also be mutual TLS with that
     /// protocol name.
     pub async fn judge(&mut self, mutual: Option<&[u8]>) -> Result<Judged, Error> {
-        let bytes_only = self.is_bytes();
+        let bytes_only = self.site.is_bytes();
         if mutual.is_none() && bytes_only {
-            return Ok(Judged::Bytes(Box::new(Account { record: self.record(), upstream: None })));
+            return Ok(Judged::Bytes(Box::new(Account { record: self.site.record(), upstream: None })));
         }
-        if self.port.speaks == Speaks::Http && !bytes_only {
+        if self.site.port.speaks == Speaks::Http && !bytes_only {
             return self.judge_http(mutual).await;
         }
         let judge = |bytes: &[u8]| match mutual.map_or_else(|| detect::guess(bytes), |m| detect::guess_mutual(bytes, m)) {
@@ -137,9 +163,9 @@ impl Visit {
             _ if bytes_only => Guess::Bytes,
             guess => guess,
         };
-        let mut record = self.record();
+        let mut record = self.site.record();
         let mut io = std::mem::replace(&mut self.io, Io::nothing());
-        let detected = detect::detect(&mut io, judge, async { Opened(self.open(&mut record).await) }).await;
+        let detected = detect::detect(&mut io, judge, async { Opened(self.site.open(&mut record).await) }).await;
         self.io = io;
         Ok(match detected {
             Detected::Http { http2 } => {
@@ -175,16 +201,16 @@ impl Visit {
 
     /// Serves a connection that was judged.
     pub async fn go_on(self, judged: Judged) -> Result<(), Error> {
-        match (judged, &self.port.http) {
+        match (judged, &self.site.port.http) {
             (Judged::Http { http2 }, Some(http)) => {
                 let options = http.config.options.clone();
-                connection::http(self.io, http2 && options.http2_enabled, self.conn, &options, self.drain).await
+                connection::http(self.io, http2 && options.http2_enabled, self.site.conn, &options, self.drain).await
             }
             (Judged::Bytes(account), _) => {
                 let Account { mut record, upstream } = *account;
                 let upstream = match upstream {
                     Some(upstream) => upstream,
-                    None => self.open(&mut record).await,
+                    None => self.site.open(&mut record).await,
                 };
                 self.carry(upstream, record).await;
                 Ok(())
@@ -194,16 +220,16 @@ impl Visit {
         }
     }
 
-    /// The answer to a CONNECT for this connection, whose bytes the codec gives it later. A server that cannot be
-    /// reached is told of at once where only bytes can come, so that the client may try another one.
+    /// What is done with a tunnel to the port, whose bytes come later. A server that cannot be reached is told of at once
+    /// where only bytes can come, so that the client may try another one.
     ///
     /// # Errors
     /// That server cannot be reached; it has been accounted for.
-    pub async fn accept(mut self) -> Result<Response, Error> {
+    pub async fn accept(mut self) -> Result<impl FnOnce(Io) -> Run + Send + 'static, Error> {
         let mut judged = None;
-        if self.is_bytes() {
-            let mut record = self.record();
-            match self.open(&mut record).await {
+        if self.site.is_bytes() {
+            let mut record = self.site.record();
+            match self.site.open(&mut record).await {
                 Ok(upstream) => judged = Some(Judged::Bytes(Box::new(Account { record, upstream: Some(Ok(upstream)) }))),
                 Err(refusal) => {
                     let error = Error::upstream(Kind::Connect, refusal.to_string());
@@ -212,44 +238,29 @@ impl Visit {
                 }
             }
         }
-        Ok(Response::new(Body::tunnel(move |io| async move {
-            self.io = io;
-            self.deadline = Instant::now() + self.table.config.options.handshake_timeout;
-            let ended = match judged {
-                Some(judged) => self.go_on(judged).await,
-                None => self.serve().await,
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection inside of a tunnel ended");
-            }
-        })))
-    }
-
-    /// Whether nothing but bytes can come.
-    pub fn is_bytes(&self) -> bool {
-        self.port.speaks == Speaks::Tcp || self.port.http.is_none()
-    }
-
-    fn record(&self) -> Record {
-        l4::begin(&self.conn.facts, &self.port.handle, self.port.route.as_ref())
-    }
-
-    /// The way to the server.
-    async fn open(&self, record: &mut Record) -> Result<Upstream, Refusal> {
-        match (&self.port.tcp, self.direct) {
-            (None, Some(to)) => passage::open(&self.conn.shared, self.table.config.bind.netns, to).await,
-            (route, _) => l4::open(route.as_deref(), &self.table.clusters, &self.conn.facts, record).await,
-        }
+        Ok(move |io| -> Run {
+            Box::pin(async move {
+                self.io = io;
+                self.deadline = Instant::now() + self.site.table.config.options.handshake_timeout;
+                let ended = match judged {
+                    Some(judged) => self.go_on(judged).await,
+                    None => self.serve().await,
+                };
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection inside of a tunnel ended");
+                }
+            })
+        })
     }
 
     async fn carry(self, upstream: Result<Upstream, Refusal>, record: Record) {
         let stream = l4::Stream {
             io: self.io,
-            worker: self.conn.worker,
-            facts: self.conn.facts.clone(),
-            handle: self.port.handle.clone(),
-            metrics: self.port.route.clone(),
-            options: self.port.streams.clone(),
+            worker: self.site.conn.worker,
+            facts: self.site.conn.facts.clone(),
+            handle: self.site.port.handle.clone(),
+            metrics: self.site.port.route.clone(),
+            options: self.site.port.streams.clone(),
             drain: self.drain,
         };
         l4::carry(stream, upstream, record).await;

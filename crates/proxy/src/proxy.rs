@@ -5,7 +5,9 @@ use crate::{
     dial::Dial,
     discover::Discover,
     listener::{self, OpenListener, OpenSocket},
+    outbound::Questions,
     overload::{Limits, Overload},
+    own::Own,
     spaces::Spaces,
     table::ListenerTable,
     telemetry::{self, ListenerHandle, Telemetry},
@@ -68,6 +70,10 @@ pub struct Shared {
     /// How sockets towards upstreams are made, and who we are to members of a mesh.
     pub dial: Arc<Dial>,
     pub discover: Option<Arc<dyn Discover>>,
+    /// Asked of `discover` and not yet answered.
+    pub(crate) questions: Questions,
+    /// Where connections of workloads come in.
+    pub(crate) own: Own,
     /// Where health checks, DNS and exports run.
     pub control: Handle,
 }
@@ -117,6 +123,8 @@ impl Proxy {
             tls: tls::Store::default(),
             dial,
             discover: settings.discover.clone(),
+            questions: Questions::default(),
+            own: Own::default(),
             workers,
             overload,
             control,
@@ -166,6 +174,7 @@ impl Proxy {
         if !self.draining.load(Relaxed) {
             self.close_gone(&mut open, snapshot);
         }
+        self.shared.own.set(snapshot);
         let nowhere: Arc<ListenerHandle> = self.shared.telemetry.nowhere(&snapshot.telemetry);
         for config in &snapshot.listeners {
             let bind = config.bind;
@@ -222,7 +231,7 @@ impl Proxy {
         let inherited = lock(&self.inherited).remove(&bind);
         let socket = match inherited {
             Some(socket) => socket,
-            None => listener::open(bind).map_err(|e| bind_error(bind, &e))?,
+            None => listener::open(bind, self.shared.dial.spaces()).map_err(|e| bind_error(bind, &e))?,
         };
         let listener = OpenListener::new(bind, socket, table).map_err(|e| bind_error(bind, &e))?;
         listener.start(&self.shared).map_err(|e| bind_error(bind, &e))?;
