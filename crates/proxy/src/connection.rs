@@ -133,7 +133,9 @@ impl Fresh {
                 let mut io = Io::from(self.tcp);
                 io.unread(read);
                 let (io, http2) = sniff::http_version(io, self.deadline).await?;
-                let Some(options) = self.table.any_http().map(|live| live.config.options.clone()) else { return Ok(()) };
+                let Some(options) = self.table.any_http().map(|live| live.config.options.clone()) else {
+                    return Ok(());
+                };
                 let http2 = http2 && options.http2_enabled;
                 let nowhere = self.table.nowhere.clone();
                 let facts = facts(self.worker, local, self.direct, peer, None, nowhere).into();
@@ -264,13 +266,7 @@ pub(crate) fn tls_facts(session: &Session) -> TlsFacts {
 }
 
 /// Serves the requests of a connection. `options` are those of the connection; its requests may come to other listeners.
-pub(crate) async fn http(
-    io: Io,
-    http2: bool,
-    conn: Conn,
-    options: &HttpOptions,
-    drain: Drain,
-) -> Result<(), Error> {
+pub(crate) async fn http(io: Io, http2: bool, conn: Conn, options: &HttpOptions, drain: Drain) -> Result<(), Error> {
     let conn = Arc::new(conn);
     let age = options.max_connection_age;
     if !age.is_zero() {

@@ -328,7 +328,8 @@ mod tests {
         let (mut server, upstream) = pipe();
         server.write_all(b"220 mail\r\n").await.expect("write");
         let start = Instant::now();
-        let Detected::Bytes(Some(Way(Some(mut upstream)))) = detect(&mut io, guess, ready(Way(Some(upstream)))).await else {
+        let Detected::Bytes(Some(Way(Some(mut upstream)))) = detect(&mut io, guess, ready(Way(Some(upstream)))).await
+        else {
             panic!("bytes");
         };
         assert!(start.elapsed() <= AHEAD + Duration::from_millis(1), "{:?}", start.elapsed());

@@ -117,12 +117,7 @@ pub fn unknown(conn: &Conn, live: &LiveOutbound, key: &Key) -> Error {
     Error::new(Kind::Protocol { status: 502 }, Side::Downstream, message)
 }
 
-async fn known(
-    conn: &Conn,
-    table: &Arc<ListenerTable>,
-    port: Arc<LivePort>,
-    key: Key,
-) -> Result<Accepted, Error> {
+async fn known(conn: &Conn, table: &Arc<ListenerTable>, port: Arc<LivePort>, key: Key) -> Result<Accepted, Error> {
     let local = match &key {
         Key::Address(ip, port) => SocketAddr::new(*ip, *port),
         Key::Name(_, port) => SocketAddr::new(conn.local.ip(), *port),
@@ -143,7 +138,10 @@ async fn known(
     let deadline = Instant::now() + table.config.options.handshake_timeout;
     let drain = conn.listener.drainer.subscribe();
     let site = Site { conn: inner, table: table.clone(), port, direct: None };
-    Visit { io: Io::nothing(), site, drain, deadline }.accept().await.map(|run| Accepted::Known(Response::new(Body::tunnel(run))))
+    Visit { io: Io::nothing(), site, drain, deadline }
+        .accept()
+        .await
+        .map(|run| Accepted::Known(Response::new(Body::tunnel(run))))
 }
 
 /// A tunnel to where nothing is known of.

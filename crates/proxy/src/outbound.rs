@@ -88,7 +88,8 @@ impl LiveOutbound {
             let Some(old) = by_name.get(destination.name.as_str()) else { continue };
             linked.entry(id(destination)).or_insert_with(|| {
                 let same = Arc::ptr_eq(&old.config, destination);
-                let port = if same { old.port.clone() } else { linker.destination(destination, Some(&old.port)).into() };
+                let port =
+                    if same { old.port.clone() } else { linker.destination(destination, Some(&old.port)).into() };
                 Linked { config: destination.clone(), port }
             });
         }
@@ -201,8 +202,7 @@ pub async fn serve(fresh: Fresh, read: bytes::Bytes, peer: SocketAddr, local: So
         return refuse(fresh, live, peer, local, error);
     }
     let shared = fresh.shared.clone();
-    let newest =
-        acquaint(&fresh.listener, &shared.questions, shared.discover.as_ref(), fresh.worker, &key).await;
+    let newest = acquaint(&fresh.listener, &shared.questions, shared.discover.as_ref(), fresh.worker, &key).await;
     let Some(live) = newest.outbound() else { return Ok(()) };
     let local = to.unwrap_or(local);
     match live.find(&key) {

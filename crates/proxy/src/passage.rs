@@ -55,6 +55,8 @@ pub async fn connect(shared: &Shared, netns: Netns, to: SocketAddr) -> Result<Tc
             Ok(tcp)
         }
         Ok(Err(error)) => Err(failed(error)),
-        Err(_) => Err(Error::upstream(Kind::ConnectTimeout, format!("no connection to {to} within {CONNECT_TIMEOUT:?}"))),
+        Err(_) => {
+            Err(Error::upstream(Kind::ConnectTimeout, format!("no connection to {to} within {CONNECT_TIMEOUT:?}")))
+        }
     }
 }

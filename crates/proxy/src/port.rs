@@ -14,8 +14,8 @@ use crate::{
     telemetry::{ListenerHandle, Record, RouteMetrics, Telemetry},
 };
 use selvedge_compile::snapshot::{Destination, HttpListener, InboundPort, L4Options, L4Route, Speaks};
-use std::{net::SocketAddr, pin::Pin, sync::Arc};
 use selvedge_wire::client_hello::MAX_BYTES as HELLO_BYTES;
+use std::{net::SocketAddr, pin::Pin, sync::Arc};
 use tokio::time::Instant;
 
 /// A port linked to live state.
@@ -158,7 +158,8 @@ impl Visit {
         if self.site.port.speaks == Speaks::Http && !bytes_only {
             return self.judge_http(mutual).await;
         }
-        let judge = |bytes: &[u8]| match mutual.map_or_else(|| detect::guess(bytes), |m| detect::guess_mutual(bytes, m)) {
+        let judge = |bytes: &[u8]| match mutual.map_or_else(|| detect::guess(bytes), |m| detect::guess_mutual(bytes, m))
+        {
             guess @ (Guess::Mutual | Guess::Hello) => guess,
             _ if bytes_only => Guess::Bytes,
             guess => guess,
@@ -230,7 +231,9 @@ impl Visit {
         if self.site.is_bytes() {
             let mut record = self.site.record();
             match self.site.open(&mut record).await {
-                Ok(upstream) => judged = Some(Judged::Bytes(Box::new(Account { record, upstream: Some(Ok(upstream)) }))),
+                Ok(upstream) => {
+                    judged = Some(Judged::Bytes(Box::new(Account { record, upstream: Some(Ok(upstream)) })))
+                }
                 Err(refusal) => {
                     let error = Error::upstream(Kind::Connect, refusal.to_string());
                     refusal.note(&mut record);

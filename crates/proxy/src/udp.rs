@@ -190,7 +190,16 @@ impl<F: Fn() -> Current> Server<F> {
         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
         let listener = current.handle.clone();
-        let facts = ConnectionFacts { worker: self.worker, local, peer: client, client, tls: None, source: None, destination: None, listener };
+        let facts = ConnectionFacts {
+            worker: self.worker,
+            local,
+            peer: client,
+            client,
+            tls: None,
+            source: None,
+            destination: None,
+            listener,
+        };
         let mut record = Record::stream(Arc::new(facts));
         record.listener(&current.handle, &HeaderMap::new());
         if let Some(metrics) = &current.metrics {
