@@ -1,8 +1,9 @@
 //! Certificates for tests, good and bad.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256,
+    RevokedCertParams, SanType, SerialNumber, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -30,7 +31,9 @@ pub struct Spec {
     validity: Validity,
     usage: Usage,
     padding: usize,
-    raw_dns: Option<Vec<u8>>,
+    raw_name: Option<(u8, Vec<u8>)>,
+    authority: bool,
+    no_usage: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -69,6 +72,25 @@ impl Ca {
 
     pub fn pem(&self) -> String {
         self.issuer.pem()
+    }
+
+    /// A list (CRL, DER) of revoked certificates of this authority, by their serial numbers.
+    pub fn crl(&self, serials: &[&[u8]]) -> Vec<u8> {
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(4000, 1, 1),
+            crl_number: SerialNumber::from_slice(&[1]),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("a CRL").der().to_vec()
     }
 
     /// A certificate for servers and clients with these DNS names.
@@ -119,7 +141,24 @@ impl Spec {
 
     /// A DNS name of any bytes, NUL included. Replaces all other names.
     pub fn raw_dns(name: &[u8]) -> Self {
-        Self { raw_dns: Some(name.to_vec()), ..Self::default() }
+        Self { raw_name: Some((2, name.to_vec())), ..Self::default() }
+    }
+
+    /// A URI of any bytes, NUL included. Replaces all other names.
+    pub fn raw_uri(uri: &[u8]) -> Self {
+        Self { raw_name: Some((6, uri.to_vec())), ..Self::default() }
+    }
+
+    /// A leaf that may sign others, which none should.
+    pub fn authority(mut self) -> Self {
+        self.authority = true;
+        self
+    }
+
+    /// Without the key usage extension.
+    pub fn no_usage(mut self) -> Self {
+        self.no_usage = true;
+        self
     }
 
     pub fn rsa(mut self) -> Self {
@@ -164,7 +203,12 @@ impl Spec {
             Validity::Past => (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1)),
             Validity::Future => (date_time_ymd(3999, 1, 1), date_time_ymd(4000, 1, 1)),
         };
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if !self.no_usage {
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        }
+        if self.authority {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
         params.extended_key_usages = match self.usage {
             Usage::Both => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
             Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
@@ -175,10 +219,10 @@ impl Spec {
             let oid = [1, 3, 6, 1, 4, 1, 55555, 1];
             params.custom_extensions.push(CustomExtension::from_oid_content(&oid, vec![4; self.padding]));
         }
-        if let Some(name) = &self.raw_dns {
+        if let Some((tag, name)) = &self.raw_name {
             let length = u8::try_from(name.len()).expect("a short name");
             assert!(length < 120, "longer names need another length encoding");
-            let content = [&[0x30, length + 2, 0x82, length], name.as_slice()].concat();
+            let content = [&[0x30, length + 2, 0x80 | tag, length], name.as_slice()].concat();
             params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 17], content));
         }
         params
