@@ -1,14 +1,21 @@
-//! Making connections to endpoints: TCP, the PROXY protocol header, TLS; all within one timeout.
+//! Making connections to endpoints: TCP, or a tunnel to a member of a mesh; the PROXY protocol header; TLS. All within
+//! one timeout.
 
 use crate::{
     Error,
     dial::Dial,
     error::{Kind, Side},
+    hbone::{Pool, Towards},
     io::Io,
-    tls::{Alpn, Connector},
+    tls::{
+        Alpn, Connector,
+        mesh::{self, Guarded},
+    },
 };
-use selvedge_compile::snapshot::{Cluster, Connections, Netns, ProxyProtocolVersion, UpstreamProtocol};
-use selvedge_wire::proxy_protocol;
+use selvedge_compile::snapshot::{
+    Cluster, Connections, Netns, Peer, ProxyProtocolVersion, UpstreamProtocol, Via, alpn,
+};
+use selvedge_wire::{proxy_protocol, spiffe::SpiffeId};
 use socket2::{SockRef, TcpKeepalive};
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
@@ -34,6 +41,8 @@ pub struct Plan {
     keepalive: Duration,
     proxy_protocol: Option<ProxyProtocolVersion>,
     netns: Netns,
+    /// As whom members of the mesh are called.
+    identity: Option<SpiffeId>,
     dial: Arc<Dial>,
 }
 
@@ -67,6 +76,7 @@ impl Plan {
             keepalive: tcp_keepalive,
             proxy_protocol,
             netns: config.netns,
+            identity: config.identity.clone(),
             dial,
         }
     }
@@ -90,9 +100,14 @@ impl Plan {
         self.dial.udp(address, self.netns)
     }
 
-    /// Connects within the connect timeout.
-    pub async fn connect(&self, address: SocketAddr, client: Option<ClientAddress>) -> Result<Connected, Error> {
-        match timeout(self.timeout, self.establish(address, client)).await {
+    /// Connects within the connect timeout. `peer` says who is at the address, if a member of the mesh is.
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        peer: Option<&Peer>,
+        client: Option<ClientAddress>,
+    ) -> Result<Connected, Error> {
+        match timeout(self.timeout, self.establish(address, peer, client)).await {
             Ok(result) => result,
             Err(_) => {
                 let message = format!("no connection to {address} within {:?}", self.timeout);
@@ -101,25 +116,71 @@ impl Plan {
         }
     }
 
-    async fn establish(&self, address: SocketAddr, client: Option<ClientAddress>) -> Result<Connected, Error> {
-        let failed = |error: std::io::Error| {
-            Error::upstream(Kind::Connect, format!("cannot connect to {address}")).with_source(error)
-        };
+    async fn establish(
+        &self,
+        address: SocketAddr,
+        peer: Option<&Peer>,
+        client: Option<ClientAddress>,
+    ) -> Result<Connected, Error> {
         let connector = match &self.tls {
             None => None,
             Some(Ok(connector)) => Some(connector),
             Some(Err(reason)) => return Err(Error::new(Kind::Tls, Side::Us, reason.clone())),
         };
-        let mut tcp = self.dial.tcp(address, self.netns).await.map_err(failed)?;
-        self.set_options(&tcp).map_err(failed)?;
-        if let Some(version) = self.proxy_protocol {
-            tcp.write_all(&proxy_header(version, client)?).await.map_err(failed)?;
-        }
-        let Some(connector) = connector else {
-            return Ok(Connected { io: tcp.into(), h2: self.protocol == UpstreamProtocol::Http2 });
+        let mut bytes = match (&self.identity, peer) {
+            (Some(own), Some(peer)) => Bytes::Member(self.member(own, address, peer, client).await?),
+            _ => Bytes::Tcp(self.tcp(address).await?),
         };
-        let (stream, negotiated) = connector.connect(tcp).await?;
-        Ok(Connected { io: stream.into(), h2: negotiated.h2 })
+        if let Some(version) = self.proxy_protocol {
+            let header = proxy_header(version, client)?;
+            let written = match &mut bytes {
+                Bytes::Tcp(tcp) => tcp.write_all(&header).await,
+                Bytes::Member(io) => io.write_all(&header).await,
+            };
+            written.map_err(|error| failed(address, error))?;
+        }
+        let h2 = self.protocol == UpstreamProtocol::Http2;
+        match (connector, bytes) {
+            (None, Bytes::Tcp(tcp)) => Ok(Connected { io: tcp.into(), h2 }),
+            (None, Bytes::Member(io)) => Ok(Connected { io, h2 }),
+            (Some(connector), Bytes::Tcp(tcp)) => {
+                let (stream, negotiated) = connector.connect(tcp).await?;
+                Ok(Connected { io: stream.into(), h2: negotiated.h2 })
+            }
+            (Some(connector), Bytes::Member(io)) => {
+                let (stream, negotiated) = connector.over(io).await?;
+                Ok(Connected { io: Io::other(stream), h2: negotiated.h2 })
+            }
+        }
+    }
+
+    async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, Error> {
+        let tcp = self.dial.tcp(address, self.netns).await.map_err(|error| failed(address, error))?;
+        self.set_options(&tcp).map_err(|error| failed(address, error))?;
+        Ok(tcp)
+    }
+
+    /// Bytes to an address at which a member of the mesh is.
+    async fn member(
+        &self,
+        own: &SpiffeId,
+        target: SocketAddr,
+        peer: &Peer,
+        client: Option<ClientAddress>,
+    ) -> Result<Io, Error> {
+        match peer.via {
+            Via::Hbone(via) => {
+                let origin = client.map(|client| client.source.ip());
+                let to = Towards { own, peer: &peer.identity, via, netns: self.netns, target, origin };
+                Pool::open(&self.dial, &to).await
+            }
+            Via::MutualTls(address) => {
+                let tcp = self.tcp(address).await?;
+                let identities = &self.dial.identities;
+                let (stream, peer) = mesh::connect(identities, own, &peer.identity, alpn::MUTUAL_TLS, tcp).await?;
+                Ok(Io::other(Guarded::new(stream, identities.clone(), peer)))
+            }
+        }
     }
 
     fn set_options(&self, tcp: &TcpStream) -> std::io::Result<()> {
@@ -133,6 +194,16 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// What a connection consists of before TLS of the application.
+enum Bytes {
+    Tcp(TcpStream),
+    Member(Io),
+}
+
+fn failed(address: SocketAddr, error: std::io::Error) -> Error {
+    Error::upstream(Kind::Connect, format!("cannot connect to {address}")).with_source(error)
 }
 
 /// The header says LOCAL (v1: UNKNOWN) for connections of our own, such as health checks.
@@ -178,7 +249,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = plan(Connections::default()).connect(address, None).await.err().unwrap();
+        let error = plan(Connections::default()).connect(address, None, None).await.err().unwrap();
         assert_eq!(error.kind, Kind::Connect);
         assert!(error.to_string().starts_with(&format!("cannot connect to {address}: ")), "{error}");
     }
@@ -190,7 +261,7 @@ mod tests {
         let config = Connections { proxy_protocol: Some(ProxyProtocolVersion::V1), ..Connections::default() };
         let client =
             ClientAddress { source: "192.0.2.1:5000".parse().unwrap(), destination: "192.0.2.9:443".parse().unwrap() };
-        let connected = plan(config).connect(address, Some(client)).await.unwrap();
+        let connected = plan(config).connect(address, None, Some(client)).await.unwrap();
         assert!(!connected.h2 && connected.io.is_plain_tcp());
         drop(connected);
         let mut received = String::new();

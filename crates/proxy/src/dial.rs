@@ -1,6 +1,9 @@
 //! Sockets towards upstreams: in which network namespace they are made, and how they are marked.
 
-use crate::spaces::{self, Spaces};
+use crate::{
+    hbone::Pool,
+    spaces::{self, Spaces},
+};
 use selvedge_compile::snapshot::Netns;
 use selvedge_identity::Identities;
 use socket2::SockRef;
@@ -17,12 +20,14 @@ pub struct Dial {
     pub identities: Arc<Identities>,
     mark: Option<u32>,
     spaces: Option<Arc<dyn Spaces>>,
+    /// Tunnels to other members of a mesh.
+    pub(crate) tunnels: Pool,
 }
 
 impl Dial {
     /// `mark` is the SO_MARK of every socket; to set it needs CAP_NET_ADMIN.
     pub fn new(identities: Arc<Identities>, mark: Option<u32>, spaces: Option<Arc<dyn Spaces>>) -> Self {
-        Self { identities, mark, spaces }
+        Self { identities, mark, spaces, tunnels: Pool::default() }
     }
 
     /// How other namespaces are entered.

@@ -7,11 +7,15 @@ use crate::{
     outlier::{self, Standing},
     pool::Shelves,
 };
+use selvedge_compile::snapshot::Peer;
 use serde::Serialize;
 use std::{
     fmt,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
 };
 use tokio::time::Instant;
 
@@ -48,6 +52,8 @@ pub enum Protocol {
 pub struct LiveEndpoint {
     pub address: SocketAddr,
     pub zone: Option<String>,
+    /// The member of a mesh that is there.
+    pub peer: Option<Arc<Peer>>,
     pub ewma: Ewma,
     pub health: health::State,
     pub outlier: outlier::Watch,
@@ -78,6 +84,7 @@ impl LiveEndpoint {
         Self {
             address,
             zone,
+            peer: None,
             ewma: Ewma::default(),
             health: health::State::default(),
             outlier: outlier::Watch::default(),
@@ -89,6 +96,11 @@ impl LiveEndpoint {
             protocol: AtomicU8::new(0),
             removed: AtomicBool::new(false),
         }
+    }
+
+    /// At which this member of a mesh is.
+    pub(crate) fn with_peer(self, peer: Option<Arc<Peer>>) -> Self {
+        Self { peer, ..self }
     }
 
     pub fn weight(&self) -> u32 {

@@ -6,8 +6,10 @@
 //! | `server` | connections that come: each stream is handed on or refused |
 //! | `pool` | connections to others, shared by the streams of a worker |
 
+mod pool;
 mod server;
 
+pub(crate) use pool::{Pool, Towards};
 pub use server::{Asked, Refusal, Tunnel, Tunnels, serve};
 
 use std::time::Duration;

@@ -103,6 +103,8 @@ impl LiveCluster {
         }
         let same = before.config.protocol == config.protocol
             && before.config.tls == config.tls
+            && before.config.identity == config.identity
+            && before.config.netns == config.netns
             && before.config.connections.proxy_protocol == config.connections.proxy_protocol;
         let epoch = before.epoch + u64::from(!same);
         self.settings.store(Arc::new(Settings::new(config.clone(), epoch, &around.dial)));
@@ -120,7 +122,10 @@ impl LiveCluster {
         let before = before.map(|settings| &*settings.config);
         let mut members = self.members();
         let checks_change = before.is_some_and(|b| {
-            b.health_checks != config.health_checks || b.tls != config.tls || b.protocol != config.protocol
+            b.health_checks != config.health_checks
+                || b.tls != config.tls
+                || b.protocol != config.protocol
+                || b.identity != config.identity
         });
         if checks_change {
             for member in members.by_address.values_mut() {
@@ -191,20 +196,22 @@ impl LiveCluster {
         }
     }
 
-    /// Exactly these endpoints from now on; those whose address and zone stay keep their state.
+    /// Exactly these endpoints from now on; those whose address, zone and peer stay keep their state.
     fn replace(self: &Arc<Self>, members: &mut Members, list: &[Endpoint], config: &Cluster, runtime: &Handle) {
         let mut old = std::mem::take(&mut members.by_address);
         for wanted in list {
             let kept = old.remove(&wanted.address).or_else(|| members.by_address.remove(&wanted.address));
             let member = match kept {
-                Some(member) if member.endpoint.zone == wanted.zone => {
+                Some(member) if member.endpoint.zone == wanted.zone && member.endpoint.peer == wanted.peer => {
                     member.endpoint.set_weight(wanted.weight);
                     member
                 }
                 other => {
                     other.iter().for_each(|member| self.retire(&member.endpoint));
                     let (zone, now) = (wanted.zone.clone(), self.clock.millis());
-                    let endpoint = Arc::new(LiveEndpoint::new(wanted.address, wanted.weight, zone, now));
+                    let endpoint =
+                        LiveEndpoint::new(wanted.address, wanted.weight, zone, now).with_peer(wanted.peer.clone());
+                    let endpoint = Arc::new(endpoint);
                     endpoint.health.expect(config.health_checks.len());
                     let checks = self.start_checks(&endpoint, config, runtime);
                     Member { endpoint, _checks: checks }

@@ -10,7 +10,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use http_body::Body as _;
-use selvedge_compile::snapshot::{Check, HealthCheck};
+use selvedge_compile::snapshot::{Check, HealthCheck, Peer};
 use std::{
     future::poll_fn,
     net::SocketAddr,
@@ -37,7 +37,7 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>
         let Some(config) = settings.config.health_checks.get(index) else { return };
         drop(live);
         let limit = config.timeout;
-        let result = match timeout(limit, check(&settings, config, target.address)).await {
+        let result = match timeout(limit, check(&settings, config, target.address, target.peer.as_deref())).await {
             Ok(result) => result,
             Err(_) => Err(format!("no answer within {limit:?}")),
         };
@@ -56,11 +56,16 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>
 }
 
 /// One check; the error says what was wrong with the endpoint.
-async fn check(settings: &Settings, config: &HealthCheck, mut address: SocketAddr) -> Result<(), String> {
+async fn check(
+    settings: &Settings,
+    config: &HealthCheck,
+    mut address: SocketAddr,
+    peer: Option<&Peer>,
+) -> Result<(), String> {
     if let Some(port) = config.port {
         address.set_port(port);
     }
-    let connected = settings.plan.connect(address, None).await.map_err(|error| error.to_string())?;
+    let connected = settings.plan.connect(address, peer, None).await.map_err(|error| error.to_string())?;
     match &config.check {
         Check::Tcp => Ok(()),
         Check::Http { method, path, host, expected, headers } => {

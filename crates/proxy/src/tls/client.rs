@@ -23,8 +23,11 @@ use std::{
     fmt, io,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 /// Sessions kept for resumption per upstream configuration.
@@ -66,8 +69,16 @@ impl Connector {
 
     /// Does the handshake. The caller holds the timer.
     pub async fn connect(&self, tcp: TcpStream) -> Result<(ClientStream, Negotiated), Error> {
+        self.over(tcp).await
+    }
+
+    /// The same on any stream of bytes.
+    pub async fn over<S>(&self, bytes: S) -> Result<(TlsStream<S>, Negotiated), Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let stream = TlsConnector::from(self.config.clone())
-            .connect_with(self.name.clone(), tcp, |session| session.set_buffer_limit(Some(BUFFER_LIMIT)))
+            .connect_with(self.name.clone(), bytes, |session| session.set_buffer_limit(Some(BUFFER_LIMIT)))
             .await
             .map_err(|e| self.handshake_error(e))?;
         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

@@ -11,10 +11,17 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use rustls::HandshakeKind;
 use rustls_pki_types::{ServerName, UnixTime};
-use selvedge_identity::{Expect, Identities, Peer, Role, refused};
+use selvedge_identity::{Expect, Identities, Peer, Refused, Role, refused};
 use selvedge_wire::spiffe::SpiffeId;
-use std::{future::Future, io, sync::Arc};
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
@@ -123,6 +130,62 @@ fn client_error(failed: &impl Fn(String) -> Error, error: io::Error) -> Error {
             let message = failed("the connection broke in the handshake".to_owned()).message;
             Error::upstream(Kind::Reset, message).with_source(error)
         }
+    }
+}
+
+/// A connection to a member that breaks when the member is no longer accepted.
+pub struct Guarded {
+    stream: ClientStream,
+    refused: Pin<Box<dyn Future<Output = Refused> + Send>>,
+}
+
+impl Guarded {
+    pub fn new(stream: ClientStream, identities: Arc<Identities>, peer: Arc<Peer>) -> Self {
+        Self { stream, refused: Box::pin(async move { identities.until_refused(&peer).await }) }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.refused.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(reason) => {
+                // For whoever asks again: a future that is done must not be polled.
+                self.refused = Box::pin(std::future::ready(reason.clone()));
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason))
+            }
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
