@@ -18,6 +18,7 @@ use webpki::{CertRevocationList, OwnedCertRevocationList};
 pub struct Bundle {
     pub(crate) roots: Arc<[Root]>,
     revoked: Arc<BTreeSet<Serial>>,
+    revoked_ids: Arc<BTreeMap<SpiffeId, u64>>,
     pub(crate) crls: Vec<Arc<Crl>>,
 }
 
@@ -46,7 +47,7 @@ impl Bundle {
         if taken.is_empty() {
             return Err(Error::NoRoots);
         }
-        Ok(Self { roots: taken.into(), revoked: Arc::default(), crls: Vec::new() })
+        Ok(Self { roots: taken.into(), revoked: Arc::default(), revoked_ids: Arc::default(), crls: Vec::new() })
     }
 
     pub fn from_pem(pem: &[u8]) -> Result<Self, Error> {
@@ -60,6 +61,13 @@ impl Bundle {
     /// intermediate has signed it.
     pub fn with_revoked(mut self, serials: impl IntoIterator<Item = Serial>) -> Self {
         self.revoked = Arc::new(serials.into_iter().collect());
+        self
+    }
+
+    /// Identities whose certificates are revoked if they begin then or before (seconds since 1970). Instead of those of
+    /// before.
+    pub fn with_revoked_identities(mut self, ids: impl IntoIterator<Item = (SpiffeId, u64)>) -> Self {
+        self.revoked_ids = Arc::new(ids.into_iter().collect());
         self
     }
 
@@ -78,6 +86,21 @@ impl Bundle {
         self.revoked.iter()
     }
 
+    /// As given to [`Self::with_revoked_identities`].
+    pub fn revoked_identities(&self) -> impl Iterator<Item = (&SpiffeId, u64)> {
+        self.revoked_ids.iter().map(|(id, until)| (id, *until))
+    }
+
+    /// The lists that were added, in DER.
+    pub fn crls(&self) -> impl Iterator<Item = &[u8]> {
+        self.crls.iter().map(|crl| crl.der.as_slice())
+    }
+
+    /// Until when the certificates of an identity may not begin.
+    pub(crate) fn revoked_until(&self, id: &SpiffeId) -> Option<When> {
+        self.revoked_ids.get(id).copied().map(When)
+    }
+
     pub(crate) fn has_revoked(&self, serial: &Serial) -> bool {
         self.revoked.contains(serial)
     }
@@ -87,13 +110,15 @@ impl PartialEq for Bundle {
     fn eq(&self, other: &Self) -> bool {
         self.roots().eq(other.roots())
             && self.revoked == other.revoked
+            && self.revoked_ids == other.revoked_ids
             && self.crls.iter().map(|crl| &crl.der).eq(other.crls.iter().map(|crl| &crl.der))
     }
 }
 
 impl fmt::Debug for Bundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bundle({} roots, {} revoked, {} CRLs)", self.roots.len(), self.revoked.len(), self.crls.len())
+        let revoked = self.revoked.len() + self.revoked_ids.len();
+        write!(f, "Bundle({} roots, {revoked} revoked, {} CRLs)", self.roots.len(), self.crls.len())
     }
 }
 

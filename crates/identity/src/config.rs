@@ -48,6 +48,8 @@ struct Key {
     own: SpiffeId,
     /// `None` for servers.
     expect: Option<Expect>,
+    /// Of a server: who has no certificate comes in too.
+    open: bool,
     alpn: Vec<Vec<u8>>,
 }
 
@@ -72,7 +74,7 @@ impl Configs {
         expect: &Expect,
         alpn: &[&[u8]],
     ) -> Result<Arc<ClientConfig>, Error> {
-        let key = Key { own: svid.id().clone(), expect: Some(expect.clone()), alpn: owned(alpn) };
+        let key = Key { own: svid.id().clone(), expect: Some(expect.clone()), open: false, alpn: owned(alpn) };
         let make = || client(live, svid, expect, alpn).map(|config| Config::Client(Arc::new(config)));
         match self.find(live, svid, key, make)? {
             Config::Client(config) => Ok(config),
@@ -80,9 +82,16 @@ impl Configs {
         }
     }
 
-    pub(crate) fn server(&self, live: &Live, svid: &Arc<Svid>, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
-        let key = Key { own: svid.id().clone(), expect: None, alpn: owned(alpn) };
-        let make = || server(live, svid, alpn).map(|config| Config::Server(Arc::new(config)));
+    /// `open`: whoever has no certificate comes in too.
+    pub(crate) fn server(
+        &self,
+        live: &Live,
+        svid: &Arc<Svid>,
+        open: bool,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<ServerConfig>, Error> {
+        let key = Key { own: svid.id().clone(), expect: None, open, alpn: owned(alpn) };
+        let make = || server(live, svid, open, alpn).map(|config| Config::Server(Arc::new(config)));
         match self.find(live, svid, key, make)? {
             Config::Server(config) => Ok(config),
             Config::Client(_) => Err(Error::Tls("a client's configuration was kept as a server's".to_owned())),
@@ -118,7 +127,7 @@ fn owned(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 fn client(live: &Live, svid: &Svid, expect: &Expect, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
-    let verifier = Arc::new(Verifier { live: live.clone(), expect: expect.clone() });
+    let verifier = Arc::new(Verifier { live: live.clone(), expect: expect.clone(), open: false });
     let mut config = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| Error::Tls(e.to_string()))?
@@ -132,8 +141,8 @@ fn client(live: &Live, svid: &Svid, expect: &Expect, alpn: &[&[u8]]) -> Result<C
     Ok(config)
 }
 
-fn server(live: &Live, svid: &Svid, alpn: &[&[u8]]) -> Result<ServerConfig, Error> {
-    let verifier = Arc::new(Verifier { live: live.clone(), expect: Expect::Known });
+fn server(live: &Live, svid: &Svid, open: bool, alpn: &[&[u8]]) -> Result<ServerConfig, Error> {
+    let verifier = Arc::new(Verifier { live: live.clone(), expect: Expect::Known, open });
     let resolver: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(svid.certified().clone()));
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
@@ -152,6 +161,7 @@ fn server(live: &Live, svid: &Svid, alpn: &[&[u8]]) -> Result<ServerConfig, Erro
 struct Verifier {
     live: Live,
     expect: Expect,
+    open: bool,
 }
 
 impl Verifier {
@@ -173,11 +183,11 @@ impl fmt::Debug for Verifier {
     }
 }
 
-fn tls12() -> rustls::Error {
+pub(crate) fn tls12() -> rustls::Error {
     rustls::Error::General("TLS 1.2 is not spoken between members of a mesh".to_owned())
 }
 
-fn tls13(
+pub(crate) fn tls13(
     message: &[u8],
     cert: &CertificateDer<'_>,
     dss: &DigitallySignedStruct,
@@ -222,6 +232,10 @@ impl ServerCertVerifier for Verifier {
 }
 
 impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        !self.open
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // A member has one certificate to show.
         &[]

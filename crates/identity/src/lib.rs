@@ -9,6 +9,8 @@
 //! | `bundle` | [`Bundle`], [`Bundles`]: roots and revocations by trust domain |
 //! | `verify` | whether a peer is who it must be: [`Expect`], [`Peer`], [`Refused`] |
 //! | `leaf` | what the certificate of an identity says |
+//! | `issuer` | [`Issuer`]: where SVIDs come from |
+//! | `pin` | the first connection to a control plane, by its root's SHA-256 |
 //! | `config` | TLS configurations that always see the newest of all that |
 
 #![forbid(unsafe_code)]
@@ -16,8 +18,10 @@
 mod bundle;
 mod config;
 mod error;
+mod issuer;
 mod key;
 mod leaf;
+mod pin;
 mod store;
 mod svid;
 #[cfg(test)]
@@ -26,8 +30,10 @@ mod verify;
 
 pub use bundle::{Bundle, Bundles};
 pub use error::Error;
+pub use issuer::{Issued, Issuer, Issuing, NotIssued, Trust, control_id};
 pub use key::KeyPair;
 pub use leaf::Serial;
+pub use pin::pinned_config;
 pub use store::Identities;
 pub use svid::Svid;
 pub use verify::{Expect, Peer, Refused, Role, refused};

@@ -1,6 +1,6 @@
 //! What this process is and whom it trusts, live.
 
-use crate::{Bundles, Error, Expect, Peer, Refused, Role, Svid, config::Configs, verify};
+use crate::{Bundle, Bundles, Error, Expect, Peer, Refused, Role, Svid, config::Configs, verify};
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -67,6 +67,24 @@ impl Identities {
             }
             changed
         });
+    }
+
+    /// Trusts this bundle for one trust domain from now on; the others stay.
+    pub fn set_bundle(&self, domain: &str, bundle: Bundle) -> Result<(), Error> {
+        let mut failed = Ok(());
+        self.change(|state| {
+            if state.bundles.get(domain) == Some(&bundle) {
+                return false;
+            }
+            let mut bundles = Bundles::clone(&state.bundles);
+            failed = bundles.insert(domain, bundle);
+            if failed.is_ok() {
+                state.bundles = Arc::new(bundles);
+                state.trust += 1;
+            }
+            failed.is_ok()
+        });
+        failed
     }
 
     pub fn get(&self, id: &SpiffeId) -> Option<Arc<Svid>> {
@@ -138,7 +156,13 @@ impl Identities {
 
     /// To prove `own` as a TLS server, to anybody of a known trust domain. Otherwise as [`Self::client_config`].
     pub fn server_config(&self, own: &SpiffeId, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
-        self.configs.server(&self.live, &self.own(own)?, alpn)
+        self.configs.server(&self.live, &self.own(own)?, false, alpn)
+    }
+
+    /// As [`Self::server_config`], but who has no certificate yet is let in, to ask for one. Such a peer has proved
+    /// nothing.
+    pub fn open_server_config(&self, own: &SpiffeId, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
+        self.configs.server(&self.live, &self.own(own)?, true, alpn)
     }
 
     fn own(&self, id: &SpiffeId) -> Result<Arc<Svid>, Error> {

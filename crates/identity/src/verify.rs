@@ -156,6 +156,11 @@ fn trusted(
     if bundle.has_revoked(serial) {
         return Err(revoked());
     }
+    if let Some(until) = bundle.revoked_until(id)
+        && leaf::validity(leaf)?.0 <= until
+    {
+        return Err(revoked());
+    }
     // webpki takes a root's word for as long as it is there, so we look at the dates.
     let valid = |root: &&crate::bundle::Root| (root.not_before.0..=root.not_after.0).contains(&now.as_secs());
     let anchors: Vec<_> = bundle.roots.iter().filter(valid).map(|root| root.anchor.clone()).collect();
