@@ -106,7 +106,9 @@ impl Folder {
         // Whoever names a file knows that it was written, even where its stamp is too coarse to show it.
         let forced = matches!(changes, Changes::Files(_));
         let (changed, mut touched) = match changes {
-            Changes::Files(paths) => (paths.iter().filter(|path| self.ours(path)).cloned().collect(), Vec::new()),
+            Changes::Files(paths) => {
+                (paths.iter().filter(|p| self.ours(p)).flat_map(|p| self.at_or_below(p)).collect(), Vec::new())
+            }
             Changes::Everything => self.scan(),
         };
         for path in changed {
@@ -166,6 +168,15 @@ impl Folder {
             Some(text) => Some(text.to_vec()),
             None => files::read(path, self.limits.file_bytes).ok(),
         }
+    }
+
+    /// The file of that name, or the known files of the folder of that name.
+    fn at_or_below(&self, path: &Path) -> Vec<PathBuf> {
+        if files::is_resource_file(path) {
+            return vec![path.to_owned()];
+        }
+        let from = self.files.range(path.to_owned()..).map(|(file, _)| file);
+        from.take_while(|file| file.starts_with(path)).cloned().collect()
     }
 
     fn ours(&self, path: &Path) -> bool {
@@ -400,6 +411,19 @@ mod tests {
 
     fn codes(folder: &Folder) -> Vec<Code> {
         folder.diagnostics().iter().map(|d| d.code).collect()
+    }
+
+    #[test]
+    fn a_folder_that_is_renamed_takes_its_files_along() {
+        let disk = Disk::new();
+        fs::create_dir_all(disk.root().join("sub")).unwrap();
+        disk.write("sub/a.yaml", &map("a", "1"));
+        disk.write("sub.yaml", &map("b", "1"));
+        let mut folder = disk.folder();
+        assert_eq!(maps(&folder), "a=1 b=1");
+        fs::rename(disk.root().join("sub"), disk.root().join(".away")).unwrap();
+        assert!(folder.read(&Changes::Files([disk.root().join("sub")].into())));
+        assert_eq!(maps(&folder), "b=1");
     }
 
     #[test]

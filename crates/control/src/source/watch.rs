@@ -22,7 +22,7 @@ const MAX_PATHS: usize = 256;
 /// What has changed since it was last asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changes {
-    /// These files, and nothing else.
+    /// These files, and what was below those of them that are gone; nothing else.
     Files(BTreeSet<PathBuf>),
     /// Look everywhere.
     Everything,
@@ -96,16 +96,15 @@ impl Shared {
                 }
                 false
             }
-            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => {
-                event.paths.iter().any(|p| !is_resource_file(p))
-            }
+            EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => event.paths.iter().any(|p| is_folder(p)),
             _ => true,
         };
         if whole {
             return self.add(Changes::Everything);
         }
-        let files: BTreeSet<PathBuf> =
-            event.paths.iter().filter(|p| is_resource_file(p)).map(|p| self.known_as(p)).collect();
+        // Of what is gone nobody can tell any more whether it was a folder.
+        let told = |p: &&PathBuf| is_resource_file(p) || p.symlink_metadata().is_err();
+        let files: BTreeSet<PathBuf> = event.paths.iter().filter(told).map(|p| self.known_as(p)).collect();
         if !files.is_empty() {
             self.add(Changes::Files(files));
         }
@@ -131,6 +130,12 @@ impl Shared {
         drop(pending);
         self.wake.notify_one();
     }
+}
+
+/// Whether files may be below a path: it is a folder, or a link, which may lead to one. The temporary file that a writer
+/// renames is neither.
+fn is_folder(path: &Path) -> bool {
+    !is_resource_file(path) && path.symlink_metadata().is_ok_and(|meta| !meta.is_file())
 }
 
 /// What is watched for a root: a file by its folder, as editors replace files instead of writing to them.
@@ -169,6 +174,16 @@ mod tests {
         let watcher = Watcher::new(std::slice::from_ref(&root));
         fs::write(root.join("a.yaml"), "x").unwrap();
         assert_eq!(watcher.changed().await, Changes::Files([root.join("a.yaml")].into()));
+        // As careful writers do it: what they write first has another name.
+        fs::write(root.join(".a.yaml.tmp"), "y").unwrap();
+        fs::rename(root.join(".a.yaml.tmp"), root.join("a.yaml")).unwrap();
+        loop {
+            match watcher.changed().await {
+                Changes::Files(files) if files.contains(&root.join("a.yaml")) => break,
+                Changes::Files(_) => {}
+                Changes::Everything => panic!("one file has changed"),
+            }
+        }
         fs::write(root.join("ignored.txt"), "x").unwrap();
         fs::rename(root.join("a.yaml"), root.join("b.yaml")).unwrap();
         match watcher.changed().await {
