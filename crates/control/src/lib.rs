@@ -4,6 +4,7 @@
 
 pub mod ca;
 pub mod engine;
+pub mod identity;
 pub mod proto;
 pub mod saved;
 pub mod source;

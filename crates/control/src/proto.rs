@@ -11,3 +11,8 @@ pub mod discovery {
 pub mod etcd {
     tonic::include_proto!("etcdserverpb");
 }
+
+/// Certificates for proxies.
+pub mod identity {
+    tonic::include_proto!("selvedge.identity.v1");
+}

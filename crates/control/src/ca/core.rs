@@ -168,7 +168,9 @@ impl Core {
             None => core.leave_files(now)?,
         };
         changed |= core.advance(now)?;
-        core.sequence += u64::from(changed);
+        if changed {
+            core.count(now);
+        }
         core.sign_bundle(now)?;
         Ok(core)
     }
@@ -500,8 +502,14 @@ impl Core {
 
     /// The bundle of what there is now, with a higher number.
     fn renew_bundle(&mut self, now: SystemTime) -> Result<(), Error> {
-        self.sequence += 1;
+        self.count(now);
         self.sign_bundle(now)
+    }
+
+    /// The next number of the bundle. The time is in it, so that a CA that was begun anew, or restored from a backup, is
+    /// not behind what its nodes have seen.
+    fn count(&mut self, now: SystemTime) {
+        self.sequence = (self.sequence + 1).max(seconds(now));
     }
 
     fn sign_bundle(&mut self, now: SystemTime) -> Result<(), Error> {

@@ -171,7 +171,14 @@ impl Ca {
         Ok(self.issued(current.id.clone(), leaf))
     }
 
-    /// A certificate for this process itself. The chain ends with the root, so that a node that knows only the root's
+    /// A certificate for something in this process, of any identity.
+    pub fn issue_local(&self, id: &SpiffeId, csr: &[u8]) -> Result<Issued, Error> {
+        let request = Request::read(csr, id)?;
+        let leaf = self.core().issue(id, &request, None, self.now())?;
+        Ok(self.issued(id.clone(), leaf))
+    }
+
+    /// A certificate for the control plane itself. The chain ends with the root, so that a node that knows only the root's
     /// SHA-256 from its join token can verify it.
     pub fn issue_own(&self, id: &SpiffeId, csr: &[u8]) -> Result<Issued, Error> {
         let (core, now) = (self.core(), self.now());
