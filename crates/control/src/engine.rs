@@ -2,7 +2,7 @@
 
 use crate::{
     saved::Saved,
-    source::{Changes, Watcher, folder::Folder},
+    source::{FolderSource, Source},
 };
 use selvedge_compile::{
     Compiled, Compiler, Options,
@@ -59,7 +59,7 @@ pub struct Current {
 
 /// The loop. [`Engine::start`] does the first round, [`Engine::run`] all others.
 pub struct Engine {
-    folder: Folder,
+    source: Box<dyn Source>,
     state: Option<PathBuf>,
     options: Options,
     compiler: Compiler,
@@ -97,12 +97,17 @@ const RETRY: Duration = Duration::from_secs(5);
 const VALIDITY: Duration = Duration::from_secs(3600);
 
 impl Engine {
-    /// Reads, compiles and installs for the first time.
+    /// Reads folders, compiles and installs for the first time.
     pub fn start(settings: Settings, install: Install) -> Self {
-        let mut folder = Folder::new(settings.roots);
-        if let Some(state) = &settings.state {
+        let source = FolderSource::new(settings.roots);
+        Self::with(Box::new(source), settings.state, settings.options, install)
+    }
+
+    /// As [`Engine::start`], from any source. `state` is where the last good state is kept.
+    pub fn with(mut source: Box<dyn Source>, state: Option<PathBuf>, options: Options, install: Install) -> Self {
+        if let Some(state) = &state {
             match Saved::load(state) {
-                Ok(Some(saved)) => folder.remember(&saved),
+                Ok(Some(saved)) => source.remember(&saved),
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(state = %state.display(), %error, "the last good state cannot be read and is not used")
@@ -110,16 +115,16 @@ impl Engine {
             }
         }
         let mut engine = Self {
-            folder,
-            state: settings.state,
-            options: settings.options,
+            source,
+            state,
+            options,
             compiler: Compiler::default(),
             install,
             current: watch::Sender::default(),
             saver: Arc::new(Saver { next: Mutex::new(None), wake: Notify::new() }),
             looks: watch::Sender::default(),
         };
-        engine.folder.read(&Changes::Everything);
+        engine.source.refresh(true);
         engine.round(Instant::now(), Cause::Sources);
         engine
     }
@@ -134,32 +139,33 @@ impl Engine {
         self.looks.subscribe()
     }
 
-    /// Follows changes of the files, and looks at once when `reload` is notified (SIGHUP). Never returns.
+    /// Follows changes of the source, and looks at once when `reload` is notified (SIGHUP). Never returns.
     pub async fn run(mut self, reload: Arc<Notify>) {
-        let watcher = Watcher::new(self.folder.roots());
+        self.source.follow();
         if let Some(state) = self.state.clone() {
             tokio::spawn(self.saver.clone().run(state));
         }
         // What changed between the first round and the watch.
-        let mut next = (Cause::Sources, Changes::Everything);
+        let mut next = (Cause::Sources, true);
         loop {
-            blocking(|| self.look(&next));
+            blocking(|| self.look(next));
             self.looks.send_modify(|looks| *looks += 1);
             let retry = self.current.borrow().problems.iter().any(|p| p.transient);
+            let validity = self.validity_changes();
             next = tokio::select! {
-                changes = watcher.changed() => (Cause::Sources, changes),
-                () = reload.notified() => (Cause::Sources, Changes::Everything),
-                () = tokio::time::sleep(RETRY), if retry => (Cause::Retry, Changes::Files(Default::default())),
-                () = tokio::time::sleep(self.validity_changes()) => (Cause::Clock, Changes::Files(Default::default())),
+                () = self.source.changed() => (Cause::Sources, false),
+                () = reload.notified() => (Cause::Sources, true),
+                () = tokio::time::sleep(RETRY), if retry => (Cause::Retry, false),
+                () = tokio::time::sleep(validity) => (Cause::Clock, false),
             };
         }
     }
 
-    fn look(&mut self, (cause, changes): &(Cause, Changes)) {
+    fn look(&mut self, (cause, everywhere): (Cause, bool)) {
         let began = Instant::now();
         let round = match cause {
             // An explicit look is a chance for what could not be served, too.
-            Cause::Sources => self.folder.read(changes) || !self.current.borrow().problems.is_empty(),
+            Cause::Sources => self.source.refresh(everywhere) || !self.current.borrow().problems.is_empty(),
             Cause::Retry => true,
             Cause::Clock => {
                 let now = now();
@@ -168,7 +174,7 @@ impl Engine {
             }
         };
         if round {
-            self.round(began, *cause);
+            self.round(began, cause);
         }
     }
 
@@ -181,15 +187,20 @@ impl Engine {
     }
 
     fn round(&mut self, began: Instant, cause: Cause) {
-        let resources = self.folder.resources().clone();
+        let mut resources = self.source.resources().clone();
         let before = self.current.borrow().clone();
-        let unchanged = before.revision > 0 && before.resources == resources;
+        let mut unchanged = before.revision > 0 && before.resources == resources;
         let mut revision = before.revision;
         let mut problems = before.problems.clone();
         let mut compiled = before.compiled.clone();
         if !unchanged || cause == Cause::Clock {
             self.options.now = now();
             compiled = Arc::new(self.compiler.compile(&resources, &self.options));
+            if self.source.judge(&compiled) {
+                resources = self.source.resources().clone();
+                unchanged = before.revision > 0 && before.resources == resources;
+                compiled = Arc::new(self.compiler.compile(&resources, &self.options));
+            }
         }
         if !unchanged || !problems.is_empty() {
             problems = (self.install)(&compiled.snapshot);
@@ -198,24 +209,28 @@ impl Engine {
             revision += 1;
         }
         let mut about_resources = compiled.diagnostics.clone();
-        self.folder.locate(&mut about_resources);
-        let mut diagnostics = self.folder.diagnostics();
+        self.source.locate(&mut about_resources);
+        let mut diagnostics = self.source.diagnostics();
         diagnostics.extend(about_resources);
         let current = Current {
             revision,
             resources,
             compiled,
             problems,
-            last_good: self.folder.is_last_good(),
+            last_good: self.source.is_last_good(),
             installed: if unchanged { before.installed } else { self.options.now },
             took: if unchanged { before.took } else { began.elapsed() },
             diagnostics,
         };
         report(&before, &current);
-        if !current.last_good && self.state.is_some() && !unchanged {
-            self.saver.put(self.folder.to_saved());
+        if self.state.is_some() && !unchanged
+            && let Some(saved) = self.source.to_saved()
+        {
+            self.saver.put(saved);
         }
-        self.current.send_replace(Arc::new(current));
+        let current = Arc::new(current);
+        self.current.send_replace(current.clone());
+        self.source.installed(&current);
     }
 }
 
@@ -236,10 +251,10 @@ fn report(before: &Current, current: &Current) {
     }
     if current.last_good && !before.last_good {
         tracing::error!(
-            "SERVING THE LAST GOOD CONFIGURATION: some files are broken or missing (see the errors above, or GET /status of the admin listener)"
+            "SERVING THE LAST GOOD CONFIGURATION: some resources are broken or missing (see the errors above, or GET /status of the admin listener)"
         );
     } else if before.last_good && !current.last_good {
-        tracing::info!("all files are readable again; serving what they say");
+        tracing::info!("everything is readable again; serving what it says");
     }
     if current.revision != before.revision {
         tracing::info!(revision = current.revision, resources = current.resources.len(), took = ?current.took, "configuration installed");

@@ -6,6 +6,7 @@ pub mod ca;
 pub mod engine;
 pub mod identity;
 pub mod proto;
+pub mod publish;
 pub mod saved;
 pub mod source;
 

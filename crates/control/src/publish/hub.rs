@@ -1,0 +1,559 @@
+//! All streams of one control plane, without IO: who sees what, who must be told, whose turn it is.
+
+use super::{
+    graph::{Entry, Graph, Token},
+    join::{Joined, Workloads},
+    node::{Action, Event, Group, Millis, Node, Sight},
+    scope::{Interest, Role, Wanted, scope},
+    version::{Sum, Version, read_key},
+};
+use crate::proto::discovery::{
+    Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message,
+    subscription::What,
+};
+use ahash::AHashMap;
+use selvedge_model::{Kind, Resource, ResourceKey};
+use selvedge_wire::spiffe::SpiffeId;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+/// One stream.
+pub type NodeId = u64;
+type ViewId = u64;
+
+/// New streams that get everything at the same time; the others wait for their turn.
+const TURNS: usize = 32;
+/// Streams of one control plane.
+pub const MAX_NODES: usize = 50_000;
+/// Subscriptions of one proxy.
+pub const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// Workloads or Gateways of one proxy.
+const MAX_NAMES: usize = 1_000;
+/// After a start, workloads that have not yet come back are not taken from proxies for so long.
+pub const SETTLE: Millis = 10_000;
+
+/// What is to be sent to a proxy.
+#[derive(Debug)]
+pub enum Output {
+    Welcome { identity: String },
+    Group(Group),
+    Registered { number: u64, refused: String },
+    Close(String),
+}
+
+/// See the module.
+pub struct Hub {
+    graph: Graph,
+    views: BTreeMap<ViewId, View>,
+    by_interest: BTreeMap<Interest, ViewId>,
+    by_token: AHashMap<Token, BTreeSet<ViewId>>,
+    next_view: ViewId,
+    members: BTreeMap<NodeId, Member>,
+    waiting: VecDeque<NodeId>,
+    turns: BTreeSet<NodeId>,
+    joined: Workloads,
+    settles: Millis,
+    settled: bool,
+    out: Vec<(NodeId, Output)>,
+}
+
+/// What proxies of one interest see.
+struct View {
+    interest: Interest,
+    keys: BTreeMap<Arc<ResourceKey>, Version>,
+    tokens: ahash::AHashSet<Token>,
+    known: BTreeSet<Wanted>,
+    sum: Sum,
+    members: BTreeSet<NodeId>,
+}
+
+/// A proxy and who it is.
+pub struct Member {
+    pub hello: Hello,
+    pub role: Option<Role>,
+    pub identity: Option<SpiffeId>,
+    /// Whether identities are proven at all on this listener.
+    proves: bool,
+    pub since: Millis,
+    view: Option<ViewId>,
+    pub node: Node,
+}
+
+struct Seen<'a> {
+    graph: &'a Graph,
+    view: &'a View,
+    settled: bool,
+}
+
+impl Sight for Seen<'_> {
+    fn get(&self, key: &ResourceKey) -> Option<&Arc<Entry>> {
+        self.view.keys.contains_key(key).then(|| self.graph.get(key)).flatten()
+    }
+
+    fn all(&self) -> Vec<(Arc<ResourceKey>, Version)> {
+        self.view.keys.iter().map(|(key, version)| (key.clone(), *version)).collect()
+    }
+
+    fn version(&self) -> Version {
+        self.view.sum.version()
+    }
+
+    fn may_come(&self, key: &ResourceKey) -> bool {
+        !self.settled && key.kind == Kind::Workload && self.graph.get(key).is_none()
+    }
+}
+
+impl Hub {
+    pub fn new(now: Millis) -> Self {
+        Self {
+            graph: Graph::default(),
+            views: BTreeMap::new(),
+            by_interest: BTreeMap::new(),
+            by_token: AHashMap::new(),
+            next_view: 0,
+            members: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            turns: BTreeSet::new(),
+            joined: Workloads::default(),
+            settles: now + SETTLE,
+            settled: false,
+            out: Vec::new(),
+        }
+    }
+
+    /// The proxies, and what each of them should have.
+    pub fn members(&self) -> impl Iterator<Item = (NodeId, &Member, Option<Version>)> {
+        let version = |m: &Member| m.view.and_then(|view| self.views.get(&view)).map(|view| view.sum.version());
+        self.members.iter().map(move |(id, member)| (*id, member, version(member)))
+    }
+
+    /// Number of resources that a proxy sees.
+    pub fn sees(&self, member: &Member) -> usize {
+        member.view.and_then(|view| self.views.get(&view)).map_or(0, |view| view.keys.len())
+    }
+
+    /// What is to be sent, since it was last asked.
+    pub fn take_output(&mut self) -> Vec<(NodeId, Output)> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Resources of the source that are new, other than before (`Some`), or gone.
+    pub fn resources(&mut self, now: Millis, changes: Vec<(ResourceKey, Option<Resource>)>) {
+        let changes = self.joined.shadow(changes);
+        self.change(now, changes);
+    }
+
+    /// A stream begins. `proven` is what its certificate says; `None` when the listener asks for none.
+    pub fn connected(&mut self, now: Millis, node: NodeId, proven: Option<Option<SpiffeId>>) {
+        let proves = proven.is_some();
+        let member = Member {
+            hello: Hello::default(),
+            role: None,
+            identity: proven.flatten(),
+            proves,
+            since: now,
+            view: None,
+            node: Node::default(),
+        };
+        self.members.insert(node, member);
+        if self.members.len() > MAX_NODES {
+            self.close(node, format!("this control plane serves {MAX_NODES} proxies at most"));
+        }
+    }
+
+    pub fn message(&mut self, now: Millis, node: NodeId, message: ProxyMessage) {
+        let Some(member) = self.members.get(&node) else { return };
+        let greeted = member.role.is_some();
+        let result = match message.message {
+            Some(Message::Hello(hello)) if !greeted => self.hello(node, hello),
+            Some(Message::Hello(_)) => Err("a second hello".to_owned()),
+            Some(_) if !greeted => Err("the first message must be hello".to_owned()),
+            Some(Message::Known(known)) => self.known(now, node, &known),
+            Some(Message::Subscribe(subscribe)) => self.subscribe(now, node, subscribe),
+            Some(Message::Ack(ack)) => {
+                self.step(now, node, Event::Ack(ack));
+                Ok(())
+            }
+            Some(Message::Register(register)) => {
+                self.register(now, node, &register);
+                Ok(())
+            }
+            Some(Message::Withdraw(withdraw)) => {
+                let gone = read_key(&withdraw.key).and_then(|key| self.joined.withdraw(node, &key));
+                self.change(now, gone.into_iter().collect());
+                Ok(())
+            }
+            Some(Message::Leave(_)) => {
+                let gone = self.joined.leave(node);
+                self.change(now, gone);
+                Ok(())
+            }
+            // Something newer than this.
+            None => Ok(()),
+        };
+        if let Err(why) = result {
+            self.close(node, why);
+        }
+    }
+
+    /// The stream has ended.
+    pub fn gone(&mut self, now: Millis, node: NodeId) {
+        let Some(member) = self.members.remove(&node) else { return };
+        self.leave_view(node, member.view);
+        self.joined.lost(now, node);
+        self.waiting.retain(|waiting| *waiting != node);
+        self.turn_done(now, node);
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Millis) {
+        let settled = !self.settled && now >= self.settles;
+        self.settled |= settled;
+        let gone = self.joined.expired(now);
+        self.change(now, gone);
+        for node in self.members.keys().copied().collect::<Vec<_>>() {
+            if settled {
+                self.step(now, node, Event::Settled);
+            }
+            self.step(now, node, Event::Tick);
+        }
+    }
+
+    /// When [`Hub::tick`] has something to do, at the latest.
+    pub fn wakes(&self, now: Millis) -> Millis {
+        let second = now + 1_000;
+        self.joined.next_expiry().map_or(second, |at| at.min(second))
+    }
+
+    fn hello(&mut self, node: NodeId, hello: Hello) -> Result<(), String> {
+        let role = match hello.role() {
+            crate::proto::discovery::Role::Gateway => Role::Gateway,
+            crate::proto::discovery::Role::Sidecar => Role::Sidecar,
+            crate::proto::discovery::Role::Node => Role::Node,
+            crate::proto::discovery::Role::Unspecified => return Err("hello names no role".to_owned()),
+        };
+        if hello.id.is_empty() || hello.id.len() > 256 {
+            return Err("the id of a proxy has 1 to 256 characters".to_owned());
+        }
+        let Some(member) = self.members.get_mut(&node) else { return Ok(()) };
+        let identity = member.identity.clone();
+        let proven = match (&identity, member.proves) {
+            (_, false) => None,
+            (None, true) => return Err("the discovery stream needs a client certificate: join first".to_owned()),
+            (Some(id), true) => match (id.namespace(), id.account()) {
+                (Some(namespace), Some(account)) => Some((namespace.to_owned(), account.to_owned())),
+                _ => return Err(format!("{} is not the identity of a workload", id.as_str())),
+            },
+        };
+        let interest = Interest {
+            role,
+            proven,
+            workloads: names(&hello.workloads)?,
+            gateways: names(&hello.gateways)?,
+            wanted: hello.subscriptions.iter().take(MAX_SUBSCRIPTIONS).filter_map(wanted).collect(),
+        };
+        self.allowed(&interest, identity.as_ref())?;
+        let twins = self.members.iter().filter(|(other, m)| **other != node && m.role.is_some() && m.hello.id == hello.id);
+        for (twin, same) in twins.map(|(twin, m)| (*twin, m.identity == identity)).collect::<Vec<_>>() {
+            if !same {
+                return Err(format!("another proxy of another identity is called `{}`", hello.id));
+            }
+            self.joined.inherit(twin, node);
+            self.close(twin, "the proxy has opened another stream".to_owned());
+        }
+        if let Some(member) = self.members.get_mut(&node) {
+            (member.hello, member.role) = (hello, Some(role));
+        }
+        self.enter_view(node, interest);
+        let identity = identity.map(|id| id.as_str().to_owned()).unwrap_or_default();
+        self.out.push((node, Output::Welcome { identity }));
+        Ok(())
+    }
+
+    /// Whether the proxy may be what it says.
+    fn allowed(&self, interest: &Interest, identity: Option<&SpiffeId>) -> Result<(), String> {
+        let me = identity.map_or("nobody", SpiffeId::as_str);
+        for (namespace, name) in &interest.workloads {
+            let key = ResourceKey::new(Kind::Workload, namespace, name);
+            let account = self.graph.get(&key).and_then(|w| w.links.account.clone());
+            if !interest.may_be(&key, account.as_deref()) {
+                let account = account.unwrap_or_else(|| "…".to_owned());
+                return Err(format!("{me} may not stand beside {key}, whose identity is ns/{namespace}/sa/{account}"));
+            }
+        }
+        match interest.gateways.iter().find(|(namespace, _)| !interest.may_serve(namespace)) {
+            Some((namespace, name)) => Err(format!(
+                "{me} may not serve Gateway {namespace}/{name}: use an identity of namespace `{namespace}` or `{}`",
+                super::graph::ROOT_NAMESPACE
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn known(&mut self, now: Millis, node: NodeId, known: &Known) -> Result<(), String> {
+        let read = |r: &crate::proto::discovery::Resource| Some((read_key(&r.key)?, Version::read(&r.version).unwrap_or_default()));
+        let resources = known.resources.iter().filter_map(read).collect();
+        self.step(now, node, Event::Known(resources, known.last));
+        Ok(())
+    }
+
+    fn subscribe(&mut self, now: Millis, node: NodeId, subscribe: Subscribe) -> Result<(), String> {
+        let Some(view) = self.members.get(&node).and_then(|m| m.view).and_then(|v| self.views.get(&v)) else {
+            return Ok(());
+        };
+        let mut interest = view.interest.clone();
+        for gone in subscribe.remove.iter().filter_map(wanted) {
+            interest.wanted.remove(&gone);
+        }
+        let asked: Vec<_> = subscribe.add.iter().map(|a| (a.number, a.subscription.as_ref().and_then(wanted))).collect();
+        interest.wanted.extend(asked.iter().filter_map(|(_, wanted)| wanted.clone()));
+        if interest.wanted.len() > MAX_SUBSCRIPTIONS {
+            return Err(format!("more than {MAX_SUBSCRIPTIONS} subscriptions"));
+        }
+        let before = view.keys.clone();
+        self.enter_view(node, interest);
+        let Some(view) = self.members.get(&node).and_then(|m| m.view).and_then(|v| self.views.get(&v)) else {
+            return Ok(());
+        };
+        let changed = differences(&before, &view.keys);
+        let known = |wanted: &Option<Wanted>| wanted.as_ref().is_some_and(|w| view.known.contains(w));
+        let answers = asked.iter().map(|(number, wanted)| Answer { number: *number, known: known(wanted) }).collect();
+        if let Some(member) = self.members.get_mut(&node) {
+            let seen = Seen { graph: &self.graph, view, settled: self.settled };
+            // Both in one update.
+            member.node.note(&changed);
+            let actions = member.node.step(now, Event::Answers(answers), &seen);
+            self.act(now, node, actions);
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, now: Millis, node: NodeId, register: &Register) {
+        let Some(member) = self.members.get(&node) else { return };
+        let identity = member.proves.then(|| member.identity.clone()).flatten();
+        let known = |key: &ResourceKey| self.graph.get(key).is_some();
+        let taken = |address| self.graph.find(&Token::Address(address)).cloned().collect::<Vec<_>>();
+        let (refused, changes) = match self.joined.register(node, identity.as_ref(), &register.workload, known, taken) {
+            Ok(Joined::New(resource)) => (String::new(), vec![(resource.key(), Some(resource))]),
+            Ok(Joined::Same) => (String::new(), Vec::new()),
+            Err(why) => (why, Vec::new()),
+        };
+        self.out.push((node, Output::Registered { number: register.number, refused }));
+        self.change(now, changes);
+    }
+
+    /// Takes changes in and tells those that they concern.
+    fn change(&mut self, now: Millis, changes: Vec<(ResourceKey, Option<Resource>)>) {
+        let mut rescope = BTreeSet::new();
+        let mut content: BTreeMap<ViewId, Vec<Arc<ResourceKey>>> = BTreeMap::new();
+        for (key, resource) in changes {
+            let touched = match &resource {
+                Some(resource) => self.graph.upsert(resource),
+                None => self.graph.remove(&key),
+            };
+            if touched.same {
+                continue;
+            }
+            for token in &touched.tokens {
+                rescope.extend(self.by_token.get(token).into_iter().flatten());
+            }
+            let key = Arc::new(key);
+            let near = self.by_token.get(&Token::Key((*key).clone())).into_iter().flatten();
+            for view in near.filter(|view| self.views.get(view).is_some_and(|view| view.keys.contains_key(&key))) {
+                if touched.relinked {
+                    rescope.insert(*view);
+                }
+                content.entry(*view).or_default().push(key.clone());
+            }
+        }
+        for view in &rescope {
+            let changed = self.rescope(*view);
+            self.tell(now, *view, &changed);
+        }
+        for (id, changed) in content.into_iter().filter(|(id, _)| !rescope.contains(id)) {
+            let Some(view) = self.views.get_mut(&id) else { continue };
+            for key in &changed {
+                let (Some(entry), Some(version)) = (self.graph.get(key), view.keys.get_mut(key)) else { continue };
+                view.sum.remove(key, *version);
+                view.sum.add(key, entry.version);
+                *version = entry.version;
+            }
+            self.tell(now, id, &changed);
+        }
+    }
+
+    /// Finds anew what a view sees. Returns what is other than before.
+    fn rescope(&mut self, id: ViewId) -> Vec<Arc<ResourceKey>> {
+        let Some(view) = self.views.get_mut(&id) else { return Vec::new() };
+        let scope = scope(&self.graph, &view.interest);
+        for token in view.tokens.difference(&scope.tokens) {
+            if let Some(views) = self.by_token.get_mut(token) {
+                views.remove(&id);
+                if views.is_empty() {
+                    self.by_token.remove(token);
+                }
+            }
+        }
+        for token in scope.tokens.difference(&view.tokens) {
+            self.by_token.entry(token.clone()).or_default().insert(id);
+        }
+        let keys: BTreeMap<Arc<ResourceKey>, Version> =
+            scope.keys.iter().filter_map(|key| Some((key.clone(), self.graph.get(key)?.version))).collect();
+        let changed = differences(&view.keys, &keys);
+        for key in &changed {
+            if let Some(version) = view.keys.get(key) {
+                view.sum.remove(key, *version);
+            }
+            if let Some(version) = keys.get(key) {
+                view.sum.add(key, *version);
+            }
+        }
+        (view.keys, view.tokens, view.known) = (keys, scope.tokens, scope.known);
+        changed
+    }
+
+    fn tell(&mut self, now: Millis, view: ViewId, changed: &[Arc<ResourceKey>]) {
+        if changed.is_empty() {
+            return;
+        }
+        let members = self.views.get(&view).map(|view| view.members.clone()).unwrap_or_default();
+        for node in members {
+            self.step(now, node, Event::Changed(changed));
+        }
+    }
+
+    fn enter_view(&mut self, node: NodeId, interest: Interest) {
+        let before = self.members.get(&node).and_then(|m| m.view);
+        let id = match self.by_interest.get(&interest) {
+            Some(id) => *id,
+            None => {
+                self.next_view += 1;
+                let id = self.next_view;
+                self.by_interest.insert(interest.clone(), id);
+                self.views.insert(id, View::new(interest));
+                self.rescope(id);
+                id
+            }
+        };
+        if before == Some(id) {
+            return;
+        }
+        if let Some(view) = self.views.get_mut(&id) {
+            view.members.insert(node);
+        }
+        if let Some(member) = self.members.get_mut(&node) {
+            member.view = Some(id);
+        }
+        self.leave_view(node, before);
+    }
+
+    fn leave_view(&mut self, node: NodeId, view: Option<ViewId>) {
+        let Some(id) = view else { return };
+        let Some(view) = self.views.get_mut(&id) else { return };
+        view.members.remove(&node);
+        if !view.members.is_empty() {
+            return;
+        }
+        let Some(view) = self.views.remove(&id) else { return };
+        self.by_interest.remove(&view.interest);
+        for token in &view.tokens {
+            if let Some(views) = self.by_token.get_mut(token) {
+                views.remove(&id);
+                if views.is_empty() {
+                    self.by_token.remove(token);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, now: Millis, node: NodeId, event: Event<'_>) {
+        let Some(member) = self.members.get_mut(&node) else { return };
+        let Some(view) = member.view.and_then(|view| self.views.get(&view)) else { return };
+        let seen = Seen { graph: &self.graph, view, settled: self.settled };
+        let actions = member.node.step(now, event, &seen);
+        self.act(now, node, actions);
+    }
+
+    fn act(&mut self, now: Millis, node: NodeId, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Send(group) => self.out.push((node, Output::Group(group))),
+                Action::WantTurn => {
+                    self.waiting.push_back(node);
+                    self.next_turns(now);
+                }
+                Action::TurnDone => self.turn_done(now, node),
+                Action::Close(why) => self.close(node, why),
+            }
+        }
+    }
+
+    fn turn_done(&mut self, now: Millis, node: NodeId) {
+        if self.turns.remove(&node) {
+            self.next_turns(now);
+        }
+    }
+
+    fn next_turns(&mut self, now: Millis) {
+        while self.turns.len() < TURNS
+            && let Some(next) = self.waiting.pop_front()
+        {
+            self.turns.insert(next);
+            self.step(now, next, Event::Turn);
+        }
+    }
+
+    fn close(&mut self, node: NodeId, why: String) {
+        self.out.push((node, Output::Close(why)));
+    }
+}
+
+impl View {
+    fn new(interest: Interest) -> Self {
+        Self {
+            interest,
+            keys: BTreeMap::new(),
+            tokens: ahash::AHashSet::new(),
+            known: BTreeSet::new(),
+            sum: Sum::default(),
+            members: BTreeSet::new(),
+        }
+    }
+}
+
+fn differences(
+    before: &BTreeMap<Arc<ResourceKey>, Version>,
+    after: &BTreeMap<Arc<ResourceKey>, Version>,
+) -> Vec<Arc<ResourceKey>> {
+    let gone = before.keys().filter(|key| !after.contains_key(*key));
+    let changed = after.iter().filter(|(key, version)| before.get(*key) != Some(version)).map(|(key, _)| key);
+    gone.chain(changed).cloned().collect()
+}
+
+/// `namespace/name` each.
+fn names(list: &[String]) -> Result<BTreeSet<(String, String)>, String> {
+    if list.len() > MAX_NAMES {
+        return Err(format!("more than {MAX_NAMES} workloads or gateways"));
+    }
+    let read = |text: &String| match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err(format!("`{text}` is not `namespace/name`")),
+    };
+    list.iter().map(read).collect()
+}
+
+/// What a subscription asks for, if it can be understood.
+pub fn wanted(subscription: &Subscription) -> Option<Wanted> {
+    match subscription.what.as_ref()? {
+        What::Key(key) => read_key(key).map(Wanted::Key),
+        What::Host(host) if host.len() <= 253 => {
+            Some(Wanted::Host(host.trim_end_matches('.').to_ascii_lowercase())).filter(|w| *w != Wanted::Host(String::new()))
+        }
+        What::Host(_) => None,
+        What::Address(address) => address.parse().ok().map(Wanted::Address),
+    }
+}

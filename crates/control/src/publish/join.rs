@@ -1,0 +1,136 @@
+//! Workloads that join by themselves: resources that live as long as the stream that brought them, and a moment longer.
+
+use super::{hub::NodeId, node::Millis};
+use selvedge_model::{Resource, ResourceKey};
+use selvedge_wire::spiffe::SpiffeId;
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// Workloads whose stream broke have so long to come back: a broken connection is no death, but traffic must not be
+/// sent to the dead.
+const GRACE: Millis = 300;
+/// Workloads that one proxy may bring.
+const MAX_WORKLOADS: usize = 1_000;
+/// Bytes of one.
+const MAX_BYTES: usize = 256 * 1024;
+
+/// Those that have joined.
+#[derive(Default)]
+pub struct Workloads {
+    all: BTreeMap<ResourceKey, Member>,
+}
+
+struct Member {
+    node: NodeId,
+    json: Vec<u8>,
+    /// When it is taken out, its stream being gone.
+    until: Option<Millis>,
+}
+
+/// What joining did.
+pub enum Joined {
+    New(Resource),
+    Same,
+}
+
+type Changes = Vec<(ResourceKey, Option<Resource>)>;
+
+impl Workloads {
+    /// Takes a workload in, or says why not.
+    pub fn register(
+        &mut self,
+        node: NodeId,
+        identity: Option<&SpiffeId>,
+        json: &[u8],
+        known: impl Fn(&ResourceKey) -> bool,
+        taken: impl Fn(IpAddr) -> Vec<ResourceKey>,
+    ) -> Result<Joined, String> {
+        if json.len() > MAX_BYTES {
+            return Err(format!("a Workload of {} bytes; at most {MAX_BYTES} are read", json.len()));
+        }
+        let value = serde_json::from_slice(json).map_err(|e| format!("not JSON: {e}"))?;
+        let resource = Resource::from_value(&value).map_err(|findings| {
+            findings.first().map_or_else(|| "not a resource".to_owned(), |f| format!("{}: {}", f.path, f.message))
+        })?;
+        let key = resource.key();
+        let Resource::Workload(workload) = &resource else {
+            return Err(format!("{key} is not a Workload"));
+        };
+        if let Some(identity) = identity {
+            let account = value["spec"]["serviceAccount"].as_str().unwrap_or("default");
+            let proven = (identity.namespace(), identity.account());
+            if proven != (Some(&key.namespace), Some(account)) {
+                let namespace = &key.namespace;
+                return Err(format!(
+                    "{} may not be {key}, whose identity ends in /ns/{namespace}/sa/{account}",
+                    identity.as_str()
+                ));
+            }
+        }
+        let mine = self.all.get(&key);
+        if mine.is_none() && known(&key) {
+            return Err(format!("{key} is written in the configuration already; give this one another name"));
+        }
+        if mine.is_some_and(|m| m.node != node && m.until.is_none()) {
+            return Err(format!("{key} has joined from another proxy already"));
+        }
+        for address in &workload.spec.addresses {
+            let address: Option<IpAddr> = address.to_string().parse().ok();
+            let other = address.into_iter().flat_map(&taken).find(|other| *other != key && other.kind == key.kind);
+            if let (Some(address), Some(other)) = (address, other) {
+                return Err(format!("{other} has the address {address} already"));
+            }
+        }
+        let count = self.all.values().filter(|m| m.node == node).count();
+        if mine.is_none() && count >= MAX_WORKLOADS {
+            return Err(format!("one proxy brings {MAX_WORKLOADS} workloads at most"));
+        }
+        let same = mine.is_some_and(|m| m.json == json);
+        self.all.insert(key, Member { node, json: json.to_vec(), until: None });
+        Ok(if same { Joined::Same } else { Joined::New(resource) })
+    }
+
+    /// Takes one of a stream's workloads out.
+    pub fn withdraw(&mut self, node: NodeId, key: &ResourceKey) -> Option<(ResourceKey, Option<Resource>)> {
+        let mine = self.all.get(key).is_some_and(|member| member.node == node);
+        mine.then(|| self.all.remove(key))?.map(|_| (key.clone(), None))
+    }
+
+    /// Takes all of a stream's workloads out: it ends cleanly.
+    pub fn leave(&mut self, node: NodeId) -> Changes {
+        self.all.extract_if(.., |_, member| member.node == node).map(|(key, _)| (key, None)).collect()
+    }
+
+    /// The stream broke.
+    pub fn lost(&mut self, now: Millis, node: NodeId) {
+        for member in self.all.values_mut().filter(|member| member.node == node) {
+            member.until = Some(now + GRACE);
+        }
+    }
+
+    /// The same proxy is now at another stream.
+    pub fn inherit(&mut self, from: NodeId, to: NodeId) {
+        self.all.values_mut().filter(|member| member.node == from).for_each(|member| member.node = to);
+    }
+
+    /// Takes those out that did not come back in time.
+    pub fn expired(&mut self, now: Millis) -> Changes {
+        self.all.extract_if(.., |_, member| member.until.is_some_and(|at| at <= now)).map(|(k, _)| (k, None)).collect()
+    }
+
+    pub fn next_expiry(&self) -> Option<Millis> {
+        self.all.values().filter_map(|member| member.until).min()
+    }
+
+    /// Changes of the source, without what it says of those that have joined: what is written wins from then on, and
+    /// what is no longer written does not take away who has joined meanwhile.
+    pub fn shadow(&mut self, mut changes: Changes) -> Changes {
+        changes.retain(|(key, resource)| match resource {
+            Some(_) => {
+                self.all.remove(key);
+                true
+            }
+            None => !self.all.contains_key(key),
+        });
+        changes
+    }
+}
