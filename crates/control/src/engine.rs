@@ -223,7 +223,8 @@ impl Engine {
             diagnostics,
         };
         report(&before, &current);
-        if self.state.is_some() && !unchanged
+        if self.state.is_some()
+            && !unchanged
             && let Some(saved) = self.source.to_saved()
         {
             self.saver.put(saved);

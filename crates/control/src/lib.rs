@@ -9,6 +9,7 @@ pub mod proto;
 pub mod publish;
 pub mod saved;
 pub mod source;
+pub mod transport;
 
 pub use engine::{Current, Engine, Install, Problem, Settings};
 pub use source::folder::Folder;

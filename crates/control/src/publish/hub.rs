@@ -8,8 +8,7 @@ use super::{
     version::{Sum, Version, read_key},
 };
 use crate::proto::discovery::{
-    Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message,
-    subscription::What,
+    Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message, subscription::What,
 };
 use ahash::AHashMap;
 use selvedge_model::{Kind, Resource, ResourceKey};
@@ -255,7 +254,8 @@ impl Hub {
             wanted: hello.subscriptions.iter().take(MAX_SUBSCRIPTIONS).filter_map(wanted).collect(),
         };
         self.allowed(&interest, identity.as_ref())?;
-        let twins = self.members.iter().filter(|(other, m)| **other != node && m.role.is_some() && m.hello.id == hello.id);
+        let twins =
+            self.members.iter().filter(|(other, m)| **other != node && m.role.is_some() && m.hello.id == hello.id);
         for (twin, same) in twins.map(|(twin, m)| (*twin, m.identity == identity)).collect::<Vec<_>>() {
             if !same {
                 return Err(format!("another proxy of another identity is called `{}`", hello.id));
@@ -293,7 +293,9 @@ impl Hub {
     }
 
     fn known(&mut self, now: Millis, node: NodeId, known: &Known) -> Result<(), String> {
-        let read = |r: &crate::proto::discovery::Resource| Some((read_key(&r.key)?, Version::read(&r.version).unwrap_or_default()));
+        let read = |r: &crate::proto::discovery::Resource| {
+            Some((read_key(&r.key)?, Version::read(&r.version).unwrap_or_default()))
+        };
         let resources = known.resources.iter().filter_map(read).collect();
         self.step(now, node, Event::Known(resources, known.last));
         Ok(())
@@ -307,7 +309,8 @@ impl Hub {
         for gone in subscribe.remove.iter().filter_map(wanted) {
             interest.wanted.remove(&gone);
         }
-        let asked: Vec<_> = subscribe.add.iter().map(|a| (a.number, a.subscription.as_ref().and_then(wanted))).collect();
+        let asked: Vec<_> =
+            subscribe.add.iter().map(|a| (a.number, a.subscription.as_ref().and_then(wanted))).collect();
         interest.wanted.extend(asked.iter().filter_map(|(_, wanted)| wanted.clone()));
         if interest.wanted.len() > MAX_SUBSCRIPTIONS {
             return Err(format!("more than {MAX_SUBSCRIPTIONS} subscriptions"));
@@ -550,9 +553,8 @@ fn names(list: &[String]) -> Result<BTreeSet<(String, String)>, String> {
 pub fn wanted(subscription: &Subscription) -> Option<Wanted> {
     match subscription.what.as_ref()? {
         What::Key(key) => read_key(key).map(Wanted::Key),
-        What::Host(host) if host.len() <= 253 => {
-            Some(Wanted::Host(host.trim_end_matches('.').to_ascii_lowercase())).filter(|w| *w != Wanted::Host(String::new()))
-        }
+        What::Host(host) if host.len() <= 253 => Some(Wanted::Host(host.trim_end_matches('.').to_ascii_lowercase()))
+            .filter(|w| *w != Wanted::Host(String::new())),
         What::Host(_) => None,
         What::Address(address) => address.parse().ok().map(Wanted::Address),
     }

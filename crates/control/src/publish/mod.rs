@@ -6,6 +6,7 @@ pub mod hub;
 pub mod join;
 pub mod node;
 pub mod scope;
+pub mod server;
 pub mod version;
 
 #[cfg(test)]

@@ -253,15 +253,25 @@ impl Node {
         }
         let short = |text: String| text.chars().take(MAX_TEXT).collect::<String>();
         let before = std::mem::take(&mut self.rejected);
-        self.rejected = ack.rejected.into_iter().take(MAX_TOLD).filter_map(|rejected| {
-            let key = read_key(&rejected.key)?.to_string();
-            let diagnostics = rejected.diagnostics.into_iter().take(MAX_TOLD).map(short).collect();
-            Some(Rejected { key, version: Version::read(&rejected.version), diagnostics })
-        }).collect();
+        self.rejected = ack
+            .rejected
+            .into_iter()
+            .take(MAX_TOLD)
+            .filter_map(|rejected| {
+                let key = read_key(&rejected.key)?.to_string();
+                let diagnostics = rejected.diagnostics.into_iter().take(MAX_TOLD).map(short).collect();
+                Some(Rejected { key, version: Version::read(&rejected.version), diagnostics })
+            })
+            .collect();
         self.problems = ack.problems.into_iter().take(MAX_TOLD).map(short).collect();
-        let new: BTreeMap<&str, &str> = self.rejected.iter().filter(|r| !before.contains(r)).map(|rejected| {
-            (rejected.key.as_str(), rejected.diagnostics.first().map_or("no reason given", String::as_str))
-        }).collect();
+        let new: BTreeMap<&str, &str> = self
+            .rejected
+            .iter()
+            .filter(|r| !before.contains(r))
+            .map(|rejected| {
+                (rejected.key.as_str(), rejected.diagnostics.first().map_or("no reason given", String::as_str))
+            })
+            .collect();
         if !new.is_empty() {
             let text = new.iter().map(|(key, why)| format!("{key}: {why}")).collect::<Vec<_>>().join("; ");
             self.last_nack = Some(Nack { at: now, text: short(text) });
@@ -339,7 +349,8 @@ mod tests {
         assert!(node.step(0, Event::Known(known, false), &sight).is_empty());
         let known = vec![(key(Kind::Secret, "other"), same)];
         let actions = node.step(0, Event::Known(known, true), &sight);
-        let expected = (vec!["Service a/new".to_owned(), "Secret a/other".to_owned()], vec!["Service a/gone".to_owned()]);
+        let expected =
+            (vec!["Service a/new".to_owned(), "Secret a/other".to_owned()], vec!["Service a/gone".to_owned()]);
         assert_eq!(told(group(&actions)), expected);
         node.step(1, ack("1"), &sight);
         let actions = node.step(2, Event::Settled, &sight);

@@ -25,7 +25,9 @@ pub fn slice(namespace: &str, service: &str, addresses: &[&str]) -> Resource {
 
 pub fn gateway(namespace: &str, name: &str, secret: Option<&str>) -> Resource {
     let listener = match secret {
-        Some(secret) => format!("{{name: web, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: {secret}}}]}}}}"),
+        Some(secret) => {
+            format!("{{name: web, port: 443, protocol: HTTPS, tls: {{certificateRefs: [{{name: {secret}}}]}}}}")
+        }
         None => "{name: web, port: 80, protocol: HTTP}".to_owned(),
     };
     resource(&format!(

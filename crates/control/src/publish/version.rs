@@ -96,7 +96,9 @@ mod tests {
         for key in [ResourceKey::new(Kind::Service, "shop", "cart"), ResourceKey::new(Kind::GatewayClass, "", "edge")] {
             assert_eq!(read_key(&key.to_string()), Some(key));
         }
-        for wrong in ["", "Service", "Service cart", "Service /cart", "Service shop/", "Thing shop/cart", "GatewayClass a/b"] {
+        for wrong in
+            ["", "Service", "Service cart", "Service /cart", "Service shop/", "Thing shop/cart", "GatewayClass a/b"]
+        {
             assert_eq!(read_key(wrong), None, "{wrong}");
         }
     }

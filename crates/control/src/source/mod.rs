@@ -2,6 +2,7 @@
 
 mod files;
 pub mod folder;
+pub mod stream;
 mod watch;
 
 pub use watch::{Changes, Watcher};

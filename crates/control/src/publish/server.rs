@@ -1,0 +1,357 @@
+//! The gRPC service around the hub.
+
+use super::{
+    hub::{Hub, Member, NodeId, Output},
+    node::{Group, Millis},
+    version::Version,
+};
+use crate::{
+    Current,
+    proto::discovery::{
+        ControlMessage, ProxyMessage, Registered, Update, Upsert, Welcome,
+        control_message::Message,
+        discovery_server::{Discovery, DiscoveryServer},
+    },
+    transport::PeerInfo,
+};
+use futures_util::{Stream, StreamExt, stream};
+use selvedge_model::Resources;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Messages for one proxy that the network has not yet taken. An update counts as one, and there is one at a time.
+const MAILBOX: usize = 64;
+/// Bytes of resources in one message, unless one resource is larger by itself.
+const CHUNK: usize = 256 * 1024;
+/// Bytes of one message of a proxy.
+const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// Publishes the resources of a control plane to proxies. Cheap to clone.
+#[derive(Clone)]
+pub struct Publisher {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    began: Instant,
+    state: Mutex<State>,
+    /// Something has an earlier deadline than before.
+    wake: Notify,
+}
+
+struct State {
+    hub: Hub,
+    mail: HashMap<NodeId, Mailbox>,
+    next: NodeId,
+    resources: Resources,
+}
+
+struct Mailbox {
+    outputs: mpsc::Sender<Output>,
+    /// Ends the stream.
+    end: Arc<Notify>,
+}
+
+/// One proxy, as people are shown it.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
+pub struct NodeStatus {
+    pub id: String,
+    pub role: String,
+    /// SPIFFE ID that it has proven; empty without mutual TLS.
+    pub identity: String,
+    /// Of its software.
+    pub version: String,
+    pub host: String,
+    pub workloads: Vec<String>,
+    pub in_sync: bool,
+    /// Why not, or what it does not serve.
+    pub reason: String,
+    /// Resources that it sees.
+    pub resources: usize,
+    /// Resources sent to it over this stream.
+    pub sent: u64,
+    /// What it has, and what it should have.
+    pub has: String,
+    pub wants: String,
+    /// Seconds since the epoch.
+    pub connected: i64,
+    pub last_ack: Option<i64>,
+    pub last_nack: Option<i64>,
+    pub last_nack_text: Option<String>,
+}
+
+impl Publisher {
+    /// `name` is how proxies' logs call this control plane.
+    pub fn new(name: &str) -> Self {
+        let state = State { hub: Hub::new(0), mail: HashMap::new(), next: 0, resources: Resources::default() };
+        let shared =
+            Shared { name: name.to_owned(), began: Instant::now(), state: Mutex::new(state), wake: Notify::new() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The service, to be mounted on a server whose connections have a [`PeerInfo`].
+    pub fn service(&self) -> DiscoveryServer<Service> {
+        DiscoveryServer::new(Service { shared: self.shared.clone() }).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Publishes what is in effect, and each change of it. Ends with the engine.
+    pub async fn follow(self, mut current: watch::Receiver<Arc<Current>>) {
+        loop {
+            let resources = current.borrow_and_update().resources.clone();
+            self.publish(&resources);
+            if current.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Publishes these resources instead of those before.
+    pub fn publish(&self, resources: &Resources) {
+        let now = self.shared.now();
+        let mut state = self.shared.lock();
+        let delta = state.resources.delta(resources);
+        let changes = delta
+            .into_iter()
+            .map(|(key, _)| {
+                let new = resources.get(&key);
+                (key, new)
+            })
+            .collect();
+        state.resources = resources.clone();
+        state.hub.resources(now, changes);
+        state.deliver();
+    }
+
+    /// Does what time asks for. Never returns.
+    pub async fn run(self) {
+        loop {
+            let now = self.shared.now();
+            let wakes = {
+                let mut state = self.shared.lock();
+                state.hub.tick(now);
+                state.deliver();
+                state.hub.wakes(now)
+            };
+            let at = self.shared.began + Duration::from_millis(wakes.max(now + 5));
+            tokio::select! {
+                () = tokio::time::sleep_until(at) => {}
+                () = self.shared.wake.notified() => {}
+            }
+        }
+    }
+
+    /// All proxies, by id.
+    pub fn nodes(&self) -> Vec<NodeStatus> {
+        let now = self.shared.now();
+        let state = self.shared.lock();
+        let greeted = state.hub.members().filter(|(_, member, _)| member.role.is_some());
+        let mut nodes: Vec<_> = greeted.map(|(_, m, wants)| status(&state.hub, now, m, wants)).collect();
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        nodes
+    }
+}
+
+fn status(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> NodeStatus {
+    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let at = |then: Millis| i64::try_from(epoch.saturating_sub(now.saturating_sub(then) / 1_000)).unwrap_or(0);
+    let node = &member.node;
+    let has = node.acked.map(|acked| acked.version);
+    let mut in_sync = has.is_some() && has == wants;
+    let ago = |then: Millis| format!("{:.1} s", now.saturating_sub(then) as f64 / 1_000.0);
+    let mut reason = match node.waits_since() {
+        _ if in_sync => String::new(),
+        Some(since) => format!("has not answered an update for {}", ago(since)),
+        None if node.is_greeting() => "is still saying what it has".to_owned(),
+        None if node.is_waiting_for_turn() => "waits for its turn to get everything".to_owned(),
+        None => format!("{} changes are yet to be sent", node.behind()),
+    };
+    if in_sync && !node.rejected.is_empty() {
+        in_sync = false;
+        let all: Vec<_> = node.rejected.iter().map(|r| format!("{}: {}", r.key, r.diagnostics.join("; "))).collect();
+        reason = format!("does not serve the newest of {} resources: {}", all.len(), all.join("; "));
+    } else if in_sync && !node.problems.is_empty() {
+        reason = node.problems.join("; ");
+    }
+    let shown = |version: Option<Version>| version.map(|v| v.to_string()).unwrap_or_default();
+    NodeStatus {
+        id: member.hello.id.clone(),
+        role: member.role.map_or("", super::scope::Role::name).to_owned(),
+        identity: member.identity.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+        version: member.hello.version.clone(),
+        host: member.hello.host.clone(),
+        workloads: member.hello.workloads.clone(),
+        in_sync,
+        reason,
+        resources: hub.sees(member),
+        sent: node.sent,
+        has: shown(has),
+        wants: shown(wants),
+        connected: at(member.since),
+        last_ack: node.acked.map(|acked| at(acked.at)),
+        last_nack: node.last_nack.as_ref().map(|nack| at(nack.at)),
+        last_nack_text: node.last_nack.as_ref().map(|nack| nack.text.clone()),
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Millis {
+        Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the hub do something, and delivers what came out.
+    fn with(&self, work: impl FnOnce(&mut Hub, Millis)) {
+        let now = self.now();
+        let mut state = self.lock();
+        work(&mut state.hub, now);
+        state.deliver();
+    }
+}
+
+impl State {
+    fn deliver(&mut self) {
+        for (node, output) in self.hub.take_output() {
+            let last = matches!(output, Output::Close(_));
+            let Some(mail) = self.mail.get(&node) else { continue };
+            // Whoever lets so many wait does not read: the end of its mailbox ends the stream.
+            if mail.outputs.try_send(output).is_err() || last {
+                mail.end.notify_one();
+                self.mail.remove(&node);
+            }
+        }
+    }
+}
+
+/// See [`Publisher::service`].
+pub struct Service {
+    shared: Arc<Shared>,
+}
+
+/// Tells the hub when a stream is gone, however it ends.
+struct Present {
+    shared: Arc<Shared>,
+    node: NodeId,
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.shared.lock().mail.remove(&self.node);
+        self.shared.with(|hub, now| hub.gone(now, self.node));
+        self.shared.wake.notify_one();
+    }
+}
+
+#[tonic::async_trait]
+impl Discovery for Service {
+    type StreamStream = Pin<Box<dyn Stream<Item = Result<ControlMessage, Status>> + Send>>;
+
+    async fn stream(&self, request: Request<Streaming<ProxyMessage>>) -> Result<Response<Self::StreamStream>, Status> {
+        let peer = request.extensions().get::<PeerInfo>().cloned().unwrap_or_default();
+        let shared = self.shared.clone();
+        let (mail, outputs) = mpsc::channel(MAILBOX);
+        let end = Arc::new(Notify::new());
+        let node = {
+            let mut state = shared.lock();
+            state.next += 1;
+            let node = state.next;
+            state.mail.insert(node, Mailbox { outputs: mail, end: end.clone() });
+            node
+        };
+        let present = Present { shared: shared.clone(), node };
+        let proven = peer.proves.then(|| peer.identity());
+        shared.with(|hub, now| hub.connected(now, node, proven));
+        tokio::spawn(read(present, request.into_inner(), end, peer));
+        let name: Arc<str> = self.shared.name.as_str().into();
+        let messages = ReceiverStream::new(outputs).flat_map(move |output| stream::iter(messages(output, &name)));
+        Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+/// Passes what a proxy says on, until either side ends the stream.
+async fn read(present: Present, mut incoming: Streaming<ProxyMessage>, end: Arc<Notify>, peer: PeerInfo) {
+    let mut refused = std::pin::pin!(peer.until_refused());
+    loop {
+        tokio::select! {
+            message = incoming.message() => match message {
+                Ok(Some(message)) => present.shared.with(|hub, now| hub.message(now, present.node, message)),
+                Ok(None) | Err(_) => return,
+            },
+            () = end.notified() => return,
+            why = &mut refused => {
+                tracing::warn!("the certificate of a proxy is no longer accepted, its stream is cut: {why}");
+                return;
+            }
+        }
+    }
+}
+
+/// The messages that an output is sent as; made one by one, as the network takes them.
+fn messages(output: Output, name: &Arc<str>) -> Box<dyn Iterator<Item = Result<ControlMessage, Status>> + Send> {
+    let one = |message| Box::new(std::iter::once(Ok(ControlMessage { message: Some(message) })));
+    match output {
+        Output::Welcome { identity } => {
+            let (control, version) = (name.to_string(), env!("CARGO_PKG_VERSION").to_owned());
+            one(Message::Welcome(Welcome { control, version, identity }))
+        }
+        Output::Registered { number, refused } => one(Message::Registered(Registered { number, refused })),
+        Output::Close(why) => Box::new(std::iter::once(Err(Status::failed_precondition(why)))),
+        Output::Group(group) => Box::new(Chunks { group, next: 0, done: false }),
+    }
+}
+
+/// A group, cut into messages.
+struct Chunks {
+    group: Group,
+    next: usize,
+    done: bool,
+}
+
+impl Iterator for Chunks {
+    type Item = Result<ControlMessage, Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let mut update = Update {
+            nonce: self.group.nonce.clone(),
+            system_version: self.group.version.to_bytes(),
+            ..Update::default()
+        };
+        let mut bytes = 0;
+        while let Some(entry) = self.group.upserts.get(self.next).filter(|_| bytes < CHUNK) {
+            bytes += entry.json.len();
+            let (key, version) = (entry.key.to_string(), entry.version.to_bytes());
+            update.upserts.push(Upsert { key, version, resource: entry.json.clone() });
+            self.next += 1;
+        }
+        while bytes < CHUNK
+            && let Some(key) = self.group.removals.pop()
+        {
+            let key = key.to_string();
+            bytes += key.len();
+            update.removals.push(key);
+        }
+        if self.next == self.group.upserts.len() && self.group.removals.is_empty() {
+            update.answers = std::mem::take(&mut self.group.answers);
+            update.last = true;
+            self.done = true;
+        }
+        Some(Ok(ControlMessage { message: Some(Message::Update(update)) }))
+    }
+}

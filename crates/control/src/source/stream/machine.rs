@@ -1,0 +1,487 @@
+//! The proxy's side of the stream, without IO and without a clock of its own: when to connect where, what to say, what
+//! has come.
+
+use crate::{
+    proto::discovery::{
+        Ack, Answer, Asked, ControlMessage, Hello, Known, Leave, ProxyMessage, Register, Rejected, Resource, Subscribe,
+        Subscription, Update, Withdraw, control_message::Message, proxy_message::Message as Say, subscription::What,
+    },
+    publish::{node::Millis, scope::Wanted, version::Version},
+};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// First and longest wait between tries to connect; the real one is random between half of it and all of it.
+const BACKOFF: (Millis, Millis) = (200, 15_000);
+/// A stream that has lived so long was a good one: the next wait is short again.
+const GOOD: Millis = 10_000;
+/// Known resources per message.
+const PER_MESSAGE: usize = 1_000;
+/// Things asked for on demand at the same time.
+pub const MAX_WANTED: usize = 8_192;
+/// Something that is not known is asked for again after this long, should anybody want it still.
+const UNKNOWN: Millis = 30_000;
+/// Bytes of one update, over all its messages.
+const MAX_UPDATE: usize = 256 * 1024 * 1024;
+
+/// Who we are.
+#[derive(Clone, Debug)]
+pub struct Me {
+    pub hello: Hello,
+    /// Control planes, one of which is used at a time.
+    pub urls: Vec<String>,
+    /// Spreads proxies over control planes, and their tries over time.
+    pub seed: u64,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    /// The stream is there.
+    Connected,
+    /// It is no more, or could not be made.
+    Lost(String),
+    Message(ControlMessage),
+    /// The update is in effect, but for what is rejected.
+    Applied(Outcome),
+    /// Somebody wants to use it.
+    Want(Wanted),
+    /// The workload takes traffic.
+    Register {
+        key: String,
+        json: Bytes,
+    },
+    /// It does not, for now.
+    Withdraw {
+        key: String,
+    },
+    /// This process ends.
+    Leave,
+    /// Time has passed.
+    Tick,
+}
+
+#[derive(Debug)]
+pub enum Action {
+    Connect(String),
+    Disconnect,
+    Send(ProxyMessage),
+    Apply(Change),
+    /// What was wanted is in effect, or not known.
+    Answered(Wanted, bool),
+    /// For people.
+    Refused(String),
+}
+
+/// A whole update.
+#[derive(Debug, Default, PartialEq)]
+pub struct Change {
+    pub nonce: String,
+    pub upserts: Vec<(String, Version, Bytes)>,
+    pub removals: Vec<String>,
+    /// What is answered by it.
+    answers: Vec<Answer>,
+    bytes: usize,
+}
+
+/// How an update was taken in.
+#[derive(Debug, Default, Clone)]
+pub struct Outcome {
+    pub nonce: String,
+    pub rejected: Vec<(String, Version, Vec<String>)>,
+    pub problems: Vec<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Machine {
+    me: Me,
+    random: u64,
+    state: State,
+    url: usize,
+    backoff: Millis,
+    /// What we have, or have rejected: it need not be sent again.
+    have: BTreeMap<String, Version>,
+    /// An update of which parts have come.
+    partial: Option<Change>,
+    /// The one that is being applied.
+    applying: Option<Change>,
+    wanted: BTreeMap<Wanted, Want>,
+    numbers: BTreeMap<u64, Wanted>,
+    next: u64,
+    registered: BTreeMap<String, Bytes>,
+    /// Registrations that wait for their answer.
+    asked: BTreeMap<u64, String>,
+    leaving: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting { until: Millis },
+    Connecting,
+    Open { since: Millis },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    Asked,
+    Known,
+    Unknown { since: Millis },
+}
+
+impl Machine {
+    /// `have`: what an earlier run has left.
+    pub fn new(now: Millis, me: Me, have: BTreeMap<String, Version>) -> Self {
+        let mut machine = Self {
+            random: me.seed,
+            url: 0,
+            state: State::Waiting { until: now },
+            backoff: BACKOFF.0,
+            have,
+            partial: None,
+            applying: None,
+            wanted: BTreeMap::new(),
+            numbers: BTreeMap::new(),
+            next: 0,
+            registered: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            leaving: false,
+            me,
+        };
+        let count = machine.me.urls.len().max(1) as u64;
+        machine.url = usize::try_from(machine.next_random() % count).unwrap_or(0);
+        machine
+    }
+
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    /// The control plane that is used, or tried next.
+    pub fn url(&self) -> &str {
+        self.me.urls.get(self.url).map_or("", String::as_str)
+    }
+
+    /// When a tick has something to do.
+    pub fn wakes(&self, now: Millis) -> Millis {
+        match self.state {
+            State::Waiting { until } => until.max(now),
+            _ => now + 1_000,
+        }
+    }
+
+    /// Whether a thing was asked for and answered: `Some(true)` when it is known.
+    pub fn answer(&self, wanted: &Wanted) -> Option<bool> {
+        match self.wanted.get(wanted)? {
+            Want::Asked => None,
+            Want::Known => Some(true),
+            Want::Unknown { .. } => Some(false),
+        }
+    }
+
+    pub fn step(&mut self, now: Millis, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Connected => self.connected(now, &mut actions),
+            Event::Lost(_) => self.lost(now, &mut actions),
+            Event::Message(message) => self.message(now, message, &mut actions),
+            Event::Applied(outcome) => self.applied(now, outcome, &mut actions),
+            Event::Want(wanted) => self.want(now, wanted, &mut actions),
+            Event::Register { key, json } => {
+                self.registered.insert(key.clone(), json);
+                if self.is_open() {
+                    self.register(&key, &mut actions);
+                }
+            }
+            Event::Withdraw { key } => {
+                if self.registered.remove(&key).is_some() && self.is_open() {
+                    actions.push(say(Say::Withdraw(Withdraw { key })));
+                }
+            }
+            Event::Leave => {
+                self.leaving = true;
+                if self.is_open() {
+                    actions.push(say(Say::Leave(Leave {})));
+                }
+            }
+            Event::Tick => self.tick(now, &mut actions),
+        }
+        actions
+    }
+
+    fn tick(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        if let State::Waiting { until } = self.state
+            && until <= now
+            && !self.leaving
+        {
+            self.state = State::Connecting;
+            actions.push(Action::Connect(self.url().to_owned()));
+        }
+        let old: Vec<Wanted> = self
+            .wanted
+            .iter()
+            .filter(|(_, want)| matches!(want, Want::Unknown { since } if *since + UNKNOWN <= now))
+            .map(|(wanted, _)| wanted.clone())
+            .collect();
+        if old.is_empty() {
+            return;
+        }
+        let remove = old.iter().map(subscription).collect();
+        old.iter().for_each(|wanted| _ = self.wanted.remove(wanted));
+        if self.is_open() {
+            actions.push(say(Say::Subscribe(Subscribe { add: Vec::new(), remove })));
+        }
+    }
+
+    fn connected(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        self.state = State::Open { since: now };
+        let mut hello = self.me.hello.clone();
+        hello.subscriptions.extend(self.wanted.keys().map(subscription));
+        actions.push(say(Say::Hello(hello)));
+        let have: Vec<Resource> =
+            self.have.iter().map(|(key, version)| Resource { key: key.clone(), version: version.to_bytes() }).collect();
+        let mut parts: Vec<Known> =
+            have.chunks(PER_MESSAGE).map(|part| Known { resources: part.to_vec(), last: false }).collect();
+        if parts.is_empty() {
+            parts.push(Known::default());
+        }
+        if let Some(last) = parts.last_mut() {
+            last.last = true;
+        }
+        actions.extend(parts.into_iter().map(|part| say(Say::Known(part))));
+        // Asked for again, to hear what became of them.
+        self.numbers.clear();
+        let open: Vec<Wanted> =
+            self.wanted.iter().filter(|(_, want)| **want == Want::Asked).map(|(wanted, _)| wanted.clone()).collect();
+        for wanted in open {
+            self.ask(wanted, actions);
+        }
+        self.asked.clear();
+        for key in self.registered.keys().cloned().collect::<Vec<_>>() {
+            self.register(&key, actions);
+        }
+    }
+
+    fn lost(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        let lived = match self.state {
+            State::Waiting { .. } => return,
+            State::Open { since } => now.saturating_sub(since),
+            State::Connecting => 0,
+        };
+        if lived >= GOOD {
+            self.backoff = BACKOFF.0;
+        }
+        let wait = self.backoff / 2 + self.next_random() % (self.backoff / 2 + 1);
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        self.state = State::Waiting { until: now + wait };
+        self.partial = None;
+        // The next one; an update that is being applied goes on, but nobody waits for the answer.
+        self.url = (self.url + 1) % self.me.urls.len().max(1);
+        actions.push(Action::Disconnect);
+    }
+
+    fn message(&mut self, now: Millis, message: ControlMessage, actions: &mut Vec<Action>) {
+        match message.message {
+            Some(Message::Update(update)) => self.update(now, update, actions),
+            Some(Message::Registered(registered)) => {
+                let key = self.asked.remove(&registered.number);
+                if let Some(key) = key.filter(|_| !registered.refused.is_empty()) {
+                    actions.push(Action::Refused(format!("{key} cannot join: {}", registered.refused)));
+                }
+            }
+            Some(Message::Welcome(_)) | None => {}
+        }
+    }
+
+    fn update(&mut self, now: Millis, update: Update, actions: &mut Vec<Action>) {
+        let mut change = match self.partial.take() {
+            Some(partial) if partial.nonce == update.nonce => partial,
+            _ => Change { nonce: update.nonce, ..Change::default() },
+        };
+        for upsert in update.upserts {
+            change.bytes += upsert.key.len() + upsert.resource.len();
+            if let Some(version) = Version::read(&upsert.version) {
+                change.upserts.push((upsert.key, version, upsert.resource));
+            }
+        }
+        change.bytes += update.removals.iter().map(String::len).sum::<usize>();
+        change.removals.extend(update.removals);
+        change.answers.extend(update.answers);
+        if change.bytes > MAX_UPDATE {
+            actions.push(Action::Refused(format!("an update of more than {MAX_UPDATE} bytes; the stream is cut")));
+            return self.lost(now, actions);
+        }
+        if !update.last {
+            self.partial = Some(change);
+            return;
+        }
+        for (key, version, _) in &change.upserts {
+            self.have.insert(key.clone(), *version);
+        }
+        for key in &change.removals {
+            self.have.remove(key);
+        }
+        let applied = Change { answers: change.answers.clone(), nonce: change.nonce.clone(), ..Change::default() };
+        self.applying = Some(applied);
+        actions.push(Action::Apply(change));
+    }
+
+    fn applied(&mut self, now: Millis, outcome: Outcome, actions: &mut Vec<Action>) {
+        let Some(change) = self.applying.take_if(|change| change.nonce == outcome.nonce) else { return };
+        for answer in change.answers {
+            let Some(wanted) = self.numbers.remove(&answer.number) else { continue };
+            let want = if answer.known { Want::Known } else { Want::Unknown { since: now } };
+            self.wanted.insert(wanted.clone(), want);
+            actions.push(Action::Answered(wanted, answer.known));
+        }
+        let rejected = |(key, version, diagnostics): (String, Version, Vec<String>)| Rejected {
+            key,
+            version: version.to_bytes(),
+            diagnostics,
+        };
+        let ack = Ack {
+            nonce: outcome.nonce,
+            rejected: outcome.rejected.into_iter().map(rejected).collect(),
+            problems: outcome.problems,
+        };
+        if self.is_open() {
+            actions.push(say(Say::Ack(ack)));
+        }
+    }
+
+    fn want(&mut self, now: Millis, wanted: Wanted, actions: &mut Vec<Action>) {
+        match self.wanted.get(&wanted) {
+            Some(Want::Asked) => return,
+            Some(known) => return actions.push(Action::Answered(wanted, *known == Want::Known)),
+            None if self.wanted.len() >= MAX_WANTED => {
+                actions.push(Action::Refused(format!("{wanted:?}: {MAX_WANTED} things are in use already")));
+                return actions.push(Action::Answered(wanted, false));
+            }
+            // Nobody to ask. It is not remembered, so that it is asked for when there is.
+            None if !self.is_open() && self.backoff > BACKOFF.0 * 8 => {
+                return actions.push(Action::Answered(wanted, false));
+            }
+            None => {}
+        }
+        let _ = now;
+        self.wanted.insert(wanted.clone(), Want::Asked);
+        if self.is_open() {
+            self.ask(wanted, actions);
+        }
+    }
+
+    fn ask(&mut self, wanted: Wanted, actions: &mut Vec<Action>) {
+        self.next += 1;
+        let asked = Asked { number: self.next, subscription: Some(subscription(&wanted)) };
+        self.numbers.insert(self.next, wanted);
+        actions.push(say(Say::Subscribe(Subscribe { add: vec![asked], remove: Vec::new() })));
+    }
+
+    fn register(&mut self, key: &str, actions: &mut Vec<Action>) {
+        let Some(json) = self.registered.get(key) else { return };
+        self.next += 1;
+        self.asked.insert(self.next, key.to_owned());
+        actions.push(say(Say::Register(Register { number: self.next, workload: json.clone() })));
+    }
+
+    /// SplitMix64.
+    fn next_random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// What is asked for on demand now.
+    pub fn wanted(&self) -> BTreeSet<&Wanted> {
+        self.wanted.keys().collect()
+    }
+}
+
+fn say(message: Say) -> Action {
+    Action::Send(ProxyMessage { message: Some(message) })
+}
+
+fn subscription(wanted: &Wanted) -> Subscription {
+    let what = match wanted {
+        Wanted::Key(key) => What::Key(key.to_string()),
+        Wanted::Host(host) => What::Host(host.clone()),
+        Wanted::Address(address) => What::Address(address.to_string()),
+    };
+    Subscription { what: Some(what) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(urls: &[&str]) -> Machine {
+        let me = Me { hello: Hello::default(), urls: urls.iter().map(|u| (*u).to_owned()).collect(), seed: 7 };
+        Machine::new(0, me, BTreeMap::new())
+    }
+
+    fn update(nonce: &str, upserts: &[&str], last: bool, answers: Vec<Answer>) -> Event {
+        let upserts = upserts.iter().map(|key| crate::proto::discovery::Upsert {
+            key: (*key).to_owned(),
+            version: vec![1; 16].into(),
+            resource: Bytes::from_static(b"{}"),
+        });
+        let update = Update { nonce: nonce.to_owned(), upserts: upserts.collect(), last, answers, ..Update::default() };
+        Event::Message(ControlMessage { message: Some(Message::Update(update)) })
+    }
+
+    #[test]
+    fn waits_grow_and_control_planes_take_turns() {
+        let mut machine = machine(&["a", "b"]);
+        let (mut now, mut waits, mut urls) = (0, Vec::new(), BTreeSet::new());
+        for _ in 0..12 {
+            let actions = machine.step(now, Event::Tick);
+            let [Action::Connect(url)] = &actions[..] else { panic!("{actions:?}") };
+            urls.insert(url.clone());
+            machine.step(now, Event::Lost("refused".into()));
+            assert!(machine.step(now, Event::Tick).is_empty());
+            waits.push(machine.wakes(now) - now);
+            now = machine.wakes(now);
+        }
+        assert_eq!(urls.len(), 2);
+        assert!(waits[0] <= 200 && waits[11] > 7_000 && waits[11] <= 15_000, "{waits:?}");
+    }
+
+    #[test]
+    fn a_change_takes_effect_when_all_of_it_has_come() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        assert!(machine.step(1, update("1", &["Service a/b"], false, Vec::new())).is_empty());
+        let actions = machine.step(1, update("1", &["Service a/c"], true, Vec::new()));
+        let [Action::Apply(change)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(change.upserts.len(), 2);
+        let actions = machine.step(2, Event::Applied(Outcome { nonce: "1".into(), ..Outcome::default() }));
+        assert!(matches!(&actions[..], [Action::Send(_)]));
+        // What it has goes with the next hello.
+        machine.step(3, Event::Lost("reset".into()));
+        machine.step(1_000, Event::Tick);
+        let actions = machine.step(1_000, Event::Connected);
+        let known = actions.iter().find_map(|action| match action {
+            Action::Send(ProxyMessage { message: Some(Say::Known(known)) }) => Some(known),
+            _ => None,
+        });
+        assert_eq!(known.map(|k| (k.resources.len(), k.last)), Some((2, true)));
+    }
+
+    #[test]
+    fn what_is_wanted_is_asked_for_once_and_again_when_it_was_unknown() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        let want = || Event::Want(Wanted::Host("cart".into()));
+        assert!(matches!(&machine.step(1, want())[..], [Action::Send(_)]));
+        assert!(machine.step(1, want()).is_empty());
+        machine.step(2, update("1", &[], true, vec![Answer { number: 1, known: false }]));
+        let actions = machine.step(2, Event::Applied(Outcome { nonce: "1".into(), ..Outcome::default() }));
+        assert!(matches!(&actions[..], [Action::Answered(_, false), Action::Send(_)]), "{actions:?}");
+        assert!(matches!(&machine.step(3, want())[..], [Action::Answered(_, false)]));
+        assert!(matches!(&machine.step(2 + UNKNOWN, Event::Tick)[..], [Action::Send(_)]));
+        assert!(matches!(&machine.step(2 + UNKNOWN, want())[..], [Action::Send(_)]));
+    }
+}

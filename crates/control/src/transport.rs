@@ -1,0 +1,282 @@
+//! Connections between control planes and proxies: HTTP/2 over mutual TLS, or in clear text where nothing is proven.
+
+use futures_util::Stream;
+use hyper_util::rt::TokioIo;
+use selvedge_identity::{Expect, Identities, Peer, Role};
+use selvedge_wire::spiffe::SpiffeId;
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, rustls};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Endpoint, server::Connected};
+
+use crate::source::stream::{Dial, Dialed};
+
+/// A client that has not finished its handshake by then is cut.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at the same time; more wait in the backlog. A restart with thousands of proxies must not cost the memory of
+/// thousands of handshakes at once.
+const HANDSHAKES: usize = 128;
+/// Both sides ask whether the other is still there, after this much silence.
+const ALIVE: Duration = Duration::from_secs(5);
+
+/// Who is at the other end of a connection; an extension of its requests.
+#[derive(Clone, Default)]
+pub struct PeerInfo {
+    pub address: Option<SocketAddr>,
+    /// The listener speaks mutual TLS: who has shown no certificate is nobody. Otherwise nobody can prove anything.
+    pub proves: bool,
+    pub peer: Option<Peer>,
+    identities: Option<Arc<Identities>>,
+}
+
+impl PeerInfo {
+    pub fn identity(&self) -> Option<SpiffeId> {
+        self.peer.as_ref().map(|peer| peer.id.clone())
+    }
+
+    /// Resolves when its certificate is accepted no more.
+    pub async fn until_refused(&self) -> String {
+        match (&self.peer, &self.identities) {
+            (Some(peer), Some(identities)) => identities.until_refused(peer).await.to_string(),
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// How a listener proves who it is, and demands the same.
+#[derive(Clone)]
+pub struct Mutual {
+    pub identities: Arc<Identities>,
+    pub own: SpiffeId,
+    /// Clients without a certificate are let in, to ask for one.
+    pub joining: bool,
+}
+
+/// Accepts connections for a gRPC server. Without `mutual`, in clear text.
+pub fn accept(listener: TcpListener, mutual: Option<Mutual>) -> impl Stream<Item = io::Result<Link>> {
+    let (accepted, links) = mpsc::channel(HANDSHAKES);
+    let places = Arc::new(Semaphore::new(HANDSHAKES));
+    tokio::spawn(async move {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let connection = tokio::select! {
+                connection = listener.accept() => connection,
+                () = accepted.closed() => return,
+            };
+            let (stream, address) = match connection {
+                Ok(connection) => connection,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection cannot be accepted");
+                    // Most likely out of file descriptors: trying at once again would only spin.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let (accepted, mutual) = (accepted.clone(), mutual.clone());
+            tokio::spawn(async move {
+                match tokio::time::timeout(HANDSHAKE, Link::server(stream, address, mutual)).await {
+                    Ok(Ok(link)) => _ = accepted.send(Ok(link)).await,
+                    Ok(Err(error)) => tracing::info!(%address, %error, "a handshake has failed"),
+                    Err(_) => tracing::info!(%address, "a handshake took too long"),
+                }
+                drop(place);
+            });
+        }
+    });
+    ReceiverStream::new(links)
+}
+
+/// One connection, at the server.
+pub struct Link {
+    io: Io,
+    info: PeerInfo,
+}
+
+/// Its bytes, at either end.
+pub enum Io {
+    Clear(TcpStream),
+    Tls(Box<tokio_rustls::TlsStream<TcpStream>>),
+}
+
+impl Link {
+    async fn server(stream: TcpStream, address: SocketAddr, mutual: Option<Mutual>) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let Some(mutual) = mutual else {
+            let info = PeerInfo { address: Some(address), ..PeerInfo::default() };
+            return Ok(Self { io: Io::Clear(stream), info });
+        };
+        let config = mutual.identities.server_config(&mutual.own, &[b"h2"]).map_err(io::Error::other)?;
+        let tls = TlsAcceptor::from(config).accept(stream).await?;
+        let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let peer = if chain.is_empty() {
+            None
+        } else {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = rustls::pki_types::UnixTime::since_unix_epoch(now);
+            Some(mutual.identities.judge(chain, &Expect::Known, Role::Client, now).map_err(io::Error::other)?)
+        };
+        let info = PeerInfo { address: Some(address), proves: true, peer, identities: Some(mutual.identities) };
+        Ok(Self { io: Io::Tls(Box::new(tls.into())), info })
+    }
+}
+
+impl Connected for Link {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Clear(io) => Pin::new(io).poll_read(cx, buf),
+            Self::Tls(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Clear(io) => Pin::new(io).poll_write(cx, bytes),
+            Self::Tls(io) => Pin::new(io).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Clear(io) => Pin::new(io).poll_flush(cx),
+            Self::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Clear(io) => Pin::new(io).poll_shutdown(cx),
+            Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A gRPC server with the keepalive that control planes use.
+pub fn server() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(ALIVE))
+        .http2_keepalive_timeout(Some(ALIVE))
+        .tcp_nodelay(true)
+}
+
+/// Reaches control planes: `https://` by mutual TLS, `http://` in clear text.
+pub struct Dialer {
+    /// Who we are, and whom we trust.
+    pub identities: Arc<Identities>,
+    pub own: Option<SpiffeId>,
+    pub expect: Expect,
+}
+
+impl Dial for Dialer {
+    fn dial(&self, url: &str) -> Dialed {
+        let (identities, own, expect) = (self.identities.clone(), self.own.clone(), self.expect.clone());
+        let url = url.to_owned();
+        Box::pin(async move {
+            let secure = url.starts_with("https://");
+            // TLS is ours, so that the scheme for tonic is always that of clear text.
+            let clear = url.replacen("https://", "http://", 1);
+            let endpoint = Endpoint::from_shared(clear).map_err(|e| format!("`{url}` is no URL: {e}"))?;
+            let endpoint = endpoint
+                .http2_keep_alive_interval(ALIVE)
+                .keep_alive_timeout(ALIVE)
+                .keep_alive_while_idle(true)
+                .initial_stream_window_size(1024 * 1024)
+                .initial_connection_window_size(1024 * 1024);
+            let connector = Connector { secure, identities, own, expect };
+            endpoint.connect_with_connector(connector).await.map_err(|e| causes(&e))
+        })
+    }
+}
+
+/// The innermost causes of an error say what is wrong.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+        next = cause.source();
+    }
+    texts.join(": ")
+}
+
+struct Connector {
+    secure: bool,
+    identities: Arc<Identities>,
+    own: Option<SpiffeId>,
+    expect: Expect,
+}
+
+impl tonic::codegen::Service<http::Uri> for Connector {
+    type Response = TokioIo<Io>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Io>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: http::Uri) -> Self::Future {
+        let config = match (self.secure, &self.own) {
+            (false, _) => Ok(None),
+            (true, Some(own)) => {
+                self.identities.client_config(own, &self.expect, &[b"h2"]).map(Some).map_err(io::Error::other)
+            }
+            (true, None) => Err(io::Error::other("no identity yet to show to the control plane")),
+        };
+        Box::pin(async move {
+            let config = config?;
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            let port = uri.port_u16().unwrap_or(if config.is_some() { 443 } else { 80 });
+            let stream = TcpStream::connect((host.as_str(), port)).await?;
+            stream.set_nodelay(true)?;
+            let Some(config) = config else { return Ok(TokioIo::new(Io::Clear(stream))) };
+            let name = rustls::pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
+            let tls = TlsConnector::from(config).connect(name, stream).await?;
+            Ok(TokioIo::new(Io::Tls(Box::new(tls.into()))))
+        })
+    }
+}
