@@ -16,6 +16,7 @@ pub use openapi::{document, endpoints};
 pub use redact::redact;
 pub use types::{Diagnostic, Listener, Problem, Readiness, Severity, Status};
 
+use selvedge_control::publish::server::NodeStatus;
 use selvedge_proxy::{cluster::ClusterStatus, telemetry::Telemetry};
 use std::{future::Future, io, sync::Arc};
 use tokio::net::TcpListener;
@@ -33,6 +34,8 @@ pub struct AdminState {
     pub config: Ask<serde_json::Value>,
     pub clusters: Ask<Vec<ClusterStatus>>,
     pub listeners: Ask<Vec<Listener>>,
+    /// Proxies of a control plane; none where there is none.
+    pub nodes: Ask<Vec<NodeStatus>>,
     /// Begins to drain the process, which ends when it is done; returns at once.
     pub drain: Ask<()>,
     pub log_level: LogLevel,

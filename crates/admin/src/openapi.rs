@@ -27,6 +27,7 @@ const fn get(path: &'static str, summary: &'static str, schema: &'static str) ->
         b"Status" => &[("200", JSON, "Status")],
         b"Clusters" => &[("200", JSON, "Clusters")],
         b"Listeners" => &[("200", JSON, "Listeners")],
+        b"Nodes" => &[("200", JSON, "Nodes")],
         b"LogLevel" => &[("200", JSON, "LogLevel")],
         b"Object" => &[("200", JSON, "Object")],
         _ => &[("200", "text/plain", "")],
@@ -52,6 +53,7 @@ pub(crate) const ENDPOINTS: &[Endpoint] = &[
         ..get("/clusters", "Endpoints with health and load, limits with use; ?key= picks one cluster.", "Clusters")
     },
     get("/listeners", "Open sockets and their connections.", "Listeners"),
+    get("/nodes", "Of a control plane: its proxies, in sync or why not.", "Nodes"),
     Endpoint {
         method: "POST",
         path: "/drain",
@@ -179,6 +181,17 @@ fn schemas() -> Value {
             json!({
                 "bind": text, "protocol": { "enum": ["http", "tls", "tcp", "udp"] },
                 "listeners": { "type": "array", "items": text }, "connections": count, "accepted": count, "draining": flag,
+            }),
+        ),
+        "Nodes": list("Node"),
+        "Node": object(
+            &["id", "role", "identity", "version", "host", "workloads", "in_sync", "reason", "resources", "sent", "has", "wants", "connected"],
+            json!({
+                "id": text, "role": { "enum": ["gateway", "sidecar", "node"] }, "identity": text, "version": text,
+                "host": text, "workloads": { "type": "array", "items": text }, "in_sync": flag, "reason": text,
+                "resources": count, "sent": count, "has": text, "wants": text, "connected": count,
+                "last_ack": { "type": ["integer", "null"] }, "last_nack": { "type": ["integer", "null"] },
+                "last_nack_text": { "type": ["string", "null"] },
             }),
         ),
         "Clusters": list("Cluster"),

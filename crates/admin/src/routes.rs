@@ -39,6 +39,7 @@ pub(crate) fn router(state: Arc<AdminState>) -> Router {
         .route("/status", get(status))
         .route("/clusters", get(clusters))
         .route("/listeners", get(listeners))
+        .route("/nodes", get(nodes))
         .route("/drain", post(drain))
         .route("/log-level", get(level).put(set_level))
         .route("/openapi.json", get(document))
@@ -110,6 +111,10 @@ async fn clusters(
 
 async fn listeners(State(state): Shared) -> impl IntoResponse {
     Json((state.listeners)())
+}
+
+async fn nodes(State(state): Shared) -> impl IntoResponse {
+    Json((state.nodes)())
 }
 
 async fn drain(State(state): Shared) -> impl IntoResponse {

@@ -72,6 +72,7 @@ async fn start() -> Admin {
                 draining: false,
             }]
         }),
+        nodes: Arc::new(Vec::new),
         drain: {
             let drained = drained.clone();
             Arc::new(move || drained.store(true, SeqCst))

@@ -1,10 +1,14 @@
 //! The one binary: API gateway and service mesh.
 
 mod capture;
+mod control;
 mod demo;
+mod fleet;
 mod logging;
 mod offline;
+mod proxy;
 mod run;
+mod status;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -27,6 +31,12 @@ struct Cli {
 enum Command {
     /// Serve a folder of resources: control plane and proxy in one process.
     Run(run::Args),
+    /// Publish resources to proxies: a control plane.
+    Control(control::Args),
+    /// Serve what a control plane publishes: a gateway, or a proxy beside workloads.
+    Proxy(proxy::Args),
+    /// Show the proxies of a control plane: in sync, or why not; exits with 1 when one is not.
+    Status(status::Args),
     /// Let the binary that is now at the path of a running `selvedge run` take over from it, without losing a connection.
     Upgrade {
         /// Process id of the one that runs.
@@ -51,6 +61,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args, &cli.log),
+        Command::Control(args) => control::run(&args, &cli.log),
+        Command::Proxy(args) => proxy::run(&args, &cli.log),
+        Command::Status(args) => status::run(&args),
         Command::Upgrade { pid } => run::handover::ask(pid).map(|()| {
             println!("asked process {pid} to upgrade; its log says how it goes");
             ExitCode::SUCCESS

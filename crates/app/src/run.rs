@@ -1,18 +1,24 @@
-//! `selvedge run`: everything in one process.
+//! `selvedge run`: everything in one process; and what `selvedge proxy` shares with it, which is all but where resources
+//! come from.
 
-mod admin;
+pub mod admin;
 pub mod handover;
-mod service_manager;
-mod signals;
+pub mod service_manager;
+pub mod signals;
 
 use crate::logging::{self, Level};
 use admin::{Address, Parts, Phase};
 use anyhow::{Context, Result, ensure};
 use clap::Args as ClapArgs;
 use handover::{Inherited, Origin};
-use selvedge_compile::snapshot::Snapshot;
-use selvedge_control::{Engine, Install, Problem, saved};
+use selvedge_compile::{Options, snapshot::Snapshot};
+use selvedge_control::{
+    Engine, Install, Problem, saved,
+    source::{FolderSource, Source},
+};
+use selvedge_identity::Identities;
 use selvedge_proxy::{
+    discover::Discover,
     overload::Limits,
     proxy::{Proxy, Settings},
     worker::WorkerCount,
@@ -21,6 +27,7 @@ use signals::{Asked, Signals};
 use std::{
     net::TcpListener,
     path::PathBuf,
+    pin::Pin,
     process::ExitCode,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -32,6 +39,13 @@ pub struct Args {
     /// Folder or file of YAML or JSON resources; may be given several times.
     #[arg(short = 'f', long = "file", required = true, value_name = "DIR")]
     pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Settings of every process that serves.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Common {
     /// Where the last good configuration is kept, for a start with broken files.
     #[arg(long, default_value = ".selvedge", value_name = "DIR")]
     pub state: PathBuf,
@@ -71,31 +85,76 @@ const INTERRUPTED: u8 = 130;
 /// What waits to be written or exported at the end gets so long.
 const FLUSH: Duration = Duration::from_secs(2);
 
+/// What a process serves, and as whom.
+pub struct Feed {
+    pub source: Box<dyn Source>,
+    pub options: Options,
+    pub identities: Arc<Identities>,
+    pub discover: Option<Arc<dyn Discover>>,
+    /// Is told when the process ends, before it drains.
+    pub leave: Option<Leave>,
+}
+
+pub type Leave = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Leaving must not hold up the end of the process.
+const LEAVE: Duration = Duration::from_secs(1);
+
 pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
-    let level = logging::start(log)?;
-    let origin = Origin::find()?;
-    let inherited = Inherited::take()?;
-    let saved = !args.no_state && args.state.join(saved::FILE).exists();
+    let common = &args.common;
+    let saved = !common.no_state && common.state.join(saved::FILE).exists();
     for path in &args.files {
         ensure!(path.exists() || saved, "{} does not exist, and no last good configuration is kept", path.display());
     }
+    process(common, log, || {
+        Ok(Feed {
+            source: Box::new(FolderSource::new(args.files.clone())),
+            options: common.options(),
+            identities: Arc::default(),
+            discover: None,
+            leave: None,
+        })
+    })
+}
+
+impl Common {
+    /// Of the compiler.
+    pub fn options(&self) -> Options {
+        Options { port_offset: self.port_offset, zone: self.zone.clone(), ..Options::default() }
+    }
+}
+
+/// Serves until the process is asked to end. `feed` is called on the control runtime.
+pub fn process(args: &Common, log: &str, feed: impl FnOnce() -> Result<Feed>) -> Result<ExitCode> {
+    let level = logging::start(log)?;
+    let origin = Origin::find()?;
+    let inherited = Inherited::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name("selvedge-control")
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
-    let code = runtime.block_on(serve(args, level, &origin, inherited));
+    let code = runtime.block_on(serve(args, level, &origin, inherited, feed));
     // Whatever still runs is not waited for.
     runtime.shutdown_background();
     code
 }
 
-async fn serve(args: &Args, level: Level, origin: &Origin, inherited: Option<Inherited>) -> Result<ExitCode> {
+async fn serve(
+    args: &Common,
+    level: Level,
+    origin: &Origin,
+    inherited: Option<Inherited>,
+    feed: impl FnOnce() -> Result<Feed>,
+) -> Result<ExitCode> {
+    let mut feed = feed()?;
+    let leave = feed.leave.take();
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
+    let settings = settings(args, &feed);
     let proxy =
-        Arc::new(Proxy::start(&settings(args), tokio::runtime::Handle::current()).context("cannot start the workers")?);
+        Arc::new(Proxy::start(&settings, tokio::runtime::Handle::current()).context("cannot start the workers")?);
     let parts = Parts { proxy, phase: Arc::new(Phase::default()), current: Arc::new(OnceLock::new()), drain, level };
     let (old_admin, sockets, old) =
         inherited.map(Inherited::split).map_or((None, Vec::new(), None), |(a, s, o)| (a, s, Some(o)));
@@ -110,7 +169,7 @@ async fn serve(args: &Args, level: Level, origin: &Origin, inherited: Option<Inh
         serve_admin(&parts, admin.as_ref(), &admin_end)?;
     }
     let reload = Arc::new(Notify::new());
-    let looks = start_engine(args, &parts, &reload);
+    let looks = start_engine(args, feed, &parts, &reload);
     parts.phase.serving();
     if let Some(old) = old {
         serve_admin(&parts, admin.as_ref(), &admin_end)?;
@@ -122,11 +181,19 @@ async fn serve(args: &Args, level: Level, origin: &Origin, inherited: Option<Inh
     }
     service_manager::ready();
     let ended = until_end(&parts, &mut signals, origin, admin.as_ref(), (&reload, looks)).await;
+    if let (Ended::Asked, Some(leave)) = (&ended, leave) {
+        let _ = tokio::time::timeout(LEAVE, leave).await;
+    }
     Ok(finish(args, &parts, &mut signals, ended, &admin_end).await)
 }
 
-fn settings(args: &Args) -> Settings {
-    let mut settings = Settings { zone: args.zone.clone(), ..Settings::default() };
+fn settings(args: &Common, feed: &Feed) -> Settings {
+    let mut settings = Settings {
+        zone: args.zone.clone(),
+        identities: feed.identities.clone(),
+        discover: feed.discover.clone(),
+        ..Settings::default()
+    };
     if let Some(workers) = args.workers {
         settings.workers = WorkerCount(usize::from(workers));
     }
@@ -143,8 +210,8 @@ fn serve_admin(parts: &Parts, socket: Option<&TcpListener>, end: &watch::Sender<
     })
 }
 
-/// Installs the first configuration and follows the files from then on.
-fn start_engine(args: &Args, parts: &Parts, reload: &Arc<Notify>) -> watch::Receiver<u64> {
+/// Installs the first configuration and follows the source from then on.
+fn start_engine(args: &Common, feed: Feed, parts: &Parts, reload: &Arc<Notify>) -> watch::Receiver<u64> {
     let target = parts.proxy.clone();
     let install: Install = Box::new(move |snapshot: &Snapshot| {
         let problem = |p: selvedge_proxy::proxy::ListenerProblem| Problem {
@@ -154,10 +221,8 @@ fn start_engine(args: &Args, parts: &Parts, reload: &Arc<Notify>) -> watch::Rece
         };
         target.install(snapshot).into_iter().map(problem).collect()
     });
-    let options =
-        selvedge_compile::Options { port_offset: args.port_offset, zone: args.zone.clone(), ..Default::default() };
     let state = (!args.no_state).then(|| args.state.clone());
-    let engine = Engine::start(selvedge_control::Settings { roots: args.files.clone(), state, options }, install);
+    let engine = Engine::with(feed.source, state, feed.options, install);
     let (current, looks) = (engine.current(), engine.looks());
     // Set once, here.
     let _ = parts.current.set(current.clone());
@@ -233,7 +298,7 @@ async fn poll_option<F: Future>(mut future: std::pin::Pin<&mut Option<F>>) -> F:
 
 /// Drains. Another signal, or the failure to drain in time, ends it.
 async fn finish(
-    args: &Args,
+    args: &Common,
     parts: &Parts,
     signals: &mut Signals,
     ended: Ended,

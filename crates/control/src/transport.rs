@@ -60,8 +60,6 @@ impl PeerInfo {
 pub struct Mutual {
     pub identities: Arc<Identities>,
     pub own: SpiffeId,
-    /// Clients without a certificate are let in, to ask for one.
-    pub joining: bool,
 }
 
 /// Accepts connections for a gRPC server. Without `mutual`, in clear text.

@@ -130,35 +130,41 @@ impl Parts {
                 let open = listeners.listeners().into_iter().chain(listeners.closing());
                 open.map(|listener| describe(&listener)).collect()
             }),
+            nodes: Arc::new(Vec::new),
             drain: Arc::new(move || drain.notify_one()),
-            log_level: LogLevel {
-                get: {
-                    let level = level.clone();
-                    Arc::new(move || level.get())
-                },
-                set: Arc::new(move |filter| level.set(filter)),
-            },
+            log_level: log_level(level),
         }
     }
 
     fn status(&self) -> selvedge_admin::Status {
-        let status = selvedge_admin::Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
-        let Some(current) = self.current() else { return status };
-        let problem = |p: &selvedge_control::Problem| selvedge_admin::Problem {
-            listener: p.listener.clone(),
-            message: p.message.clone(),
-        };
-        selvedge_admin::Status {
-            revision: current.revision,
-            installed: current.installed,
-            took_ms: u64::try_from(current.took.as_millis()).unwrap_or(u64::MAX),
-            last_good: current.last_good,
-            problems: current.problems.iter().map(problem).collect(),
-            ..status
-        }
-        .with_diagnostics(&current.diagnostics)
-        .with_resources(&current.compiled.status)
+        status(self.current().as_deref())
     }
+}
+
+/// The filter of the log, to be read and changed.
+pub fn log_level(level: Level) -> LogLevel {
+    let get = level.clone();
+    LogLevel { get: Arc::new(move || get.get()), set: Arc::new(move |filter| level.set(filter)) }
+}
+
+/// What is in effect, as `/status` shows it.
+pub fn status(current: Option<&Current>) -> selvedge_admin::Status {
+    let status = selvedge_admin::Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Default::default() };
+    let Some(current) = current else { return status };
+    let problem = |p: &selvedge_control::Problem| selvedge_admin::Problem {
+        listener: p.listener.clone(),
+        message: p.message.clone(),
+    };
+    selvedge_admin::Status {
+        revision: current.revision,
+        installed: current.installed,
+        took_ms: u64::try_from(current.took.as_millis()).unwrap_or(u64::MAX),
+        last_good: current.last_good,
+        problems: current.problems.iter().map(problem).collect(),
+        ..status
+    }
+    .with_diagnostics(&current.diagnostics)
+    .with_resources(&current.compiled.status)
 }
 
 fn describe(listener: &OpenListener) -> selvedge_admin::Listener {

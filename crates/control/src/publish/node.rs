@@ -289,7 +289,8 @@ mod tests {
     };
     use selvedge_model::{Kind, Resource};
 
-    struct All(Graph);
+    /// Whether all has come that may.
+    struct All(Graph, bool);
 
     impl Sight for All {
         fn get(&self, key: &ResourceKey) -> Option<&Arc<Entry>> {
@@ -309,14 +310,14 @@ mod tests {
         }
 
         fn may_come(&self, key: &ResourceKey) -> bool {
-            key.name == "late"
+            key.name == "late" && !self.1
         }
     }
 
     fn all(resources: &[Resource]) -> All {
         let mut graph = Graph::default();
         resources.iter().for_each(|r| _ = graph.upsert(r));
-        All(graph)
+        All(graph, false)
     }
 
     fn group(actions: &[Action]) -> &Group {
@@ -337,7 +338,7 @@ mod tests {
 
     #[test]
     fn after_a_reconnect_only_differences_are_sent() {
-        let sight = all(&[service("a", "same", "10.0.0.1"), service("a", "new", "10.0.0.2"), secret("a", "other")]);
+        let mut sight = all(&[service("a", "same", "10.0.0.1"), service("a", "new", "10.0.0.2"), secret("a", "other")]);
         let mut node = Node::default();
         let key = |kind, name: &str| ResourceKey::new(kind, "a", name);
         let same = sight.get(&key(Kind::Service, "same")).unwrap().version;
@@ -353,6 +354,7 @@ mod tests {
             (vec!["Service a/new".to_owned(), "Secret a/other".to_owned()], vec!["Service a/gone".to_owned()]);
         assert_eq!(told(group(&actions)), expected);
         node.step(1, ack("1"), &sight);
+        sight.1 = true;
         let actions = node.step(2, Event::Settled, &sight);
         assert_eq!(told(group(&actions)).1, ["Service a/late"]);
     }

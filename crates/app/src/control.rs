@@ -1,0 +1,151 @@
+//! `selvedge control`: a control plane.
+
+use crate::{
+    fleet::{self, Files},
+    logging::{self, Level},
+    run::{
+        admin::{self, Address},
+        service_manager,
+        signals::{Asked, Signals},
+    },
+};
+use anyhow::{Context, Result, ensure};
+use clap::Args as ClapArgs;
+use selvedge_admin::{AdminState, Readiness};
+use selvedge_compile::Options;
+use selvedge_control::{
+    Current, Engine,
+    publish::server::Publisher,
+    saved,
+    source::{FolderSource, Source},
+    transport,
+};
+use selvedge_identity::Identities;
+use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
+
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Args {
+    /// Folder or file of YAML or JSON resources; may be given several times.
+    #[arg(short = 'f', long = "file", required = true, value_name = "DIR")]
+    pub files: Vec<PathBuf>,
+    /// Where proxies connect.
+    #[arg(long, default_value = "127.0.0.1:15012", value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// Name of this control plane, for the logs of its proxies; that of the machine when not given.
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub identity: Files,
+    /// Speak clear text to proxies and believe whatever they say they are. Only for trying things out.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Where the last good configuration is kept, for a start with broken files.
+    #[arg(long, default_value = ".selvedge-control", value_name = "DIR")]
+    pub state: PathBuf,
+    /// Keep no last good configuration on disk.
+    #[arg(long)]
+    pub no_state: bool,
+    /// Address of the admin listener, or `off`.
+    #[arg(long, default_value = "127.0.0.1:15014", value_name = "ADDRESS")]
+    pub admin: Address,
+}
+
+pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
+    let level = logging::start(log)?;
+    let saved = !args.no_state && args.state.join(saved::FILE).exists();
+    for path in &args.files {
+        ensure!(path.exists() || saved, "{} does not exist, and no last good configuration is kept", path.display());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("selvedge-control")
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    let code = runtime.block_on(serve(args, level));
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
+    let drain = Arc::new(Notify::new());
+    let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
+    let identities = Arc::<Identities>::default();
+    let mutual = fleet::mutual(&args.identity, args.insecure, &identities)?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} (choose another address with --listen)", args.listen))?;
+    let source: Box<dyn Source> = Box::new(FolderSource::new(args.files.clone()));
+    let state = (!args.no_state).then(|| args.state.clone());
+    // What is compiled here is never served: it is how resources are judged.
+    let engine = Engine::with(source, state, Options::default(), Box::new(|_| Vec::new()));
+    let (current, reload) = (engine.current(), Arc::new(Notify::new()));
+    let publisher = Publisher::new(&args.name.clone().unwrap_or_else(fleet::host));
+    tokio::spawn(publisher.clone().follow(current.clone()));
+    tokio::spawn(publisher.clone().run());
+    tokio::spawn(engine.run(reload.clone()));
+    serve_admin(args, &publisher, current, drain, level)?;
+    let address = listener.local_addr()?;
+    let secure = if mutual.is_some() { "mutual TLS" } else { "CLEAR TEXT, nobody proves anything" };
+    tracing::info!(%address, secure, "serving proxies");
+    let server = transport::server().add_service(publisher.service());
+    let server = server.serve_with_incoming(transport::accept(listener, mutual));
+    service_manager::ready();
+    let mut server = std::pin::pin!(server);
+    loop {
+        tokio::select! {
+            result = &mut server => {
+                result.context("the server for proxies has ended")?;
+                return Ok(ExitCode::FAILURE);
+            }
+            asked = signals.next() => match asked {
+                Asked::Reload => {
+                    tracing::info!("SIGHUP: looking at the resources");
+                    reload.notify_one();
+                }
+                Asked::Upgrade => tracing::warn!("SIGUSR2: a control plane is restarted instead; its proxies serve on"),
+                // Proxies serve on, and connect to another or to this one again: there is nothing to wait for.
+                Asked::End => {
+                    service_manager::stopping();
+                    tracing::info!("ending");
+                    return Ok(ExitCode::SUCCESS);
+                }
+            },
+        }
+    }
+}
+
+fn serve_admin(
+    args: &Args,
+    publisher: &Publisher,
+    current: watch::Receiver<Arc<Current>>,
+    drain: Arc<Notify>,
+    level: Level,
+) -> Result<()> {
+    let Some(socket) = args.admin.open(0)? else { return Ok(()) };
+    let socket = TcpListener::from_std(socket).context("the admin listener cannot be served")?;
+    tracing::info!(address = %socket.local_addr()?, "admin listener");
+    let (status, config, publisher) = (current.clone(), current, publisher.clone());
+    let state = AdminState {
+        telemetry: Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current())),
+        readiness: Arc::new(Readiness::yes),
+        status: Arc::new(move || admin::status(Some(&status.borrow()))),
+        config: Arc::new(move || config.borrow().resources.to_value()),
+        clusters: Arc::new(Vec::new),
+        listeners: Arc::new(Vec::new),
+        nodes: Arc::new(move || publisher.nodes()),
+        drain: Arc::new(move || drain.notify_one()),
+        log_level: admin::log_level(level),
+    };
+    tokio::spawn(async move {
+        if let Err(error) = selvedge_admin::serve(socket, state, std::future::pending()).await {
+            tracing::error!(%error, "the admin listener has ended");
+        }
+    });
+    Ok(())
+}

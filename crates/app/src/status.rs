@@ -1,0 +1,108 @@
+//! `selvedge status`: the proxies of a control plane.
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use clap::Args as ClapArgs;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::rt::TokioIo;
+use selvedge_control::publish::server::NodeStatus;
+use std::{
+    fmt::Write,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::net::TcpStream;
+
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Args {
+    /// Admin listener of the control plane.
+    #[arg(long, default_value = "127.0.0.1:15014", value_name = "ADDRESS")]
+    pub control: String,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Longest time to wait for the answer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Longest answer that is read: some 100,000 proxies.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let body = runtime.block_on(async {
+        tokio::time::timeout(LIMIT, get(&args.control))
+            .await
+            .with_context(|| format!("{} does not answer", args.control))?
+    })?;
+    let nodes: Vec<NodeStatus> =
+        serde_json::from_slice(&body).context("the answer is not that of a control plane's admin listener")?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&nodes)?);
+    } else {
+        print!("{}", table(&nodes, now()));
+    }
+    let fine = nodes.iter().all(|node| node.in_sync);
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn get(address: &str) -> Result<Bytes> {
+    let help = "is the control plane running? Its admin listener is named by --control ADDRESS";
+    let stream = TcpStream::connect(address).await.with_context(|| format!("{address} cannot be reached; {help}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = http::Request::get("/nodes").header("host", address).body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| anyhow::anyhow!(e))?;
+    ensure!(status.is_success(), "{address} answers {status}");
+    Ok(body.to_bytes())
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0))
+}
+
+/// One line for each proxy, and below it what is wrong.
+fn table(nodes: &[NodeStatus], now: i64) -> String {
+    let head = ["PROXY", "ROLE", "STATE", "VERSION", "RESOURCES", "CONNECTED", "IDENTITY"].map(str::to_owned);
+    let mut rows = vec![head];
+    for node in nodes {
+        let state = if node.in_sync { "in sync" } else { "STALE" };
+        let identity = if node.identity.is_empty() { "not proven" } else { &node.identity };
+        rows.push([
+            node.id.clone(),
+            node.role.clone(),
+            state.to_owned(),
+            node.has.clone(),
+            node.resources.to_string(),
+            ago(now - node.connected),
+            identity.to_owned(),
+        ]);
+    }
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..7).map(width).collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+        let Some(node) = index.checked_sub(1).and_then(|index| nodes.get(index)) else { continue };
+        if !node.reason.is_empty() {
+            let _ = writeln!(text, "    {}", node.reason);
+        }
+        if let (Some(at), Some(nack)) = (node.last_nack, &node.last_nack_text) {
+            let _ = writeln!(text, "    last refusal {} ago: {nack}", ago(now - at));
+        }
+    }
+    let _ = writeln!(text, "{} proxies, {} in sync", nodes.len(), nodes.iter().filter(|n| n.in_sync).count());
+    text
+}
+
+fn ago(seconds: i64) -> String {
+    match seconds {
+        ..60 => format!("{} s", seconds.max(0)),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
