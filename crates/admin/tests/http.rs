@@ -31,12 +31,7 @@ async fn start() -> Admin {
     let (ready, drained) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(false)));
     let level = Arc::new(Mutex::new("info".to_owned()));
     let clusters = Clusters::new(WorkerCount(1), None, tokio::runtime::Handle::current());
-    let endpoint = selvedge_compile::snapshot::Endpoint {
-        address: "127.0.0.1:9".parse().unwrap(),
-        weight: 1,
-        zone: None,
-        peer: None,
-    };
+    let endpoint = selvedge_compile::snapshot::Endpoint::new("127.0.0.1:9".parse().unwrap());
     clusters.link(&[Arc::new(selvedge_compile::snapshot::Cluster {
         key: "shop/cart:80".to_owned(),
         discovery: selvedge_compile::snapshot::Discovery::Static(vec![endpoint]),

@@ -5,13 +5,13 @@ use crate::{
     access::Accesses,
     attach::Parents,
     backend_tls::BackendTls,
-    backends::{self, ClusterUse},
+    backends::{self, ClusterUse, Wire},
     conflicts::Sockets,
     gateways::{GatewayState, SetState},
     index,
     l4_routes::{self, L4Outcome},
     listeners::{Family, ListenerState, Speaks},
-    memory::{CompiledRoute, Kept, Memory, Routes},
+    memory::{self, CompiledRoute, Kept, Memory, Routes},
     policy::{Front, Policies},
     router::{HostMap, Router},
     routers::{Routing, number, routers},
@@ -58,7 +58,11 @@ pub(crate) fn snapshot<'a>(
     for (attachment, _) in routes.all.iter().flat_map(|r| &r.outcome.attachments) {
         listeners[attachment.listener].attached += 1;
     }
-    let streams = l4_routes::all(cx, &tls, &policies, &parents, listeners, &situations);
+    let ways: Vec<Wire> = listeners.iter().map(l4_routes::way).collect();
+    let streams = l4_routes::all(cx, &tls, &policies, &parents, listeners, &ways, &situations);
+    for stream in &streams {
+        listeners[stream.attachment.listener].attached += 1;
+    }
     let (clusters, same) =
         Clusters::kept_or_new(cx, &mut compiler.memory, (&tls, &policies), gateways, &routes, &streams);
     if !tls.is_empty() {
@@ -141,7 +145,7 @@ fn situation(
 }
 
 /// Every HTTPRoute, then every GRPCRoute, in the order of the index; those that were compiled before are taken over.
-fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>, memory: &mut Memory) -> Routes {
+pub(crate) fn compile_routes<'a>(cx: &mut Context<'a>, around: Surroundings<'_, 'a>, memory: &mut Memory) -> Routes {
     let http = cx.index.http_routes.clone();
     let grpc = cx.index.grpc_routes.clone();
     let mut routes = Routes::default();
@@ -180,7 +184,7 @@ fn fresh<'a>(
 
 /// Remembers the routes for the next compilation; they are in the order of [`compile_routes`].
 #[expect(clippy::vec_box, reason = "they are kept as they are in `Routes`")]
-fn keep(memory: &mut Memory, cx: &Context<'_>, routes: Vec<Box<CompiledRoute>>) {
+pub(crate) fn keep(memory: &mut Memory, cx: &Context<'_>, routes: Vec<Box<CompiledRoute>>) {
     let mut routes = routes.into_iter();
     let http = cx.index.http_routes.iter().zip(routes.by_ref());
     memory.http = http.map(|(&r, compiled)| Kept { route: Arc::clone(r), compiled }).collect();
@@ -216,7 +220,7 @@ impl Clusters {
                 .changed
                 .iter()
                 .all(|(i, before)| before.as_deref().map(uses).unwrap_or_default() == uses(&routes.all[*i]));
-        if let Some(kept) = memory.all_clusters.as_ref().filter(|_| same_uses && memory.same_slices)
+        if let Some(kept) = memory.all_clusters.as_ref().filter(|_| same_uses && memory.same_endpoints)
             && kept.streams.iter().eq(streams.iter().flat_map(|s| &s.uses))
         {
             cx.report.0.extend_from_slice(&kept.diagnostics);
@@ -249,21 +253,7 @@ impl Clusters {
                 continue;
             }
             ids.insert(wanted.clone(), ClusterId(0));
-            let slices = cx.index.slices(&wanted.namespace, &wanted.name).unwrap_or_default();
-            let cluster = match memory.cluster(wanted, slices) {
-                Some((cluster, diagnostics)) => {
-                    cx.report.0.extend_from_slice(diagnostics);
-                    cluster
-                }
-                None => {
-                    let mark = cx.report.0.len();
-                    let slices = slices.iter().map(|&slice| Arc::clone(slice)).collect();
-                    let cluster = backends::build(cx, tls, policies, gateways, wanted);
-                    memory.keep_cluster(wanted, slices, &cluster, cx.report.0[mark..].to_vec());
-                    cluster
-                }
-            };
-            built.push((wanted, cluster));
+            built.push((wanted, kept_or_built(cx, memory, (tls, policies), gateways, wanted)));
         }
         built.sort_unstable_by(|a, b| a.1.key.cmp(&b.1.key));
         for (i, (wanted, _)) in built.iter().enumerate() {
@@ -283,6 +273,25 @@ impl Clusters {
     pub(crate) fn of(&self, uses: &[ClusterUse]) -> Vec<ClusterId> {
         uses.iter().map(|wanted| self.ids.get(wanted).copied().unwrap_or(ClusterId(u32::MAX))).collect()
     }
+}
+
+/// The cluster of a use: that of the last compilation, if nothing that it is made from has changed.
+pub(crate) fn kept_or_built(
+    cx: &mut Context<'_>,
+    memory: &mut Memory,
+    (tls, policies): (&BackendTls<'_>, &Policies<'_>),
+    gateways: &[GatewayState<'_>],
+    wanted: &ClusterUse,
+) -> Arc<Cluster> {
+    let inputs = memory::Inputs::of(cx, wanted);
+    if let Some((cluster, diagnostics)) = memory.cluster(wanted, &inputs) {
+        cx.report.0.extend_from_slice(diagnostics);
+        return cluster;
+    }
+    let mark = cx.report.0.len();
+    let cluster = backends::build(cx, tls, policies, gateways, wanted);
+    memory.keep_cluster(wanted, inputs, &cluster, cx.report.0[mark..].to_vec());
+    cluster
 }
 
 fn id(position: usize) -> ClusterId {

@@ -6,6 +6,7 @@ use crate::{
     hosts, index,
     index::Name,
     listeners::ListenerState,
+    mesh::gamma,
     secrets,
     status::Fault,
 };
@@ -23,7 +24,12 @@ pub(crate) struct Parents<'a> {
     all: Vec<Parent>,
     /// Gateways that take routes which ask for default Gateways.
     defaults: Vec<ParentReference>,
+    /// Beside workloads: Service ports are places, and Gateways are nobody's business.
+    services: Option<ServicePlaces<'a>>,
 }
+
+/// Positions of the ports of Services in the list of all places.
+pub(crate) type ServicePlaces<'a> = AHashMap<Name<'a>, Vec<usize>>;
 
 #[derive(Default)]
 struct Parent {
@@ -96,6 +102,11 @@ impl<'a> Parents<'a> {
         parents
     }
 
+    /// Only Services.
+    pub(crate) fn of_services(services: ServicePlaces<'a>) -> Self {
+        Parents { services: Some(services), ..Parents::default() }
+    }
+
     /// One outcome for each parentRef that names something of ours.
     pub(crate) fn attach<'r>(
         &self,
@@ -105,7 +116,11 @@ impl<'a> Parents<'a> {
     ) -> Vec<ParentOutcome<'r>> {
         let mut outcomes = Vec::with_capacity(route.parent_refs.len());
         for (i, parent) in route.parent_refs.iter().enumerate() {
-            if let Some(found) = self.find(cx, &route, parent, i) {
+            if gamma::is_service(parent) {
+                outcomes.extend(gamma::attach(cx, self.services.as_ref(), &route, parent, i));
+            } else if self.services.is_some() {
+                continue;
+            } else if let Some(found) = self.find(cx, &route, parent, i) {
                 outcomes.push(self.one(cx, listeners, &route, Cow::Borrowed(parent), &self.all[found], Some(i)));
             }
         }
@@ -129,14 +144,6 @@ impl<'a> Parents<'a> {
         let (ours, kind) = match (parent.group.as_str(), parent.kind.as_str()) {
             (GATEWAY_GROUP, "Gateway") => (self.gateways.get(&at).copied(), Kind::Gateway),
             (GATEWAY_GROUP, "ListenerSet") => (self.sets.get(&at).copied(), Kind::ListenerSet),
-            ("", "Service") => {
-                if !cx.index.is_mesh() {
-                    let message =
-                        "a route to a Service as parent is for a mesh, but there is neither a Mesh nor a Workload";
-                    cx.report.warning(&route.key(), Code::UnsupportedReference, &path(), message);
-                }
-                return None;
-            }
             (group, kind) => {
                 let kind = secrets::qualified(group, kind);
                 let message = format!("routes attach to a Gateway or ListenerSet, not to a {kind}");

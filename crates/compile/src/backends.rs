@@ -6,6 +6,7 @@ use crate::{
     endpoints,
     gateways::GatewayState,
     grants::{self, From, To},
+    mesh::{self, Declared},
     policy::Policies,
     secrets::qualified,
     snapshot::{Cluster, Connections, Discovery, Endpoint, LoadBalancing, Netns, Trust, UpstreamProtocol, UpstreamTls},
@@ -18,6 +19,7 @@ use selvedge_model::{
     refs::{BackendObjectReference, BackendRef},
     traffic::TrafficSettings,
 };
+use selvedge_wire::spiffe::SpiffeId;
 use std::{fmt, sync::Arc};
 
 /// What a route speaks to its backends.
@@ -34,20 +36,69 @@ pub(crate) enum Wire {
 /// A backend as some rule uses it: what makes one cluster differ from another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ClusterUse {
-    /// A plain DNS name (`kind: Hostname`), not a Service.
-    pub(crate) hostname: bool,
+    pub(crate) origin: Origin,
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) port: u16,
     pub(crate) wire: Wire,
     /// The Gateway whose client certificate is shown.
     pub(crate) gateway: Option<(String, String)>,
+    /// Who calls, in a mesh.
+    pub(crate) caller: Option<Arc<Caller>>,
+}
+
+/// What a cluster is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    Service,
+    /// A plain DNS name (`kind: Hostname`).
+    Hostname,
+    /// One address: the name.
+    Address,
+    /// An ExternalService, or `NAME/HOST`: one of its hosts, by DNS.
+    External,
+    /// A local workload, as its own proxy calls it.
+    Inbound,
+}
+
+/// As whom, and from where, connections are made.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Caller {
+    pub(crate) identity: Option<SpiffeId>,
+    pub(crate) netns: Netns,
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.identity {
+            Some(id) => match (id.namespace(), id.account()) {
+                (Some(namespace), Some(account)) => write!(f, "~{namespace}/{account}")?,
+                _ => write!(f, "~{id}")?,
+            },
+            None => {}
+        }
+        match self.netns {
+            Netns(0) => Ok(()),
+            Netns(number) => write!(f, "%{number}"),
+        }
+    }
 }
 
 /// The key of the cluster.
 impl fmt::Display for ClusterUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}:{}", self.namespace, self.name, self.port)?;
+        match self.origin {
+            // Has no `/`, which all others have.
+            Origin::Address if self.name.contains(':') => write!(f, "[{}]:{}", self.name, self.port)?,
+            Origin::Address => write!(f, "{}:{}", self.name, self.port)?,
+            // No Service has a dot in its name.
+            Origin::External => match self.name.split_once('/') {
+                Some((name, host)) => write!(f, "{}/{name}.external/{host}:{}", self.namespace, self.port)?,
+                None => write!(f, "{}/{}.external:{}", self.namespace, self.name, self.port)?,
+            },
+            Origin::Inbound => write!(f, "inbound|{}/{}:{}", self.namespace, self.name, self.port)?,
+            Origin::Service | Origin::Hostname => write!(f, "{}/{}:{}", self.namespace, self.name, self.port)?,
+        }
         f.write_str(match self.wire {
             Wire::Http => "",
             Wire::Grpc => "+h2",
@@ -56,9 +107,10 @@ impl fmt::Display for ClusterUse {
             Wire::Udp => "+udp",
         })?;
         match &self.gateway {
-            Some((namespace, name)) => write!(f, "@{namespace}/{name}"),
-            None => Ok(()),
+            Some((namespace, name)) => write!(f, "@{namespace}/{name}")?,
+            None => {}
         }
+        self.caller.as_ref().map_or(Ok(()), |caller| caller.fmt(f))
     }
 }
 
@@ -148,12 +200,13 @@ pub(crate) fn resolve(
         return Err(bad(Code::ReferenceNotPermitted, "namespace", "RefNotPermitted", grants::advice(from, to)));
     }
     let mut found = ClusterUse {
-        hostname,
+        origin: if hostname { Origin::Hostname } else { Origin::Service },
         namespace: if hostname { from.namespace } else { namespace }.to_owned(),
         name: reference.name.to_owned(),
         port: 0,
         wire,
         gateway: None,
+        caller: cx.mesh.caller.clone(),
     };
     let Some(port) = reference.port else {
         return Err(bad(Code::BackendNotFound, "port", "UnsupportedValue", "a backend needs a port".to_owned()));
@@ -168,7 +221,7 @@ pub(crate) fn resolve(
         return Ok(found);
     }
     let service_port = service_port(cx, &found)?;
-    check_protocol(&found, service_port)?;
+    check_protocol(cx, &found, service_port)?;
     let policy = tls.policy(&found.namespace, &found.name, service_port.name.as_deref());
     match policy.filter(|_| wire != Wire::Passthrough && wire != Wire::Udp) {
         Some(Err(message)) => {
@@ -178,11 +231,13 @@ pub(crate) fn resolve(
         Some(Ok(_)) => found.gateway = client.cloned(),
         None => {}
     }
-    // A Service port that says HTTP/2 by itself is one backend, whoever asks.
-    if wire == Wire::Grpc && natural(service_port) == Some(UpstreamProtocol::Http2) {
-        found.wire = Wire::Http;
-    }
+    found.wire = normal_wire(cx, service_port, wire);
     Ok(found)
+}
+
+/// A Service port that says HTTP/2 by itself is one backend, whoever asks.
+pub(crate) fn normal_wire(cx: &Context<'_>, port: &ServicePort, wire: Wire) -> Wire {
+    if wire == Wire::Grpc && natural(cx, port) == Some(UpstreamProtocol::Http2) { Wire::Http } else { wire }
 }
 
 fn service_port<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Result<&'a ServicePort, BadBackend> {
@@ -212,8 +267,12 @@ fn service_port<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Result<&'a Service
 }
 
 /// The protocol that `appProtocol` names; `None` for one that is not HTTP. Kubernetes KEP-3726 and IANA names.
-fn natural(port: &ServicePort) -> Option<UpstreamProtocol> {
-    let Some(name) = &port.app_protocol else { return Some(UpstreamProtocol::Http1) };
+fn natural(cx: &Context<'_>, port: &ServicePort) -> Option<UpstreamProtocol> {
+    let Some(name) = &port.app_protocol else {
+        // Between workloads the name of the port counts too, as it does where they are called without routes.
+        let http2 = cx.mesh.beside && Declared::of(None, port.name.as_deref()) == Declared::Http2;
+        return Some(if http2 { UpstreamProtocol::Http2 } else { UpstreamProtocol::Http1 });
+    };
     Some(match name.to_ascii_lowercase().as_str() {
         "" | "http" | "kubernetes.io/ws" | "ws" | "kubernetes.io/wss" | "wss" => UpstreamProtocol::Http1,
         "kubernetes.io/h2c" | "h2c" | "http2" | "grpc" | "kubernetes.io/grpc" => UpstreamProtocol::Http2,
@@ -228,8 +287,8 @@ fn wants_tls(port: &ServicePort) -> bool {
     ["https", "kubernetes.io/https", "wss", "kubernetes.io/wss"].iter().any(|n| name.eq_ignore_ascii_case(n))
 }
 
-fn check_protocol(wanted: &ClusterUse, port: &ServicePort) -> Result<(), BadBackend> {
-    if matches!(wanted.wire, Wire::Http | Wire::Grpc) && natural(port).is_none() {
+fn check_protocol(cx: &Context<'_>, wanted: &ClusterUse, port: &ServicePort) -> Result<(), BadBackend> {
+    if matches!(wanted.wire, Wire::Http | Wire::Grpc) && natural(cx, port).is_none() {
         let message = format!(
             "port {} of Service {}/{} has appProtocol {}, which is no HTTP: http, https, kubernetes.io/h2c, kubernetes.io/ws, kubernetes.io/wss and grpc are",
             wanted.port,
@@ -251,10 +310,14 @@ pub(crate) fn build(
     wanted: &ClusterUse,
 ) -> Arc<Cluster> {
     let service = cx.index.service(&wanted.namespace, &wanted.name);
-    let mut cluster = match service.filter(|_| !wanted.hostname) {
-        Some(service) => of_service(cx, tls, wanted, service),
-        None => of_hostname(wanted),
+    let mut cluster = match (wanted.origin, service) {
+        (Origin::Service, Some(service)) => of_service(cx, tls, wanted, service),
+        (Origin::Service, None) | (Origin::Inbound, _) => blank(wanted, Discovery::Static(Vec::new())),
+        (Origin::Hostname, _) => of_hostname(wanted),
+        (Origin::Address, _) => of_address(cx, wanted),
+        (Origin::External, _) => mesh::external::cluster(cx, wanted, blank(wanted, Discovery::Static(Vec::new()))),
     };
+    let service = service.filter(|_| wanted.origin == Origin::Service);
     let port =
         service.and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port)).and_then(|p| p.name.as_deref());
     if let Some(settings) = policies.of_service(&wanted.namespace, &wanted.name, port) {
@@ -292,13 +355,28 @@ fn blank(wanted: &ClusterUse, discovery: Discovery) -> Cluster {
         discovery,
         protocol: UpstreamProtocol::Raw,
         tls: None,
-        identity: None,
-        netns: Netns::default(),
+        identity: wanted.caller.as_ref().and_then(|caller| caller.identity.clone()),
+        netns: wanted.caller.as_ref().map(|caller| caller.netns).unwrap_or_default(),
         load_balancing: LoadBalancing::default(),
         connections: Connections::default(),
         health_checks: Vec::new(),
         outlier_detection: None,
     }
+}
+
+/// A single workload, as who has looked it up calls it.
+fn of_address(cx: &Context<'_>, wanted: &ClusterUse) -> Cluster {
+    let ip: Option<std::net::IpAddr> = wanted.name.parse().ok();
+    let address = ip.map(|ip| std::net::SocketAddr::new(ip, wanted.port));
+    let finder = cx.mesh.finder(wanted.caller.as_deref());
+    let endpoint = address.map(|address| Endpoint { weight: 1, ..finder.endpoint(address, None) });
+    let mut cluster = blank(wanted, Discovery::Static(endpoint.into_iter().collect()));
+    cluster.protocol = match wanted.wire {
+        Wire::Http => UpstreamProtocol::Http1,
+        Wire::Grpc => UpstreamProtocol::Http2,
+        Wire::Tcp | Wire::Passthrough | Wire::Udp => UpstreamProtocol::Raw,
+    };
+    cluster
 }
 
 /// A plain DNS name: port 443 means TLS, as a browser would read it.
@@ -345,7 +423,7 @@ fn of_service(cx: &mut Context<'_>, tls: &BackendTls<'_>, wanted: &ClusterUse, s
             cx.report.warning(&key, Code::UnverifiedBackendName, "spec.ports", &message);
             cluster.tls = Some(Arc::new(system_tls(sni)));
         }
-        cluster.protocol = match (wanted.wire, natural(port)) {
+        cluster.protocol = match (wanted.wire, natural(cx, port)) {
             (Wire::Grpc, _) | (_, Some(UpstreamProtocol::Http2)) => UpstreamProtocol::Http2,
             (_, Some(UpstreamProtocol::Http1)) if cluster.tls.is_some() && port.app_protocol.is_none() => {
                 UpstreamProtocol::Auto
@@ -372,14 +450,17 @@ fn discovery(
         // An address is as good as a name here, and needs no look-up.
         if let Ok(ip) = host.parse() {
             let address = std::net::SocketAddr::new(ip, wanted.port);
-            return Discovery::Static(vec![Endpoint { address, weight: 1, zone: None, peer: None }]);
+            return Discovery::Static(vec![Endpoint::new(address)]);
         }
         return Discovery::Dns { host, port: wanted.port };
     }
     let slices = cx.index.slices(&wanted.namespace, &wanted.name);
+    let finder = cx.mesh.finder(wanted.caller.as_deref());
+    // Where there are Workloads, a Service that picks by label has those or none.
+    let picks = !service.spec.selector.is_empty() && cx.mesh.members.any_in(&wanted.namespace);
     let found = match slices {
-        Some(slices) => endpoints::of_slices(&mut cx.report, slices, service, port),
-        None => endpoints::of_cluster_ip(service, port),
+        None if !picks => endpoints::of_cluster_ip(service, port),
+        slices => finder.of_service(&mut cx.report, slices.unwrap_or_default(), service, port),
     };
     if let Discovery::Static(list) = &found
         && list.is_empty()

@@ -1,12 +1,16 @@
-//! Endpoints of a Service port out of its EndpointSlices.
+//! Endpoints of a Service port: out of its EndpointSlices, and the Workloads that it picks.
 
 use crate::{
     index,
+    mesh::{
+        locality::{self, Locality},
+        members::{self, Members},
+    },
     report::Report,
     snapshot::{Discovery, Endpoint},
 };
 use selvedge_model::{
-    Code, EndpointSlice, Kind, ResourceKey, Service,
+    Code, EndpointSlice, Kind, ResourceKey, Service, Workload,
     core::{EndpointAddressType, PortOrName, ServicePort},
 };
 use std::{
@@ -19,31 +23,74 @@ use std::{
 struct Found {
     endpoint: Endpoint,
     ready: bool,
+    /// Ready, or ending but still serving.
+    used: bool,
 }
 
-/// Merges all slices of a Service. An address that is in several slices counts once, ready if any says so.
-pub(crate) fn of_slices(
-    report: &mut Report,
-    slices: &[&Arc<EndpointSlice>],
-    service: &Service,
-    port: &ServicePort,
-) -> Discovery {
-    let mut all: BTreeMap<SocketAddr, Found> = BTreeMap::new();
-    let mut name: Option<(String, u16)> = None;
-    for slice in slices {
-        let Some(number) = port_number(slice, service, port) else { continue };
+/// Finds endpoints for one caller.
+#[derive(Clone, Copy)]
+pub(crate) struct Finder<'f, 'a> {
+    pub(crate) members: &'f Members<'a>,
+    /// Of the caller.
+    pub(crate) locality: Locality<'f>,
+}
+
+impl Finder<'_, '_> {
+    /// Merges all slices of a Service and the Workloads that it picks. An address that is in several slices counts once,
+    /// ready if any says so; what a slice says of an address holds for the Workload there too.
+    pub(crate) fn of_service(
+        &self,
+        report: &mut Report,
+        slices: &[&Arc<EndpointSlice>],
+        service: &Service,
+        port: &ServicePort,
+    ) -> Discovery {
+        let mut all: BTreeMap<SocketAddr, Found> = BTreeMap::new();
+        let mut name: Option<(String, u16)> = None;
+        for slice in slices {
+            self.of_slice(report, slice, service, port, &mut all, &mut name);
+        }
+        for workload in self.members.of_service(service) {
+            let Some(number) = members::target(workload, port) else { continue };
+            let Some(ip) = members::addresses(workload).first().copied() else { continue };
+            let address = SocketAddr::new(ip, number);
+            all.entry(address).or_insert_with(|| Found {
+                endpoint: self.endpoint(address, None),
+                ready: true,
+                used: true,
+            });
+        }
+        all.retain(|_, found| found.used);
+        if all.is_empty()
+            && let Some((host, port)) = name
+        {
+            return Discovery::Dns { host, port };
+        }
+        let any_ready = all.values().any(|found| found.ready);
+        Discovery::Static(all.into_values().filter(|f| f.ready == any_ready).map(|f| f.endpoint).collect())
+    }
+
+    fn of_slice(
+        &self,
+        report: &mut Report,
+        slice: &EndpointSlice,
+        service: &Service,
+        port: &ServicePort,
+        all: &mut BTreeMap<SocketAddr, Found>,
+        name: &mut Option<(String, u16)>,
+    ) {
+        let Some(number) = port_number(slice, service, port) else { return };
         let (namespace, slice_name) = index::name(&slice.metadata);
         let key = || ResourceKey::new(Kind::EndpointSlice, namespace, slice_name);
         for (i, endpoint) in slice.endpoints.iter().enumerate() {
             let conditions = &endpoint.conditions;
             let ready = conditions.is_ready() || service.spec.publish_not_ready_addresses;
             let ends_but_serves = conditions.is_serving() && conditions.is_terminating();
-            if !ready && !ends_but_serves {
-                continue;
-            }
             let Some(address) = endpoint.addresses.first() else { continue };
             if slice.address_type == EndpointAddressType::Fqdn {
-                name.get_or_insert((crate::hosts::normal(address), number));
+                if ready || ends_but_serves {
+                    name.get_or_insert((crate::hosts::normal(address), number));
+                }
                 continue;
             }
             let Ok(ip) = address.parse::<IpAddr>() else {
@@ -52,23 +99,32 @@ pub(crate) fn of_slices(
                 continue;
             };
             let address = SocketAddr::new(ip, number);
-            let endpoint = Endpoint { address, weight: 1, zone: endpoint.zone.clone(), peer: None };
-            let known = all.entry(address).or_insert(Found { endpoint, ready });
+            let new =
+                || Found { endpoint: self.endpoint(address, endpoint.zone.as_deref()), ready: false, used: false };
+            // What is not used is entered too, to keep its Workload from coming in.
+            let known = all.entry(address).or_insert_with(new);
             known.ready |= ready;
+            known.used |= ready || ends_but_serves;
         }
     }
-    if all.is_empty()
-        && let Some((host, port)) = name
-    {
-        return Discovery::Dns { host, port };
+
+    /// An endpoint with what its Workload says, if there is one.
+    pub(crate) fn endpoint(&self, address: SocketAddr, zone: Option<&str>) -> Endpoint {
+        let workload: Option<&Workload> = self.members.at(address.ip()).map(Arc::as_ref);
+        let zone = workload.and_then(|w| w.spec.zone.as_deref()).or(zone);
+        Endpoint {
+            address,
+            weight: workload.map_or(1, |w| w.spec.weight),
+            zone: zone.map(str::to_owned),
+            priority: self.locality.priority(zone, locality::region(self.members, address.ip())),
+            peer: self.members.peer(address),
+        }
     }
-    let any_ready = all.values().any(|found| found.ready);
-    Discovery::Static(all.into_values().filter(|f| f.ready == any_ready).map(|f| f.endpoint).collect())
 }
 
 /// Slices carry the name of the Service port and the number at the endpoints. By hand one often leaves the name out,
 /// which can only mean one thing when there is only one port.
-fn port_number(slice: &EndpointSlice, service: &Service, port: &ServicePort) -> Option<u16> {
+pub(crate) fn port_number(slice: &EndpointSlice, service: &Service, port: &ServicePort) -> Option<u16> {
     let wanted = port.name.as_deref().unwrap_or("");
     let named = slice.ports.iter().find(|p| p.name.as_deref().unwrap_or("") == wanted && p.protocol == port.protocol);
     if let Some(found) = named {
@@ -91,8 +147,19 @@ fn target(port: &ServicePort) -> Option<u16> {
 
 /// Without any EndpointSlice the virtual address of the Service is all there is.
 pub(crate) fn of_cluster_ip(service: &Service, port: &ServicePort) -> Discovery {
-    let ips = service.spec.cluster_ip.iter().chain(&service.spec.cluster_ips);
-    let ip = ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).next();
-    let endpoint = ip.map(|ip| Endpoint { address: SocketAddr::new(ip, port.port), weight: 1, zone: None, peer: None });
+    let endpoint = cluster_ips(service).first().map(|ip| Endpoint::new(SocketAddr::new(*ip, port.port)));
     Discovery::Static(endpoint.into_iter().collect())
+}
+
+/// The virtual addresses of a Service, each once.
+pub(crate) fn cluster_ips(service: &Service) -> Vec<IpAddr> {
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for text in service.spec.cluster_ip.iter().chain(&service.spec.cluster_ips) {
+        if let Ok(ip) = text.parse()
+            && !ips.contains(&ip)
+        {
+            ips.push(ip);
+        }
+    }
+    ips
 }

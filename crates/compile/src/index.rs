@@ -3,9 +3,9 @@
 use crate::grants::Grants;
 use ahash::AHashMap;
 use selvedge_model::{
-    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, Gateway, GatewayClass, GrpcRoute, HttpRoute, ListenerSet,
-    Mesh, Namespace, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy, UdpRoute,
-    gateway::FromNamespaces, refs::LabelSelector,
+    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
+    HttpRoute, ListenerSet, Mesh, Namespace, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
+    UdpRoute, Workload, gateway::FromNamespaces, refs::LabelSelector, resources::Set,
 };
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
@@ -57,9 +57,20 @@ impl<'a> Index<'a> {
         }
     }
 
-    /// The one Mesh there may be.
-    pub(crate) fn mesh(&self) -> Option<&'a Mesh> {
-        self.resources.meshes().get("", "default").map(Arc::as_ref)
+    pub(crate) fn workloads(&self) -> &'a Set<Workload> {
+        self.resources.workloads()
+    }
+
+    pub(crate) fn external_services(&self) -> &'a Set<ExternalService> {
+        self.resources.external_services()
+    }
+
+    pub(crate) fn services(&self) -> &'a Set<Service> {
+        self.resources.services()
+    }
+
+    pub(crate) fn meshes(&self) -> Vec<&'a Mesh> {
+        by_age(self.resources.meshes().iter(), |it| &it.metadata)
     }
 
     /// Whether these are resources of a mesh.

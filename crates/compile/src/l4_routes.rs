@@ -31,13 +31,24 @@ struct StreamRoute<'a> {
     rules: &'a [StreamRule],
 }
 
-/// Compiles all stream routes, the oldest of each kind first, counts them on their listeners and writes their status.
+/// How a listener uses its stream routes.
+pub(crate) fn way(listener: &ListenerState<'_>) -> Wire {
+    match listener.speaks {
+        Speaks::TlsPassthrough => Wire::Passthrough,
+        Speaks::Udp => Wire::Udp,
+        _ => Wire::Tcp,
+    }
+}
+
+/// Compiles all stream routes, the oldest of each kind first, and writes their status. `ways` and `situations` are those of
+/// each place that routes attach to.
 pub(crate) fn all<'a>(
     cx: &mut Context<'a>,
     tls: &BackendTls<'a>,
     policies: &Policies<'a>,
     parents: &Parents<'_>,
-    listeners: &mut [ListenerState<'_>],
+    listeners: &[ListenerState<'_>],
+    ways: &[Wire],
     situations: &[Situation],
 ) -> Vec<L4Outcome> {
     let mut routes: Vec<StreamRoute<'_>> = Vec::new();
@@ -67,7 +78,7 @@ pub(crate) fn all<'a>(
     }));
     let mut outcomes = Vec::new();
     for route in routes {
-        one(cx, tls, policies, parents, listeners, situations, &route, &mut outcomes);
+        one(cx, tls, policies, parents, listeners, (ways, situations), &route, &mut outcomes);
     }
     outcomes
 }
@@ -77,8 +88,8 @@ fn one<'a>(
     tls: &BackendTls<'a>,
     policies: &Policies<'a>,
     parents: &Parents<'_>,
-    listeners: &mut [ListenerState<'_>],
-    situations: &[Situation],
+    listeners: &[ListenerState<'_>],
+    (ways, situations): (&[Wire], &[Situation]),
     route: &StreamRoute<'_>,
     outcomes: &mut Vec<L4Outcome>,
 ) {
@@ -92,18 +103,13 @@ fn one<'a>(
     let mut attached = parents.attach(cx, listeners, head);
     let merged = rules::merged(&mut attached);
     // Compiled once for each way in which its listeners use it; without listeners once, for the status.
-    let way = |l: &ListenerState<'_>| match l.speaks {
-        Speaks::TlsPassthrough => Wire::Passthrough,
-        Speaks::Udp => Wire::Udp,
-        _ => Wire::Tcp,
-    };
-    let mut ways: BTreeSet<(Wire, Situation)> =
-        merged.iter().map(|a| (way(&listeners[a.listener]), situations[a.listener].clone())).collect();
-    if ways.is_empty() {
-        ways.insert((if route.kind == Kind::UdpRoute { Wire::Udp } else { Wire::Tcp }, Situation::default()));
+    let mut needed: BTreeSet<(Wire, Situation)> =
+        merged.iter().map(|a| (ways[a.listener], situations[a.listener].clone())).collect();
+    if needed.is_empty() {
+        needed.insert((if route.kind == Kind::UdpRoute { Wire::Udp } else { Wire::Tcp }, Situation::default()));
     }
     let mut refs = None;
-    for (wire, situation) in ways {
+    for (wire, situation) in needed {
         let mut builder = RuleBuilder {
             cx,
             tls,
@@ -120,8 +126,7 @@ fn one<'a>(
         let (uses, policed) = (builder.uses, builder.policed);
         refs = refs.or(builder.refs);
         for attachment in &merged {
-            if way(&listeners[attachment.listener]) == wire && situations[attachment.listener] == situation {
-                listeners[attachment.listener].attached += 1;
+            if ways[attachment.listener] == wire && situations[attachment.listener] == situation {
                 outcomes.push(L4Outcome {
                     attachment: attachment.clone(),
                     route: compiled.clone(),

@@ -28,7 +28,9 @@ mod index;
 mod l4_routes;
 mod listeners;
 mod memory;
+mod mesh;
 mod policy;
+mod position;
 mod report;
 mod routers;
 mod routes;
@@ -41,12 +43,14 @@ mod traffic;
 
 pub use diff::{Change, ChangeKind, diff, diff_to_json};
 pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain};
+pub use position::{FixedPort, INBOUND_PORT, LocalWorkload, OUTBOUND_PORT, Ports, Position};
 pub use status::*;
 pub use summary::summary;
 
 use index::Index;
 use report::Report;
 use selvedge_model::{Code, Diagnostic, ResourceKey, Resources};
+use selvedge_wire::spiffe::SpiffeId;
 use snapshot::{Certificate, Snapshot, Telemetry};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -65,8 +69,14 @@ pub struct Options {
     pub published_addresses: Vec<IpAddr>,
     /// Addresses that Gateways may ask for; `None` allows all.
     pub usable_addresses: Option<Vec<ipnet::IpNet>>,
+    /// Where the proxy stands.
+    pub position: Position,
+    /// As whom a proxy that serves Gateways calls members of the mesh. Beside workloads each has its own.
+    pub identity: Option<SpiffeId>,
     /// Zone of this proxy.
     pub zone: Option<String>,
+    /// Region of this proxy.
+    pub region: Option<String>,
     /// Seconds since the epoch, to warn of certificates that are expired; 0 checks nothing.
     pub now: i64,
     /// Outputs of listeners that no TrafficPolicy gives any.
@@ -82,7 +92,10 @@ impl Default for Options {
             assigned_addresses: BTreeMap::new(),
             published_addresses: Vec::new(),
             usable_addresses: None,
+            position: Position::Gateway,
+            identity: None,
             zone: None,
+            region: None,
             now: 0,
             telemetry: Telemetry::default(),
         }
@@ -126,15 +139,22 @@ pub struct Compiler {
 
 impl Compiler {
     pub fn compile(&mut self, resources: &Resources, options: &Options) -> Compiled {
+        let index = Index::new(resources);
+        let mut report = Report::default();
         let mut cx = Context {
-            index: Index::new(resources),
+            mesh: mesh::State::new(&index, &mut report, options),
+            index,
             options,
-            report: Report::default(),
+            report,
             status: Status::default(),
             controller: Arc::from(options.controller_name.as_str()),
         };
         self.tls.retain(&cx.index);
         self.memory.prepare(resources, options);
+        if let Position::Workloads(locals) = &options.position {
+            let snapshot = mesh::snapshot(&mut cx, self, locals);
+            return Compiled { snapshot, status: cx.status, diagnostics: cx.report.finish() };
+        }
         let gateways = gateways::gateways(&mut cx, &mut self.tls);
         let sets = gateways::listener_sets(&mut cx, &gateways);
         let mut listeners = listeners::listeners(&mut cx, &mut self.tls, &gateways, &sets);
@@ -149,6 +169,7 @@ impl Compiler {
 /// What every step of one compilation shares.
 struct Context<'a> {
     index: Index<'a>,
+    mesh: mesh::State<'a>,
     options: &'a Options,
     report: Report,
     status: Status,

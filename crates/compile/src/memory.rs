@@ -1,27 +1,28 @@
 //! What a [`crate::Compiler`] remembers, so that the change of one route among ten thousand costs one route.
 //!
-//! A compiled route depends on itself and on its surroundings: every resource but routes and EndpointSlices. While the
+//! A compiled route depends on itself and on its surroundings: every resource but routes, EndpointSlices
+//! and Workloads. While the
 //! surroundings stay equal, a route whose `Arc` is the same is not compiled again. A cluster depends on the surroundings
-//! and on the EndpointSlices of its Service. Whatever is remembered holds the `Arc`s that it was made from, so that an
+//! and on the EndpointSlices and Workloads of its Service. Whatever is remembered holds the `Arc`s that it was made from, so that an
 //! address is never taken for another resource that came to lie there.
 
 use crate::{
-    Options, ResourceStatus,
+    Context, Options, ResourceStatus,
     assemble::Clusters,
-    backends::ClusterUse,
+    backends::{ClusterUse, Origin},
     rules::RouteOutcome,
     snapshot::{Cluster, ClusterId, HttpListener, Rule},
 };
 use ahash::AHashMap;
-use selvedge_model::{Diagnostic, EndpointSlice, GrpcRoute, HttpRoute, ObjectMeta, ResourceKey, Resources};
-use std::{cmp::Ordering, sync::Arc};
+use selvedge_model::{Diagnostic, EndpointSlice, GrpcRoute, HttpRoute, ObjectMeta, ResourceKey, Resources, Workload};
+use std::{cmp::Ordering, collections::BTreeSet, sync::Arc};
 
 /// Results of the last compilation.
 #[derive(Default)]
 pub(crate) struct Memory {
     surroundings: Option<(Resources, Options)>,
-    /// The EndpointSlices are those of the last compilation, too.
-    pub(crate) same_slices: bool,
+    /// The EndpointSlices and Workloads are those of the last compilation, too.
+    pub(crate) same_endpoints: bool,
     /// Sorted by key.
     pub(crate) http: Vec<Kept<HttpRoute>>,
     /// Sorted by key.
@@ -101,9 +102,45 @@ impl Routes {
 }
 
 struct KeptCluster {
-    slices: Vec<Arc<EndpointSlice>>,
+    inputs: Inputs,
     cluster: Arc<Cluster>,
     diagnostics: Vec<Diagnostic>,
+}
+
+/// What a cluster is made from besides the surroundings.
+pub(crate) struct Inputs {
+    slices: Vec<Arc<EndpointSlice>>,
+    /// Those that the Service picks, then those at the addresses of its slices.
+    workloads: Vec<Arc<Workload>>,
+}
+
+impl Inputs {
+    pub(crate) fn of(cx: &Context<'_>, wanted: &ClusterUse) -> Self {
+        let (mut slices, mut workloads) = (Vec::new(), Vec::new());
+        let members = &cx.mesh.members;
+        match wanted.origin {
+            Origin::Service => {
+                let found = cx.index.slices(&wanted.namespace, &wanted.name).unwrap_or_default();
+                slices.extend(found.iter().map(|&slice| Arc::clone(slice)));
+                if !members.is_empty() {
+                    let service = cx.index.service(&wanted.namespace, &wanted.name);
+                    workloads.extend(service.into_iter().flat_map(|s| members.of_service(s)).cloned());
+                    let texts = slices.iter().flat_map(|s| &s.endpoints).filter_map(|e| e.addresses.first());
+                    workloads.extend(texts.filter_map(|t| members.at(t.parse().ok()?)).cloned());
+                }
+            }
+            Origin::Address => workloads.extend(wanted.name.parse().ok().and_then(|ip| members.at(ip)).cloned()),
+            Origin::Hostname | Origin::External | Origin::Inbound => {}
+        }
+        Inputs { slices, workloads }
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        fn same<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+        }
+        same(&self.slices, &other.slices) && same(&self.workloads, &other.workloads)
+    }
 }
 
 impl CompiledRoute {
@@ -142,30 +179,26 @@ impl Memory {
         if !same {
             *self = Memory::default();
         }
-        let slices = self.surroundings.as_ref().map(|(old, _)| old.endpoint_slices());
-        self.same_slices = slices.is_some_and(|old| old == resources.endpoint_slices());
+        self.same_endpoints = self.surroundings.as_ref().is_some_and(|(old, _)| {
+            old.endpoint_slices() == resources.endpoint_slices() && old.workloads() == resources.workloads()
+        });
         self.surroundings = Some((resources.clone(), options));
     }
 
-    /// The cluster that was built from these very slices, and what was said about it.
-    pub(crate) fn cluster(
-        &self,
-        wanted: &ClusterUse,
-        slices: &[&Arc<EndpointSlice>],
-    ) -> Option<(Arc<Cluster>, &[Diagnostic])> {
-        let kept = self.clusters.get(wanted)?;
-        let same = kept.slices.len() == slices.len() && kept.slices.iter().zip(slices).all(|(a, b)| Arc::ptr_eq(a, b));
-        same.then(|| (Arc::clone(&kept.cluster), kept.diagnostics.as_slice()))
+    /// The cluster that was built from these very inputs, and what was said about it.
+    pub(crate) fn cluster(&self, wanted: &ClusterUse, inputs: &Inputs) -> Option<(Arc<Cluster>, &[Diagnostic])> {
+        let kept = self.clusters.get(wanted).filter(|kept| kept.inputs.same(inputs))?;
+        Some((Arc::clone(&kept.cluster), kept.diagnostics.as_slice()))
     }
 
     pub(crate) fn keep_cluster(
         &mut self,
         wanted: &ClusterUse,
-        slices: Vec<Arc<EndpointSlice>>,
+        inputs: Inputs,
         cluster: &Arc<Cluster>,
         diagnostics: Vec<Diagnostic>,
     ) {
-        self.clusters.insert(wanted.clone(), KeptCluster { slices, cluster: Arc::clone(cluster), diagnostics });
+        self.clusters.insert(wanted.clone(), KeptCluster { inputs, cluster: Arc::clone(cluster), diagnostics });
     }
 
     /// Forgets clusters that nothing reaches any more.
@@ -187,7 +220,12 @@ fn same_surroundings(old: &Resources, new: &Resources) -> bool {
         && old.services() == new.services()
         && old.secrets() == new.secrets()
         && old.meshes() == new.meshes()
-        && old.workloads() == new.workloads()
+        // Whether there are any is told to routes with a Service as parent, and whether a namespace has any to clusters.
+        && namespaces_with(old) == namespaces_with(new)
         && old.external_services() == new.external_services()
         && old.config_maps() == new.config_maps()
+}
+
+fn namespaces_with(resources: &Resources) -> BTreeSet<&str> {
+    resources.workloads().iter().map(|w| w.metadata.namespace.as_str()).collect()
 }

@@ -122,6 +122,12 @@ impl<'a> Policies<'a> {
         (!empty).then_some(front)
     }
 
+    /// What a Service port brings to the routes that it is the parent of.
+    pub(crate) fn service_front(&self, namespace: &str, name: &str, port: Option<&str>) -> Option<Front> {
+        let gateway = self.of_service(namespace, name, port).map(Arc::new);
+        gateway.is_some().then(|| Front { high: TrafficSettings::default(), gateway, namespace: None })
+    }
+
     /// What holds for a rule; nothing when no policy says anything.
     pub(crate) fn of_rule(&self, place: RulePlace<'_>, front: Option<&Front>) -> Option<TrafficSettings> {
         if self.is_empty() {

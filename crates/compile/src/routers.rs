@@ -164,7 +164,7 @@ fn begun<'r>(routers: &'r mut [Routing], listener: usize, memory: &Memory) -> &'
     }
 }
 
-fn with_ids(mut rule: Rule, ids: &[ClusterId]) -> Rule {
+pub(crate) fn with_ids(mut rule: Rule, ids: &[ClusterId]) -> Rule {
     number_filters(&mut rule.filters, ids);
     if let Action::Forward(split) = &mut rule.action {
         number(&mut split.backends, ids);

@@ -12,7 +12,7 @@ use crate::{
     status::{Conditions, Fault, RouteParentStatus, RouteStatus},
     traffic,
 };
-use selvedge_model::{Code, Duration, GATEWAY_GROUP, ObjectMeta, http::HttpRouteRetry};
+use selvedge_model::{Code, Duration, GATEWAY_GROUP, ObjectMeta, http::HttpRouteRetry, traffic::TrafficSettings};
 use std::sync::Arc;
 
 /// What differs between listeners in how the rules of one route are compiled.
@@ -129,28 +129,8 @@ impl RuleBuilder<'_, '_, '_> {
             rule: rule.name.name.as_deref(),
             service: self.only_service(&rule.action),
         };
-        let settings = self.policies.of_rule(place, self.front);
-        let mut policy_retry = None;
-        if let Some(settings) = &settings {
-            let (mut filters, behind) = traffic::filters(settings);
-            if !matches!(rule.action, Action::Fixed { .. }) || !behind.is_empty() || !rule.filters.is_empty() {
-                filters.append(&mut rule.filters);
-                filters.extend(behind);
-                rule.filters = filters;
-            }
-            let times = settings.timeouts.clone().unwrap_or_default();
-            let own = &mut rule.timeouts;
-            own.request = own.request.or(times.request.map(Duration::as_std));
-            own.backend_request = own.backend_request.or(times.backend_request.map(Duration::as_std));
-            own.stream_idle = times.stream_idle.map(Duration::as_std);
-            rule.hedging = settings.hedging.as_ref().and_then(traffic::hedging);
-            policy_retry = settings.retry.as_ref();
-        }
-        if matches!(rule.action, Action::Forward(_)) {
-            rule.retry = traffic::retry(policy_retry, own_retry, None);
-        }
+        settle(rule, self.policies.of_rule(place, self.front).as_ref(), own_retry);
     }
-
     /// The Service that all backends are of, with the name of its port if that is one too.
     fn only_service<'s>(&'s self, action: &Action) -> Option<(&'s str, &'s str, Option<&'s str>)> {
         if self.policies.is_empty() {
@@ -182,6 +162,29 @@ impl RuleBuilder<'_, '_, '_> {
             index: u32::try_from(index).unwrap_or(u32::MAX),
             name: name.cloned(),
         }
+    }
+}
+
+/// Adds what policies say to a rule, and the defaults.
+pub(crate) fn settle(rule: &mut Rule, settings: Option<&TrafficSettings>, own_retry: Option<&HttpRouteRetry>) {
+    let mut policy_retry = None;
+    if let Some(settings) = settings {
+        let (mut filters, behind) = traffic::filters(settings);
+        if !matches!(rule.action, Action::Fixed { .. }) || !behind.is_empty() || !rule.filters.is_empty() {
+            filters.append(&mut rule.filters);
+            filters.extend(behind);
+            rule.filters = filters;
+        }
+        let times = settings.timeouts.clone().unwrap_or_default();
+        let own = &mut rule.timeouts;
+        own.request = own.request.or(times.request.map(Duration::as_std));
+        own.backend_request = own.backend_request.or(times.backend_request.map(Duration::as_std));
+        own.stream_idle = times.stream_idle.map(Duration::as_std);
+        rule.hedging = settings.hedging.as_ref().and_then(traffic::hedging);
+        policy_retry = settings.retry.as_ref();
+    }
+    if matches!(rule.action, Action::Forward(_)) {
+        rule.retry = traffic::retry(policy_retry, own_retry, None);
     }
 }
 

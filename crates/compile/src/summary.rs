@@ -1,15 +1,20 @@
 //! A compiled configuration as text for people: what golden tests compare and `selvedge config` prints.
 
+pub(crate) mod mesh;
+
 use crate::{
     Compiled, ResourceStatus, Status,
     router::{Entry, HostMap, Pattern, ValueMatch},
     snapshot::{
-        Access, Action, Backend, Cluster, DefaultAccess, Discovery, Filter, HttpListener, L4Route, LoadBalancing,
-        PathChange, Protocol, Rule, Snapshot, Split, Target, Termination, TlsMode, Trust,
+        Access, Action, Backend, Cluster, DefaultAccess, Destinations, Discovery, Filter, HttpListener, L4Route,
+        LoadBalancing, PathChange, Protocol, Rule, Snapshot, Split, Target, Termination, TlsMode, Trust,
     },
 };
 use selvedge_model::ResourceKey;
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    sync::Arc,
+};
 
 /// Diagnostics, conditions and what is served, one fact a line.
 pub fn summary(compiled: &Compiled) -> String {
@@ -84,6 +89,7 @@ fn write_one_status(out: &mut String, key: &ResourceKey, status: &ResourceStatus
 }
 
 fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
+    let mut shown: Vec<&Arc<Destinations>> = Vec::new();
     for listener in &snapshot.listeners {
         writeln!(out, "  {}", listener.bind)?;
         match &listener.protocol {
@@ -120,10 +126,17 @@ fn write_snapshot(out: &mut String, snapshot: &Snapshot) -> fmt::Result {
                 }
                 write_access(out, l4.options.access.as_deref(), "      ")?;
             }
-            Protocol::Outbound(outbound) => writeln!(out, "    outbound ({})", outbound.name)?,
-            Protocol::Inbound(inbound) => writeln!(out, "    inbound ({})", inbound.name)?,
+            Protocol::Outbound(outbound) => {
+                mesh::outbound(out, snapshot, outbound)?;
+                if !shown.iter().any(|known| Arc::ptr_eq(known, &outbound.destinations)) {
+                    mesh::destinations(out, snapshot, &outbound.destinations)?;
+                    shown.push(&outbound.destinations);
+                }
+            }
+            Protocol::Inbound(inbound) => mesh::inbound(out, snapshot, inbound)?,
         }
     }
+    mesh::dns(out, &snapshot.dns)?;
     for cluster in &snapshot.clusters {
         writeln!(out, "  cluster {}", ClusterLine(cluster))?;
     }
@@ -393,6 +406,15 @@ impl fmt::Display for ClusterLine<'_> {
                     write!(f, " {}", endpoint.address)?;
                     if let Some(zone) = &endpoint.zone {
                         write!(f, "({zone})")?;
+                    }
+                    if endpoint.weight != 1 {
+                        write!(f, " weight {}", endpoint.weight)?;
+                    }
+                    if endpoint.priority != 0 {
+                        write!(f, " priority {}", endpoint.priority)?;
+                    }
+                    if let Some(peer) = &endpoint.peer {
+                        write!(f, " <{}>", mesh::PeerText(peer))?;
                     }
                 }
             }

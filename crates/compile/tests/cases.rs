@@ -1,7 +1,7 @@
 //! Golden cases: `testdata/*.case` holds resources as YAML, a line `---expect---`, and what compiling them must say.
 //! `UPDATE=1 cargo test -p selvedge-compile --test cases` rewrites the expectations; read the difference before you commit it.
 
-use selvedge_compile::{Options, compile, summary};
+use selvedge_compile::{FixedPort, LocalWorkload, Options, Ports, Position, compile, snapshot::Netns, summary};
 use selvedge_model::{Limits, Resources, parse};
 use std::{fs, path::PathBuf};
 
@@ -37,7 +37,9 @@ fn cases() {
     assert!(failed.is_empty(), "{} of {} cases differ: {failed:?}; UPDATE=1 rewrites them", failed.len(), paths.len());
 }
 
-/// Comments `# now: SECONDS` and `# assign: KIND/NS/NAME ADDRESS` before the first document set options.
+/// Comments before the first document set options: `# now: SECONDS`, `# identity: SPIFFE-ID`, `# zone: ZONE`,
+/// `# region: REGION`, and `# workload: NAMESPACE/NAME [netns=N] [capture] [hbone=ADDRESS] [proxy=ADDRESS]
+/// [fixed=ADDRESS>HOST:PORT]` for each local workload.
 fn run(input: &str) -> String {
     let parsed = parse("case", input.as_bytes(), &Limits::default());
     let mut resources = Resources::default();
@@ -47,6 +49,17 @@ fn run(input: &str) -> String {
         if let Some(now) = line.strip_prefix("# now: ") {
             options.now = now.trim().parse().expect("now");
         }
+        if let Some(id) = line.strip_prefix("# identity: ") {
+            options.identity = Some(id.trim().parse().expect("identity"));
+        }
+        options.zone = line.strip_prefix("# zone: ").map(str::to_owned).or(options.zone);
+        options.region = line.strip_prefix("# region: ").map(str::to_owned).or(options.region);
+        if let Some(text) = line.strip_prefix("# workload: ") {
+            match &mut options.position {
+                Position::Workloads(list) => list.push(local(text)),
+                position => *position = Position::Workloads(vec![local(text)]),
+            }
+        }
     }
     let mut out = String::new();
     for diagnostic in &parsed.diagnostics {
@@ -54,6 +67,29 @@ fn run(input: &str) -> String {
     }
     out.push_str(&summary(&compile(&resources, &options)));
     out
+}
+
+fn local(text: &str) -> LocalWorkload {
+    let mut words = text.split_whitespace();
+    let (namespace, workload) = words.next().and_then(|w| w.split_once('/')).expect("NAMESPACE/NAME");
+    let mut ports = Ports::default();
+    let mut netns = Netns::default();
+    for word in words {
+        match word.split_once('=').unwrap_or((word, "")) {
+            ("capture", "") => ports.capture = true,
+            ("netns", number) => netns = Netns(number.parse().expect("a number")),
+            ("hbone", address) => ports.hbone = Some(address.parse().expect("an address")),
+            ("proxy", address) => ports.http_proxy = Some(address.parse().expect("an address")),
+            ("fixed", text) => {
+                let (listen, to) = text.split_once('>').expect("ADDRESS>HOST:PORT");
+                let (host, port) = to.rsplit_once(':').expect("HOST:PORT");
+                let (listen, port) = (listen.parse().expect("an address"), port.parse().expect("a port"));
+                ports.fixed.push(FixedPort { listen, host: host.to_owned(), port });
+            }
+            _ => panic!("unknown word {word}"),
+        }
+    }
+    LocalWorkload { namespace: namespace.to_owned(), workload: workload.to_owned(), own: None, netns, ports }
 }
 
 /// Lines that differ, with a sign; good enough to read.

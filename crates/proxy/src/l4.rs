@@ -251,7 +251,7 @@ pub(crate) mod tests {
     /// A cluster with these endpoints.
     pub(crate) fn config(key: &str, addresses: &[SocketAddr]) -> Cluster {
         let mut endpoints: Vec<_> =
-            addresses.iter().map(|address| Endpoint { address: *address, weight: 1, zone: None, peer: None }).collect();
+            addresses.iter().map(|address| Endpoint::new(*address)).collect();
         endpoints.sort();
         Cluster {
             key: key.to_owned(),

@@ -66,7 +66,7 @@ pub(crate) struct Accesses<'a> {
 impl<'a> Accesses<'a> {
     /// Compiles all policies and writes the status of each.
     pub(crate) fn new(cx: &mut Context<'a>, cache: &mut Cache) -> Self {
-        let default = match cx.index.mesh().and_then(|mesh| mesh.spec.access.as_ref()?.default) {
+        let default = match cx.mesh.spec.access.as_ref().and_then(|access| access.default) {
             Some(mesh::DefaultAccess::Deny) => DefaultAccess::Deny,
             Some(mesh::DefaultAccess::Audit) => DefaultAccess::Audit,
             Some(mesh::DefaultAccess::Allow) | None => DefaultAccess::Allow,
@@ -139,7 +139,6 @@ impl<'a> Accesses<'a> {
     }
 
     /// What holds for connections to a workload.
-    #[expect(dead_code, reason = "what compiles workloads asks for it")]
     pub(crate) fn for_workload(&self, place: WorkloadPlace<'_>) -> Arc<Access> {
         let mut list: Vec<Arc<AccessPolicy>> = self.everywhere.clone();
         list.extend(self.namespaces.get(place.namespace).into_iter().flatten().cloned());

@@ -44,8 +44,18 @@ pub struct Endpoint {
     /// Relative share within the cluster, 1 unless told.
     pub weight: u32,
     pub zone: Option<String>,
+    /// Endpoints of a higher number take traffic only as far as those of lower ones do not suffice: 0 is the own zone, or no
+    /// preference, 1 the own region, 2 the rest.
+    pub priority: u8,
     /// A member of the mesh: reached by mutual TLS, as the cluster's `identity`, if that has one.
     pub peer: Option<Arc<Peer>>,
+}
+
+impl Endpoint {
+    /// One of weight 1, anywhere, outside the mesh.
+    pub fn new(address: SocketAddr) -> Self {
+        Endpoint { address, weight: 1, zone: None, priority: 0, peer: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -69,6 +79,10 @@ pub struct LoadBalancing {
     /// Below this share of healthy endpoints (percent) health is ignored; 0 turns it off.
     pub panic_threshold: u8,
     pub zone: ZonePreference,
+    /// Fewer healthy endpoints than this in the own zone, and it is not preferred.
+    pub min_endpoints: u32,
+    /// Percent of the own zone's (or region's) endpoints that must be healthy for it to keep all of its traffic.
+    pub min_healthy_percent: u8,
 }
 
 impl Default for LoadBalancing {
@@ -79,6 +93,9 @@ impl Default for LoadBalancing {
             slow_start: None,
             panic_threshold: 50,
             zone: ZonePreference::Prefer,
+            min_endpoints: 1,
+            // Envoy's overprovisioning factor of 1.4.
+            min_healthy_percent: 70,
         }
     }
 }

@@ -50,9 +50,27 @@ pub struct Destinations {
     /// Service addresses (cluster IPs and assigned ones) and addresses of single workloads, with port.
     #[serde(serialize_with = "by_address")]
     pub addresses: BTreeMap<(IpAddr, u16), Arc<Destination>>,
-    /// Host names in lower case without trailing dot, in each form that is understood, with port.
+    /// Host names in lower case without trailing dot, in each form that is understood, with port; wildcards of
+    /// ExternalServices as `*.example.com`. [`Destinations::find_name`] finds what fits.
     #[serde(serialize_with = "by_name")]
     pub names: BTreeMap<(String, u16), Arc<Destination>>,
+}
+
+impl Destinations {
+    /// The destination of a host name (lower case, without trailing dot): its own, else that of the longest wildcard.
+    pub fn find_name(&self, host: &str, port: u16) -> Option<&Arc<Destination>> {
+        if let Some(found) = self.names.get(&(host.to_owned(), port)) {
+            return Some(found);
+        }
+        let mut rest = host;
+        while let Some((_, parent)) = rest.split_once('.') {
+            if let Some(found) = self.names.get(&(format!("*.{parent}"), port)) {
+                return Some(found);
+            }
+            rest = parent;
+        }
+        None
+    }
 }
 
 /// What is done with connections to destinations that nothing is known of.
@@ -65,7 +83,8 @@ pub enum Unknown {
     Refuse,
 }
 
-/// One port of a Service, workload or ExternalService, as seen by a client of it.
+/// One port of a Service, workload or ExternalService, as seen by a client of it. Without `http` and `tcp`, as for a wildcard
+/// ExternalService, connections and requests are passed on to where they were going, whatever `Outbound.unknown` says.
 #[derive(Debug, Clone, Serialize)]
 pub struct Destination {
     /// `namespace/name:port`, for records and messages.

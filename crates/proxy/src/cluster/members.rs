@@ -166,7 +166,7 @@ impl LiveCluster {
                 let list: Vec<Endpoint> = addresses
                     .into_iter()
                     .take(resolve::MAX_ADDRESSES)
-                    .map(|ip| Endpoint { address: SocketAddr::new(ip, port), weight: 1, zone: None, peer: None })
+                    .map(|ip| Endpoint::new(SocketAddr::new(ip, port)))
                     .collect();
                 if let Some(resolution) = &mut members.resolution {
                     resolution.succeeded(list.len());

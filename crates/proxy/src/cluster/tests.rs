@@ -127,7 +127,7 @@ impl Server {
 }
 
 fn config(addresses: &[SocketAddr]) -> Cluster {
-    let endpoint = |address: &SocketAddr| Endpoint { address: *address, weight: 1, zone: None, peer: None };
+    let endpoint = |address: &SocketAddr| Endpoint::new(*address);
     Cluster {
         key: "shop/cart:80".to_owned(),
         discovery: Discovery::Static(addresses.iter().map(endpoint).collect()),

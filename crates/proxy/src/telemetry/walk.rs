@@ -102,7 +102,7 @@ mod tests {
     #[tokio::test]
     async fn clusters_are_walked() {
         let clusters = Clusters::new(WorkerCount(1), None, tokio::runtime::Handle::current());
-        let endpoint = Endpoint { address: "127.0.0.1:9".parse().unwrap(), weight: 1, zone: None, peer: None };
+        let endpoint = Endpoint::new("127.0.0.1:9".parse().unwrap());
         let live = clusters.link(&[Arc::new(Cluster {
             key: "shop/cart:80".to_owned(),
             discovery: Discovery::Static(vec![endpoint]),
