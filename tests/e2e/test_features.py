@@ -106,7 +106,7 @@ def edge(tmp_path_factory):
     text += simple("postok", "flaky", spec={"retry": {"attempts": 3, "codes": [503], "methods": ["GET", "POST"], "maxBodyBytes": 1000}})
     text += simple("always", "always", spec={"retry": {"attempts": 2, "codes": [503]}})
     text += simple("budget", "always", spec={"retry": {"attempts": 5, "codes": [503], "backoff": {"base": "1ms", "max": "1ms"},
-                                             "budget": {"percent": 0, "minRetriesPerSecond": 1, "minConcurrency": 1}}})
+                                             "budget": {"percent": 0, "minRetriesPerSecond": 1, "minConcurrency": 0}}})
     text += simple("after", "after", spec={"retry": {"attempts": 1, "codes": [503], "backoff": {"base": "1ms", "max": "300ms"}}})
     text += simple("pertry", "slow-fast", spec={"retry": {"attempts": 2, "perTryTimeout": "300ms", "retryOn": ["reset"]}})
     text += simple("deadlive", "dead-live") + simple("hedge", "sleepy-fast", spec={"hedging": {"delay": "100ms", "maxAttempts": 2}})

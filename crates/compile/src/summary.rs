@@ -305,7 +305,6 @@ impl fmt::Display for RetryText<'_> {
             ("reset", it.on.reset),
             ("refused", it.on.refused_stream),
             ("timeout", it.on.timeout),
-            ("any-method", it.on.non_idempotent),
         ];
         let on: Vec<&str> = on.into_iter().filter(|(_, yes)| *yes).map(|(name, _)| name).collect();
         write!(f, "[{}]", on.into_iter().map(str::to_owned).chain(codes).collect::<Vec<_>>().join(","))

@@ -6,7 +6,7 @@ use crate::snapshot::{
     OutlierDetection, ProxyProtocolIn, ProxyProtocolVersion, Retry, RetryBudget, RetryOn, SlowStart, SocketOptions,
     SuccessRate, Tracing, Underscores, UpstreamProtocol, ZonePreference,
 };
-use http::{HeaderName, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use selvedge_model::{
     Duration as Span,
     http::HttpRouteRetry,
@@ -125,7 +125,7 @@ pub(crate) fn retry(
     codes.sort_unstable();
     codes.dedup();
     let methods = policy.and_then(|p| p.methods.as_ref());
-    on.non_idempotent = methods.is_some_and(|m| m.iter().any(|m| m == "POST" || m == "PATCH"));
+    let methods = methods.map(|list| list.iter().filter_map(|m| Method::from_bytes(m.as_bytes()).ok()).collect());
     let backoff = policy.and_then(|p| p.backoff.as_ref());
     let backoff_base = span(rule.and_then(|r| r.backoff).or(backoff.and_then(|b| b.base)), Duration::from_millis(25));
     let backoff_max = span(backoff.and_then(|b| b.max), Duration::from_millis(250).max(backoff_base * 10));
@@ -134,12 +134,14 @@ pub(crate) fn retry(
         attempts,
         codes,
         on,
+        methods,
         per_try_timeout: policy.and_then(|p| p.per_try_timeout).map(Span::as_std).or(per_try),
         backoff_base,
         backoff_max: backoff_max.max(backoff_base),
         budget: RetryBudget {
             percent: small(budget.and_then(|b| b.percent), 20),
             min_per_second: budget.and_then(|b| b.min_retries_per_second).unwrap_or(10),
+            min_concurrency: budget.and_then(|b| b.min_concurrency).unwrap_or(3),
         },
         max_body_bytes: policy.and_then(|p| p.max_body_bytes).map_or(65_536, |n| u32::try_from(n).unwrap_or(u32::MAX)),
         grpc_codes,
@@ -227,6 +229,7 @@ pub(crate) fn connections(it: &spec::Connections) -> Connections {
     let default = Connections::default();
     let keepalive = it.keepalive.clone().unwrap_or_default();
     let http2 = it.http2.clone().unwrap_or_default();
+    let tcp = keepalive.tcp.unwrap_or_default();
     Connections {
         connect_timeout: span(it.connect_timeout, default.connect_timeout),
         max_connections: it.max_connections.unwrap_or(default.max_connections),
@@ -238,9 +241,12 @@ pub(crate) fn connections(it: &spec::Connections) -> Connections {
         max_age: span(it.max_age, default.max_age),
         http2_max_streams: http2.max_concurrent_streams.unwrap_or(default.http2_max_streams),
         http2_initial_window: http2.stream_window.unwrap_or(default.http2_initial_window),
+        http2_connection_window: http2.connection_window.unwrap_or(default.http2_connection_window),
         http2_keepalive_interval: span(keepalive.http2_ping_interval, default.http2_keepalive_interval),
         http2_keepalive_timeout: span(keepalive.http2_ping_timeout, default.http2_keepalive_timeout),
-        tcp_keepalive: span(keepalive.tcp.and_then(|t| t.time), default.tcp_keepalive),
+        tcp_keepalive: span(tcp.time, default.tcp_keepalive),
+        tcp_keepalive_interval: span(tcp.interval, default.tcp_keepalive_interval),
+        tcp_keepalive_probes: tcp.probes.unwrap_or(default.tcp_keepalive_probes),
         proxy_protocol: it.proxy_protocol.map(|version| match version {
             spec::ProxyProtocolVersion::V1 => ProxyProtocolVersion::V1,
             spec::ProxyProtocolVersion::V2 => ProxyProtocolVersion::V2,
@@ -343,11 +349,14 @@ pub(crate) fn http_options(settings: &TrafficSettings) -> HttpOptions {
     own.keepalive_timeout = span(http2.ping_timeout, own.keepalive_timeout);
     options.max_requests_per_connection = it.max_requests_per_connection.unwrap_or(options.max_requests_per_connection);
     options.trusted_hops = small(it.trusted_hops, options.trusted_hops);
+    // Those that are no networks were told about when they were read.
+    options.trusted_cidrs = it.trusted_cidrs.iter().flatten().filter_map(|text| text.parse().ok()).collect();
     options.merge_slashes = path.merge_slashes.unwrap_or(options.merge_slashes);
     options.escaped_slashes = match path.escaped_slashes.unwrap_or_default() {
         spec::EscapedSlashes::Keep => EscapedSlashes::Keep,
         spec::EscapedSlashes::Reject => EscapedSlashes::Reject,
         spec::EscapedSlashes::Decode => EscapedSlashes::Decode,
+        spec::EscapedSlashes::Redirect => EscapedSlashes::Redirect,
     };
     options
 }
@@ -407,4 +416,61 @@ pub(crate) fn tracing(it: &spec::Telemetry, own: Option<&Arc<Tracing>>) -> Optio
         otlp: asked.otlp.clone().or(base.otlp),
         ..base
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selvedge_model::{Kind, schema};
+    use serde::de::DeserializeOwned;
+    use serde_json::{Map, Value};
+
+    /// An object of one type of the schema with every default that the reference names.
+    fn documented<T: DeserializeOwned>(name: &str) -> T {
+        let schema = schema::schema(Kind::TrafficPolicy);
+        let value = defaults(schema, &schema["$defs"][name]);
+        serde_json::from_value(value).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn defaults(schema: &Value, of: &Value) -> Value {
+        let fields = of["properties"].as_object().expect("an object");
+        let entry = |(name, field): (&String, &Value)| {
+            let inner = field["$ref"].as_str().and_then(|r| r.strip_prefix("#/$defs/")).map(|n| &schema["$defs"][n]);
+            let value = match (field.get("default"), inner) {
+                (Some(default), _) => default.clone(),
+                (None, Some(inner)) if inner["properties"].is_object() => defaults(schema, inner),
+                _ => return None,
+            };
+            Some((name.clone(), value))
+        };
+        Value::Object(fields.iter().filter_map(entry).collect::<Map<_, _>>())
+    }
+
+    /// What the reference calls a default is what happens without the field.
+    #[test]
+    fn defaults_are_those_of_the_reference() {
+        let named: spec::Connections = documented("Connections");
+        assert!(
+            named.keepalive.as_ref().is_some_and(|k| k.tcp.as_ref().is_some_and(|t| t.probes.is_some())),
+            "{named:?}"
+        );
+        assert_eq!(connections(&named), Connections::default());
+        let listener: spec::ListenerSettings = documented("ListenerSettings");
+        assert_eq!(socket(&listener), SocketOptions::default());
+        let settings = TrafficSettings {
+            listener: Some(listener),
+            timeouts: Some(documented("Timeouts")),
+            request_limits: Some(documented("RequestLimits")),
+            ..TrafficSettings::default()
+        };
+        assert_eq!(http_options(&settings), HttpOptions::default());
+        let balancing: spec::LoadBalancing = documented("LoadBalancing");
+        let balancing = spec::LoadBalancing { slow_start: None, ..balancing };
+        assert_eq!(load_balancing(&balancing), LoadBalancing::default());
+        let named = retry(Some(&documented("Retry")), None, None).expect("a retry");
+        let own = retry(Some(&spec::Retry::default()), None, None).expect("a retry");
+        let idempotent = [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE, Method::PUT, Method::DELETE];
+        assert_eq!(named.methods.as_deref(), Some(&idempotent[..]));
+        assert_eq!(Retry { methods: None, ..named }, own);
+    }
 }

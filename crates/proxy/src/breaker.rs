@@ -96,12 +96,13 @@ impl Budget {
     }
 
     /// Takes a retry from the budget: retries stay below `percent` of the requests in the window, plus
-    /// `min_per_second` for clusters with little traffic.
-    pub fn try_retry(&self, budget: &RetryBudget) -> bool {
+    /// `min_per_second` for clusters with little traffic; `in_flight` of fewer than `min_concurrency` always leaves
+    /// room for one.
+    pub fn try_retry(&self, budget: &RetryBudget, in_flight: u32) -> bool {
         let second = self.second();
         let share = self.requests.sum(second) * u64::from(budget.percent) / 100;
         let allowed = share + u64::from(budget.min_per_second) * WINDOW;
-        if self.retries.sum(second) >= allowed {
+        if in_flight >= budget.min_concurrency && self.retries.sum(second) >= allowed {
             self.refused.fetch_add(1, Ordering::Relaxed);
             telemetry::Limit::RetryBudget.hit();
             return false;
@@ -161,16 +162,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_budget_follows_the_requests_of_ten_seconds() {
         let budget = Budget::default();
-        let config = RetryBudget { percent: 20, min_per_second: 0 };
-        assert!(!budget.try_retry(&config));
+        let config = RetryBudget { percent: 20, min_per_second: 0, min_concurrency: 0 };
+        assert!(!budget.try_retry(&config, 0));
         (0..100).for_each(|_| budget.request());
-        assert_eq!((0..50).filter(|_| budget.try_retry(&config)).count(), 20);
+        assert_eq!((0..50).filter(|_| budget.try_retry(&config, 0)).count(), 20);
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(!budget.try_retry(&config));
+        assert!(!budget.try_retry(&config, 0));
         (0..5).for_each(|_| budget.request());
-        assert!(budget.try_retry(&config));
+        assert!(budget.try_retry(&config, 0));
         tokio::time::advance(Duration::from_secs(6)).await;
-        assert!(!budget.try_retry(&config), "the hundred are forgotten, as are their retries, one is used");
-        assert!(budget.try_retry(&RetryBudget { percent: 0, min_per_second: 1 }));
+        assert!(!budget.try_retry(&config, 0), "the hundred are forgotten, as are their retries, one is used");
+        let three = RetryBudget { min_concurrency: 3, ..config };
+        assert_eq!([0, 2, 3].map(|in_flight| budget.try_retry(&three, in_flight)), [true, true, false]);
+        assert!(budget.try_retry(&RetryBudget { percent: 0, min_per_second: 1, min_concurrency: 0 }, 0));
     }
 }

@@ -175,7 +175,7 @@ impl LiveCluster {
 
     /// Takes one retry from the budget; false when it is used up.
     pub fn budget_try(&self, budget: &RetryBudget) -> bool {
-        self.budget.try_retry(budget)
+        self.budget.try_retry(budget, self.retries.used())
     }
 
     /// One exchange with an endpoint, on a connection of this worker's pool or a new one.

@@ -38,7 +38,7 @@ pub struct Plan {
     pub(crate) protocol: UpstreamProtocol,
     tls: Option<Result<Connector, String>>,
     timeout: Duration,
-    keepalive: Duration,
+    keepalive: Option<TcpKeepalive>,
     proxy_protocol: Option<ProxyProtocolVersion>,
     netns: Netns,
     /// As whom members of the mesh are called.
@@ -68,12 +68,12 @@ impl Plan {
                 error.to_string()
             })
         });
-        let Connections { connect_timeout, tcp_keepalive, proxy_protocol, .. } = config.connections;
+        let Connections { connect_timeout, proxy_protocol, .. } = config.connections;
         Self {
             protocol: config.protocol,
             tls,
             timeout: connect_timeout,
-            keepalive: tcp_keepalive,
+            keepalive: keepalive(&config.connections),
             proxy_protocol,
             netns: config.netns,
             identity: config.identity.clone(),
@@ -185,12 +185,8 @@ impl Plan {
 
     fn set_options(&self, tcp: &TcpStream) -> std::io::Result<()> {
         tcp.set_nodelay(true)?;
-        if !self.keepalive.is_zero() {
-            // Three missed probes at a third of the idle time: a dead peer is known after twice that time.
-            let interval = (self.keepalive / 3).max(Duration::from_secs(1));
-            let idle = self.keepalive.max(Duration::from_secs(1));
-            let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3);
-            SockRef::from(tcp).set_tcp_keepalive(&keepalive)?;
+        if let Some(keepalive) = &self.keepalive {
+            SockRef::from(tcp).set_tcp_keepalive(keepalive)?;
         }
         Ok(())
     }
@@ -204,6 +200,17 @@ enum Bytes {
 
 fn failed(address: SocketAddr, error: std::io::Error) -> Error {
     Error::upstream(Kind::Connect, format!("cannot connect to {address}")).with_source(error)
+}
+
+/// Probes by the kernel, which counts in whole seconds and takes no zero.
+fn keepalive(options: &Connections) -> Option<TcpKeepalive> {
+    let least = |time: Duration| time.max(Duration::from_secs(1));
+    (!options.tcp_keepalive.is_zero()).then(|| {
+        TcpKeepalive::new()
+            .with_time(least(options.tcp_keepalive))
+            .with_interval(least(options.tcp_keepalive_interval))
+            .with_retries(options.tcp_keepalive_probes.max(1))
+    })
 }
 
 /// The header says LOCAL (v1: UNKNOWN) for connections of our own, such as health checks.
@@ -242,6 +249,23 @@ mod tests {
             },
             Arc::default(),
         )
+    }
+
+    #[tokio::test]
+    async fn the_kernel_is_told_how_to_probe() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Connections {
+            tcp_keepalive: Duration::from_secs(7),
+            tcp_keepalive_interval: Duration::from_millis(10),
+            tcp_keepalive_probes: 5,
+            ..Connections::default()
+        };
+        let connected = plan(config).connect(listener.local_addr().unwrap(), None).await.unwrap();
+        let tcp = SockRef::from(connected.io.tcp().unwrap());
+        assert!(tcp.keepalive().unwrap());
+        assert_eq!(tcp.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
+        assert_eq!(tcp.tcp_keepalive_interval().unwrap(), Duration::from_secs(1));
+        assert_eq!(tcp.tcp_keepalive_retries().unwrap(), 5);
     }
 
     #[tokio::test]

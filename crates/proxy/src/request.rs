@@ -131,6 +131,7 @@ fn path_options(options: &HttpOptions) -> PathOptions {
             EscapedSlashes::Keep => uri::EscapedSlashes::Keep,
             EscapedSlashes::Reject => uri::EscapedSlashes::Reject,
             EscapedSlashes::Decode => uri::EscapedSlashes::Unescape,
+            EscapedSlashes::Redirect => uri::EscapedSlashes::UnescapeAndRedirect,
         },
         ..PathOptions::default()
     }
@@ -212,8 +213,9 @@ fn single_host(request: &Request) -> Result<Option<Authority<'static>>, Error> {
 pub fn trust(options: &HttpOptions) -> Trust {
     match (options.trusted_hops, options.trusted_cidrs.as_slice()) {
         (0, []) => Trust::Nobody,
-        (0, networks) => Trust::Networks(networks.to_vec()),
-        (hops, _) => Trust::Hops(hops),
+        (hops, []) => Trust::Hops(hops),
+        // Whoever names networks does not want peers outside of them to be believed.
+        (_, networks) => Trust::Networks(networks.to_vec()),
     }
 }
 

@@ -228,10 +228,11 @@ impl<'e> Tries<'e> {
     fn allowed(&mut self, failed: Option<Kind>) -> bool {
         let free = self.policy.is_none() && failed == Some(Kind::Connect);
         let budget = self.policy.map_or(&retry::BUILT_IN_BUDGET, |p| &p.budget);
+        // The retry before this one is over.
+        self.retrying = None;
         if !free && !self.cluster.budget_try(budget) {
             return false;
         }
-        self.retrying = None;
         match self.cluster.start_retry() {
             Ok(permit) => {
                 self.retrying = Some(permit);

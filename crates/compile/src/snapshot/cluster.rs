@@ -159,10 +159,15 @@ pub struct Connections {
     pub max_age: Duration,
     pub http2_max_streams: u32,
     pub http2_initial_window: u32,
+    pub http2_connection_window: u32,
     pub http2_keepalive_interval: Duration,
     pub http2_keepalive_timeout: Duration,
     /// Seconds of idleness before TCP keep-alive probes; zero = off.
     pub tcp_keepalive: Duration,
+    /// Between probes.
+    pub tcp_keepalive_interval: Duration,
+    /// Unanswered probes after which the connection is dead.
+    pub tcp_keepalive_probes: u32,
     pub proxy_protocol: Option<ProxyProtocolVersion>,
 }
 
@@ -170,19 +175,23 @@ impl Default for Connections {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
-            max_connections: 1024,
-            max_pending: 1024,
-            max_requests: 10_000,
-            max_retries: 100,
+            max_connections: 10_000,
+            max_pending: 10_000,
+            max_requests: 100_000,
+            max_retries: 1000,
             max_requests_per_connection: 0,
             // Below the 60 to 75 s at which common servers close, so that the race is rare.
             idle_timeout: Duration::from_secs(50),
             max_age: Duration::ZERO,
             http2_max_streams: 100,
             http2_initial_window: 256 * 1024,
+            // Several streams must be able to wait for slow readers without stopping the others.
+            http2_connection_window: 1024 * 1024,
             http2_keepalive_interval: Duration::ZERO,
-            http2_keepalive_timeout: Duration::from_secs(20),
+            http2_keepalive_timeout: Duration::from_secs(10),
             tcp_keepalive: Duration::from_secs(60),
+            tcp_keepalive_interval: Duration::from_secs(15),
+            tcp_keepalive_probes: 4,
             proxy_protocol: None,
         }
     }

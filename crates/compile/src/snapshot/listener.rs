@@ -184,6 +184,8 @@ pub enum EscapedSlashes {
     Reject,
     /// Decoded before dot segments are removed.
     Decode,
+    /// As `Decode`, and the client is sent to the result.
+    Redirect,
 }
 
 impl Default for HttpOptions {
@@ -234,7 +236,7 @@ impl Default for Http2Options {
             max_frame_size: 16 * 1024,
             max_pending_resets: 20,
             keepalive_interval: Duration::ZERO,
-            keepalive_timeout: Duration::from_secs(20),
+            keepalive_timeout: Duration::from_secs(10),
         }
     }
 }

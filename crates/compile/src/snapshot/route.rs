@@ -93,6 +93,10 @@ pub struct Retry {
     /// Statuses that are retried.
     pub codes: Vec<u16>,
     pub on: RetryOn,
+    /// What may be sent again once an upstream may have seen it; `None` is what RFC 9110 section 9.2.2 calls
+    /// idempotent, and gRPC for its status codes.
+    #[serde(serialize_with = "methods")]
+    pub methods: Option<Vec<http::Method>>,
     pub per_try_timeout: Option<Duration>,
     pub backoff_base: Duration,
     pub backoff_max: Duration,
@@ -103,23 +107,28 @@ pub struct Retry {
     pub grpc_codes: Vec<u8>,
 }
 
+fn methods<S: serde::Serializer>(methods: &Option<Vec<http::Method>>, serializer: S) -> Result<S::Ok, S::Error> {
+    methods.as_ref().map(|list| list.iter().map(http::Method::as_str).collect::<Vec<_>>()).serialize(serializer)
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RetryOn {
     /// The connection could not be made: nothing was sent.
     pub connect_failure: bool,
-    /// Reset before response headers (only for idempotent methods unless `non_idempotent`).
+    /// Reset before response headers.
     pub reset: bool,
     pub refused_stream: bool,
     pub timeout: bool,
-    pub non_idempotent: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct RetryBudget {
     /// Retries may be this share of requests in the last 10 s …
     pub percent: u8,
-    /// … but at least this many a second.
+    /// … but at least this many a second …
     pub min_per_second: u32,
+    /// … and at least this many at a time.
+    pub min_concurrency: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

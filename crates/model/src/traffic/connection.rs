@@ -29,7 +29,7 @@ pub struct Connections {
     #[schemars(extend("default" = 0))]
     pub max_requests_per_connection: Option<u32>,
     /// Idle time after which a connection is closed. Keep it below the idle timeout of the backend.
-    #[schemars(extend("default" = "60s"))]
+    #[schemars(extend("default" = "50s"))]
     pub idle_timeout: Option<Duration>,
     /// Age after which a connection takes no new requests; `0s` is no limit.
     #[schemars(extend("default" = "0s"))]
@@ -101,7 +101,7 @@ pub struct UpstreamHttp2 {
     #[schemars(range(min = 1, max = 2_147_483_647), extend("default" = 100))]
     pub max_concurrent_streams: Option<u32>,
     /// Bytes that a backend may send on one stream before we take them.
-    #[schemars(range(min = 65_535, max = 2_147_483_647), extend("default" = 65_535))]
+    #[schemars(range(min = 65_535, max = 2_147_483_647), extend("default" = 262_144))]
     pub stream_window: Option<u32>,
     /// Bytes that a backend may send on one connection before we take them.
     #[schemars(range(min = 65_535, max = 2_147_483_647), extend("default" = 1_048_576))]

@@ -17,7 +17,11 @@ pub struct ListenerSettings {
     /// with 0 these headers are replaced.
     #[schemars(range(max = 32), extend("default" = 0))]
     pub trusted_hops: Option<u32>,
-    /// Most connections at a time; further ones wait in the kernel.
+    /// Networks of proxies in front that are trusted in the same way, in CIDR notation; takes the place of
+    /// `trustedHops`. The client is the rightmost address outside of them.
+    #[schemars(length(max = 256))]
+    pub trusted_cidrs: Option<Vec<String>>,
+    /// Most connections at a time; further ones are closed as soon as they are accepted.
     #[schemars(range(min = 1), extend("default" = 10_000))]
     pub max_connections: Option<u32>,
     /// Limits on request headers, after decoding.
@@ -34,7 +38,7 @@ pub struct ListenerSettings {
 }
 
 inherit!(ListenerSettings {
-    proxy_protocol, trusted_hops, max_connections, max_requests_per_connection;
+    proxy_protocol, trusted_hops, trusted_cidrs, max_connections, max_requests_per_connection;
     headers, timeouts, http2, normalization
 });
 
@@ -58,7 +62,7 @@ pub struct HeaderLimits {
     #[schemars(range(min = 8, max = 1000), extend("default" = 100))]
     pub max_count: Option<u32>,
     /// Most bytes of all names and values.
-    #[schemars(range(min = 1024, max = 1_048_576), extend("default" = 65_536))]
+    #[schemars(range(min = 1024, max = 1_048_576), extend("default" = 61_440))]
     pub max_bytes: Option<u32>,
     /// What is done with header names that hold an underscore, which some backends take for a hyphen.
     #[schemars(extend("default" = "Allow"))]
@@ -111,7 +115,7 @@ pub struct DownstreamHttp2 {
     #[schemars(range(min = 1, max = 10_000), extend("default" = 100))]
     pub max_concurrent_streams: Option<u32>,
     /// Bytes that a client may send on one stream before we take them.
-    #[schemars(range(min = 1024, max = 2_147_483_647), extend("default" = 65_535))]
+    #[schemars(range(min = 1024, max = 2_147_483_647), extend("default" = 65_536))]
     pub stream_window: Option<u32>,
     /// Bytes that a client may send on one connection before we take them.
     #[schemars(range(min = 65_535, max = 2_147_483_647), extend("default" = 1_048_576))]
@@ -151,4 +155,7 @@ pub enum EscapedSlashes {
     Reject,
     /// It is decoded, before dot segments are resolved.
     Decode,
+    /// As with Decode, and the client is redirected (307) to the result, so that nothing in front of the proxy reads
+    /// the path differently; gRPC requests are answered with 400.
+    Redirect,
 }

@@ -18,7 +18,7 @@ pub struct Timeouts {
     #[schemars(extend("default" = "0s"))]
     pub backend_request: Option<Duration>,
     /// Without a byte in either direction, on requests, upgraded connections and TCP (Envoy stream_idle_timeout);
-    /// `0s` is no limit.
+    /// `0s` is no limit. For TCP and TLS routes it is an hour, for UDP sessions a minute, unless it is set here.
     #[schemars(extend("default" = "300s"))]
     pub stream_idle: Option<Duration>,
 }
@@ -39,8 +39,9 @@ pub struct Retry {
     /// What is retried (Envoy retry_on).
     #[schemars(length(max = 16), extend("default" = ["connect-failure", "refused-stream"]))]
     pub retry_on: Option<Vec<RetryCondition>>,
-    /// Methods whose requests may be sent again once a backend may have seen them; connection failures and refused
-    /// streams are retried whatever the method.
+    /// The methods, and no others, whose requests may be sent again once a backend may have seen them; connection
+    /// failures and refused streams are retried whatever the method. Without the list, gRPC requests may be too, for the
+    /// gRPC status codes of `retryOn`.
     #[schemars(length(max = 16), extend("default" = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]))]
     pub methods: Option<Vec<String>>,
     /// Longest time for one try; without it, `timeouts.backendRequest`.

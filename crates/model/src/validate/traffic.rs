@@ -51,7 +51,28 @@ pub(super) fn policy(report: &mut Report, policy: &TrafficPolicy, spec: &At<'_>)
         let at = spec.field("compression");
         report.unique(&at.field("algorithms"), algorithms, "algorithm", |one| format!("{one:?}").to_lowercase());
     }
+    let cidrs = settings.listener.as_ref().and_then(|listener| listener.trusted_cidrs.as_ref());
+    if let Some(cidrs) = cidrs {
+        let listener = spec.field("listener");
+        let at = listener.field("trustedCidrs");
+        report.unique(&at, cidrs, "network", String::clone);
+        for (index, text) in cidrs.iter().enumerate() {
+            if let Err(message) = network(text) {
+                report.error(Code::WrongFormat, &at.index(index), message);
+            }
+        }
+    }
     templates(report, settings, spec);
+}
+
+/// A network in CIDR notation, written as its first address.
+fn network(text: &str) -> Result<(), String> {
+    let net: ipnet::IpNet =
+        text.parse().map_err(|_| format!("`{text}` is no network in CIDR notation, as 10.0.0.0/8 or fd00::/8 is"))?;
+    if net.trunc() != net {
+        return Err(format!("`{text}` has bits behind its prefix length; write `{}`", net.trunc()));
+    }
+    Ok(())
 }
 
 fn target(report: &mut Report, target: &TrafficTarget, namespace: &str, at: &At<'_>) {

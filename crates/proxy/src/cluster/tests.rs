@@ -642,8 +642,8 @@ async fn limits_on_requests_retries_and_budget() {
     assert_eq!(cluster.start_retry().unwrap_err().kind, Kind::Overflow);
     drop(permit);
     assert!(cluster.start_request().is_ok());
-    assert!(!cluster.budget_try(&RetryBudget { percent: 20, min_per_second: 0 }));
-    assert!(cluster.budget_try(&RetryBudget { percent: 100, min_per_second: 0 }));
+    assert!(!cluster.budget_try(&RetryBudget { percent: 20, min_per_second: 0, min_concurrency: 0 }));
+    assert!(cluster.budget_try(&RetryBudget { percent: 100, min_per_second: 0, min_concurrency: 0 }));
     let status = serde_json::to_value(cluster.status()).unwrap();
     assert_eq!(status["limits"]["requests"]["max"], 1);
     assert_eq!(status["endpoints"][0]["health"]["state"], "healthy");

@@ -73,7 +73,8 @@ fn http(
 }
 
 fn passthrough(hostname: &str) -> Arc<TlsListener> {
-    let options = L4Options { name: name("pass"), idle_timeout: Duration::from_secs(60), access: None, access_log: Vec::new() };
+    let options =
+        L4Options { name: name("pass"), idle_timeout: Duration::from_secs(60), access: None, access_log: Vec::new() };
     let mode = TlsMode::Passthrough { routes: HostMap::default(), listener: Arc::new(options) };
     Arc::new(TlsListener { name: name("pass"), hostname: Some(hostname.to_owned()), mode })
 }
@@ -448,7 +449,8 @@ async fn http2_must_be_chosen_when_it_is_the_only_offer() {
 }
 
 fn acceptor_for_bytes(ca: &Ca) -> Acceptor {
-    let options = L4Options { name: name("tcp"), idle_timeout: Duration::from_secs(60), access: None, access_log: Vec::new() };
+    let options =
+        L4Options { name: name("tcp"), idle_timeout: Duration::from_secs(60), access: None, access_log: Vec::new() };
     let tls =
         Termination { certificates: vec![issued(ca, &["a.example"])], client: None, min_version: TlsVersion::V1_3 };
     let mode = TlsMode::Tcp { tls, routes: HostMap::default(), listener: Arc::new(options) };

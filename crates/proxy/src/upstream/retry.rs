@@ -8,7 +8,7 @@ use selvedge_compile::snapshot::{Retry, RetryBudget};
 use std::time::Duration;
 
 /// Replays of requests that never reached an upstream are not held back, but must not multiply an outage either.
-pub(super) const BUILT_IN_BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10 };
+pub(super) const BUILT_IN_BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10, min_concurrency: 0 };
 
 /// Tries after the first that are made without any policy, and only where nothing can have been done twice.
 ///
@@ -65,8 +65,7 @@ impl<'p> Wish<'p> {
 
     fn by_response(&self, response: &crate::Response, method: &Method, grpc: bool) -> Option<&'static str> {
         let policy = self.policy.filter(|p| self.used < p.attempts)?;
-        let safe = is_idempotent(method) || policy.on.non_idempotent || grpc;
-        if !safe {
+        if !(repeatable(Some(policy), method) || grpc && policy.methods.is_none()) {
             return None;
         }
         if policy.codes.contains(&response.status().as_u16()) {
@@ -83,7 +82,7 @@ impl<'p> Wish<'p> {
         }
         let configured = self.policy.filter(|p| self.used < p.attempts);
         let built_in = self.used < BUILT_IN_ATTEMPTS.max(self.policy.map_or(0, |p| p.attempts));
-        let safe = is_idempotent(method) || configured.is_some_and(|p| p.on.non_idempotent);
+        let safe = repeatable(self.policy, method);
         match (failure.error.kind, failure.progress) {
             (Kind::NoEndpoint | Kind::Overflow | Kind::TooLarge { .. } | Kind::Cancelled, _) => None,
             (Kind::Refused, _) => built_in.then_some("refused"),
@@ -93,9 +92,9 @@ impl<'p> Wish<'p> {
             (_, Progress::Unsent) => built_in.then_some("unsent"),
             (Kind::Timeout, _) => (safe && configured.is_some_and(|p| p.on.timeout)).then_some("timeout"),
             // The peer may have closed the idle connection just as we sent on it.
-            (_, Progress::Sent) if failure.reused && is_idempotent(method) => built_in.then_some("reset-reused"),
+            (_, Progress::Sent) if failure.reused && safe => built_in.then_some("reset-reused"),
             // It may close a new connection just so, when it is told to end (RFC 9110 section 9.2.2 allows the retry).
-            (_, Progress::Sent) if is_idempotent(method) && built_in => Some("reset"),
+            (_, Progress::Sent) if safe && built_in => Some("reset"),
             (_, Progress::Sent) => (safe && configured.is_some_and(|p| p.on.reset)).then_some("reset"),
             (_, Progress::Answered) => None,
         }
@@ -115,8 +114,55 @@ impl<'p> Wish<'p> {
     }
 }
 
+/// Whether a request may be sent again once an upstream may have seen it.
+fn repeatable(policy: Option<&Retry>, method: &Method) -> bool {
+    match policy.and_then(|policy| policy.methods.as_ref()) {
+        Some(methods) => methods.contains(method),
+        None => is_idempotent(method),
+    }
+}
+
 /// `Retry-After` in seconds; dates are for people.
 fn retry_after(response: &crate::Response) -> Option<Duration> {
     let value = response.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?;
     value.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(methods: Option<&[Method]>) -> Retry {
+        Retry {
+            attempts: 1,
+            codes: vec![503],
+            on: Default::default(),
+            methods: methods.map(<[Method]>::to_vec),
+            per_try_timeout: None,
+            backoff_base: Duration::ZERO,
+            backoff_max: Duration::ZERO,
+            budget: BUILT_IN_BUDGET,
+            max_body_bytes: 0,
+            grpc_codes: vec![14],
+        }
+    }
+
+    /// Whether an answer of 503 is retried.
+    fn retried(policy: &Retry, method: &Method, grpc: bool) -> bool {
+        let mut response = crate::Response::new(crate::Body::empty());
+        *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        Wish::new(Some(policy)).by_response(&response, method, grpc).is_some()
+    }
+
+    #[test]
+    fn the_list_of_methods_is_exact() {
+        let default = policy(None);
+        assert!(retried(&default, &Method::PUT, false) && !retried(&default, &Method::POST, false));
+        assert!(retried(&default, &Method::POST, true), "gRPC is always POST");
+        let listed = policy(Some(&[Method::GET, Method::POST]));
+        let all = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+        assert_eq!(all.map(|method| retried(&listed, &method, false)), [true, true, false, false, false]);
+        assert!(!retried(&policy(Some(&[Method::GET])), &Method::POST, true));
+        assert!(!repeatable(Some(&policy(Some(&[]))), &Method::GET), "an empty list allows none");
+    }
 }

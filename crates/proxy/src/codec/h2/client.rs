@@ -81,8 +81,7 @@ impl From<&Connections> for ClientOptions {
         Self {
             max_streams: options.http2_max_streams.max(1),
             stream_window: options.http2_initial_window,
-            // Several streams must be able to wait for slow readers without stopping the others.
-            connection_window: options.http2_initial_window.saturating_mul(4).max(1024 * 1024),
+            connection_window: options.http2_connection_window,
             max_frame_size: MIN_FRAME_SIZE,
             max_headers: 100,
             max_header_bytes: 60 * 1024,
