@@ -260,7 +260,7 @@ mod tests {
             tcp_keepalive_probes: 5,
             ..Connections::default()
         };
-        let connected = plan(config).connect(listener.local_addr().unwrap(), None).await.unwrap();
+        let connected = plan(config).connect(listener.local_addr().unwrap(), None, None).await.unwrap();
         let tcp = SockRef::from(connected.io.tcp().unwrap());
         assert!(tcp.keepalive().unwrap());
         assert_eq!(tcp.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
