@@ -78,7 +78,7 @@ pub fn mutual(files: &Files, insecure: bool, identities: &Arc<Identities>) -> Re
     let own = files.follow(identities)?;
     match own {
         Some(_) if insecure => bail!("--insecure and --cert exclude each other"),
-        Some(own) => Ok(Some(Mutual { identities: identities.clone(), own })),
+        Some(own) => Ok(Some(Mutual { identities: identities.clone(), own, joining: false })),
         None => {
             ensure!(
                 insecure,

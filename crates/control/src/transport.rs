@@ -60,6 +60,8 @@ impl PeerInfo {
 pub struct Mutual {
     pub identities: Arc<Identities>,
     pub own: SpiffeId,
+    /// Who has no certificate is let in, to ask for one.
+    pub joining: bool,
 }
 
 /// Accepts connections for a gRPC server. Without `mutual`, in clear text.
@@ -115,7 +117,11 @@ impl Link {
             let info = PeerInfo { address: Some(address), ..PeerInfo::default() };
             return Ok(Self { io: Io::Clear(stream), info });
         };
-        let config = mutual.identities.server_config(&mutual.own, &[b"h2"]).map_err(io::Error::other)?;
+        let config = match mutual.joining {
+            true => mutual.identities.open_server_config(&mutual.own, &[b"h2"]),
+            false => mutual.identities.server_config(&mutual.own, &[b"h2"]),
+        };
+        let config = config.map_err(io::Error::other)?;
         let tls = TlsAcceptor::from(config).accept(stream).await?;
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
         let peer = if chain.is_empty() {

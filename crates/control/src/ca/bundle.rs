@@ -3,6 +3,7 @@
 use super::{authority::Der, state::SavedRevocation, time::SKEW};
 use selvedge_identity::Serial;
 use selvedge_wire::spiffe::SpiffeId;
+use std::fmt;
 
 /// The trust bundle at one time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +48,15 @@ impl Revoked {
         match self {
             Self::Serial { serial: revoked, .. } => revoked == serial,
             Self::Identity { id: revoked, at } => revoked == id && not_before + SKEW.as_secs() <= *at,
+        }
+    }
+}
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Serial { serial, at } => write!(f, "serial {serial}, {at} s after 1970"),
+            Self::Identity { id, at } => write!(f, "{id}, certificates issued until {at} s after 1970"),
         }
     }
 }

@@ -1,6 +1,15 @@
-//! The CA's service for proxies, the client of it, and the CA as an issuer for its own process.
+//! The CA's services, for proxies and for the administrator, their clients, and the CA as an issuer for its own process.
 
+mod authority;
+mod client;
 mod convert;
+mod limit;
 mod local;
+mod service;
+#[cfg(test)]
+mod tests;
 
+pub use authority::{administer, administrator};
+pub use client::{Joining, RemoteIssuer};
 pub use local::LocalIssuer;
+pub use service::IdentityService;

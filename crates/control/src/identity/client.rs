@@ -1,0 +1,277 @@
+//! The client of a control plane's CA.
+
+use super::convert;
+use crate::{
+    ca::Token,
+    proto::identity::{self as wire, JoinRequest, RenewRequest, WatchBundleRequest, identity_client::IdentityClient},
+    source::stream::Dial,
+    transport::{Dialer, Io},
+};
+use hyper_util::rt::TokioIo;
+use selvedge_identity::{
+    Expect, Identities, Issued, Issuer, Issuing, NotIssued, Svid, Trust, control_id, pinned_config,
+};
+use selvedge_wire::spiffe::SpiffeId;
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+use tokio::{net::TcpStream, sync::watch};
+use tokio_rustls::{TlsConnector, rustls};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+/// One attempt at one control plane, from connecting to the certificate.
+const ATTEMPT: Duration = Duration::from_secs(10);
+
+/// Bytes of one answer: a bundle with all revocations there can be fits.
+const MAX_ANSWER: usize = 8 * 1024 * 1024;
+
+/// The longest wait until the bundle is watched again after a failure; half of it and more by chance.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// What a node needs to begin: where control planes are, and join tokens unless it has certificates.
+#[derive(Debug, Clone)]
+pub struct Joining {
+    /// `https://HOST:PORT` each.
+    pub control: Vec<String>,
+    /// Each is for one identity.
+    pub tokens: Vec<Token>,
+}
+
+/// Gets certificates from control planes: the first by a join token, the next by the one before.
+pub struct RemoteIssuer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    joining: Joining,
+    domain: String,
+    /// Whom we trust and what we show when we renew.
+    identities: Arc<Identities>,
+    trust: watch::Sender<Option<Arc<Trust>>>,
+    /// Which control plane answered last.
+    next: AtomicUsize,
+}
+
+impl RemoteIssuer {
+    /// Of the control planes of `domain`. `identities` must hold the SVIDs that are renewed.
+    pub fn new(domain: &str, joining: Joining, identities: Arc<Identities>) -> Result<Self, NotIssued> {
+        if joining.control.is_empty() {
+            return Err(NotIssued::Never("no control plane is named: give --control https://HOST:PORT".to_owned()));
+        }
+        if let Some(token) = joining.tokens.iter().find(|t| t.trust_domain != domain) {
+            return Err(NotIssued::Never(format!(
+                "the join token is of trust domain {}, but this proxy is of {domain}: use a token of {domain}",
+                token.trust_domain
+            )));
+        }
+        let (trust, next) = (watch::Sender::new(None), AtomicUsize::new(0));
+        Ok(Self { shared: Arc::new(Shared { joining, domain: domain.to_owned(), identities, trust, next }) })
+    }
+
+    /// Follows the bundle for ever, showing `own`.
+    pub async fn follow(&self, own: &SpiffeId) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let told = shared.follow_once(own).await;
+            tracing::debug!(reason = %told, "the bundle is not watched for a moment");
+            let pause = PAUSE.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+            tokio::time::sleep(pause).await;
+        }
+    }
+}
+
+impl Issuer for RemoteIssuer {
+    fn issue(&self, id: &SpiffeId, current: Option<Arc<Svid>>, request: Vec<u8>) -> Issuing {
+        let (shared, id) = (Arc::clone(&self.shared), id.clone());
+        Box::pin(async move { shared.issue(&id, current, request).await })
+    }
+
+    fn trust(&self) -> watch::Receiver<Option<Arc<Trust>>> {
+        self.shared.trust.subscribe()
+    }
+}
+
+impl Shared {
+    /// Asks one control plane after the other, beginning with the one that answered last.
+    async fn issue(&self, id: &SpiffeId, current: Option<Arc<Svid>>, request: Vec<u8>) -> Result<Issued, NotIssued> {
+        let valid = current.filter(|svid| SystemTime::now() < svid.not_after());
+        let (count, first) = (self.joining.control.len(), self.next.load(Ordering::Relaxed));
+        let mut why = NotIssued::Later("no control plane is named".to_owned());
+        for turn in 0..count {
+            let place = (first + turn) % count;
+            let url = &self.joining.control[place];
+            let attempt = self.attempt(url, id, valid.is_some(), &request);
+            let answered = tokio::time::timeout(ATTEMPT, attempt).await;
+            match answered.unwrap_or_else(|_| Err(NotIssued::Later("no answer within 10 s".to_owned()))) {
+                Ok(issued) => {
+                    self.next.store(place, Ordering::Relaxed);
+                    return Ok(issued);
+                }
+                Err(NotIssued::Later(text)) => why = NotIssued::Later(format!("{url}: {text}")),
+                Err(NotIssued::Never(text)) => return Err(NotIssued::Never(format!("{url}: {text}"))),
+            }
+        }
+        Err(why)
+    }
+
+    async fn attempt(&self, url: &str, id: &SpiffeId, renew: bool, request: &[u8]) -> Result<Issued, NotIssued> {
+        let answer = if renew {
+            let request = RenewRequest { certificate_request: request.to_vec() };
+            let answer = self.client(url, id).await.map_err(NotIssued::Later)?.renew(request).await;
+            answer.map_err(|status| refused(&status))?.into_inner()
+        } else {
+            self.join(url, id, request).await?
+        };
+        if answer.identity != id.as_str() {
+            let got: String = answer.identity.chars().take(200).collect();
+            return Err(NotIssued::Never(format!("asked for {id} and got {}", got.escape_debug())));
+        }
+        let trust = self.take(answer.bundle.unwrap_or_default()).map_err(NotIssued::Later)?;
+        Ok(Issued { chain: answer.chain.into_iter().map(Into::into).collect(), trust })
+    }
+
+    /// With the first token that is for `id`; asking with another one does not use it up.
+    async fn join(&self, url: &str, id: &SpiffeId, request: &[u8]) -> Result<wire::Issued, NotIssued> {
+        let mut why = NotIssued::Never(format!(
+            "{id} has no valid certificate and no join token: make one on the control plane (`selvedge token create`) and \
+             give it with --join-token-file"
+        ));
+        for token in &self.joining.tokens {
+            let channel = pinned(url, token).await.map_err(NotIssued::Later)?;
+            let request =
+                JoinRequest { token: token.reveal(), identity: id.to_string(), certificate_request: request.to_vec() };
+            let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+            match client.join(request).await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => match refused(&status) {
+                    NotIssued::Never(text) => why = NotIssued::Never(text),
+                    later => return Err(later),
+                },
+            }
+        }
+        Err(why)
+    }
+
+    async fn client(&self, url: &str, own: &SpiffeId) -> Result<IdentityClient<Channel>, String> {
+        let control = control_id(&self.domain).map_err(|e| e.to_string())?;
+        let identities = Arc::clone(&self.identities);
+        let dialer = Dialer { identities, own: Some(own.clone()), expect: Expect::Exactly(control) };
+        let channel = dialer.dial(url).await?;
+        Ok(IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER))
+    }
+
+    /// A bundle of our trust domain, unless it is older than what we have.
+    fn take(&self, bundle: wire::Bundle) -> Result<Arc<Trust>, String> {
+        let trust = Arc::new(convert::from_wire(bundle).map_err(|e| format!("its bundle cannot be used: {e}"))?);
+        if trust.domain != self.domain {
+            return Err(format!("its bundle is of trust domain {}, and ours is {}", trust.domain, self.domain));
+        }
+        self.trust.send_if_modified(|held| {
+            let newer = held.as_ref().is_none_or(|h| h.sequence < trust.sequence);
+            if newer {
+                *held = Some(Arc::clone(&trust));
+            }
+            newer
+        });
+        Ok(trust)
+    }
+
+    /// Until the stream ends; returns why.
+    async fn follow_once(&self, own: &SpiffeId) -> String {
+        let first = self.next.load(Ordering::Relaxed) % self.joining.control.len();
+        let url = &self.joining.control[first];
+        let told = self.follow_at(url, own).await;
+        // The next time another one; who answers to a request comes first again.
+        self.next.store(first + 1, Ordering::Relaxed);
+        told
+    }
+
+    async fn follow_at(&self, url: &str, own: &SpiffeId) -> String {
+        let client = tokio::time::timeout(ATTEMPT, self.client(url, own)).await;
+        let mut client = match client {
+            Ok(Ok(client)) => client,
+            Ok(Err(why)) => return format!("{url}: {why}"),
+            Err(_) => return format!("{url}: no answer within 10 s"),
+        };
+        let sequence = self.trust.borrow().as_ref().map_or(0, |t| t.sequence);
+        let mut bundles = match client.watch_bundle(WatchBundleRequest { sequence }).await {
+            Ok(bundles) => bundles.into_inner(),
+            Err(status) => return format!("{url}: {}", status.message()),
+        };
+        loop {
+            match bundles.message().await {
+                Ok(Some(bundle)) => {
+                    if let Err(why) = self.take(bundle) {
+                        return format!("{url}: {why}");
+                    }
+                }
+                Ok(None) => return format!("{url}: the stream has ended"),
+                Err(status) => return format!("{url}: {}", status.message()),
+            }
+        }
+    }
+}
+
+fn refused(status: &Status) -> NotIssued {
+    let text: String = status.message().chars().filter(|c| !c.is_control()).take(1000).collect();
+    match status.code() {
+        Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unauthenticated => {
+            NotIssued::Never(text)
+        }
+        Code::Unimplemented => NotIssued::Never("this control plane has no certificate authority".to_owned()),
+        _ => NotIssued::Later(text),
+    }
+}
+
+/// A connection to a control plane that is known only by its token.
+async fn pinned(url: &str, token: &Token) -> Result<Channel, String> {
+    let config = pinned_config(&token.trust_domain, token.root, &[b"h2"]).map_err(|e| e.to_string())?;
+    let Some(rest) = url.strip_prefix("https://") else {
+        return Err(format!("`{url}` is not an https:// URL: a join token is only sent over TLS"));
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{rest}")).map_err(|e| format!("`{url}` is no URL: {e}"))?;
+    let connector = Pinned { config: Arc::new(config) };
+    endpoint.connect_with_connector(connector).await.map_err(|error| {
+        let mut innermost: &dyn std::error::Error = &error;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        format!("cannot connect: {innermost}")
+    })
+}
+
+struct Pinned {
+    config: Arc<rustls::ClientConfig>,
+}
+
+impl tonic::codegen::Service<tonic::codegen::http::Uri> for Pinned {
+    type Response = TokioIo<Io>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Io>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: tonic::codegen::http::Uri) -> Self::Future {
+        let config = Arc::clone(&self.config);
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+            let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+            stream.set_nodelay(true)?;
+            let name = rustls::pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
+            let tls = TlsConnector::from(config).connect(name, stream).await?;
+            Ok(TokioIo::new(Io::Tls(Box::new(tls.into()))))
+        })
+    }
+}

@@ -1,0 +1,142 @@
+//! The gRPC service around the CA.
+
+use super::{convert, limit::Limit};
+use crate::{
+    ca::{Ca, Current, Error, Issued, tokens::Refused},
+    proto::identity::{
+        self as wire, JoinRequest, RenewRequest, WatchBundleRequest,
+        identity_server::{Identity, IdentityServer},
+    },
+    transport::PeerInfo,
+};
+use futures_util::{Stream, StreamExt};
+use selvedge_identity::Peer;
+use selvedge_wire::spiffe::SpiffeId;
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::time::Instant;
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response, Status};
+
+/// Bytes of one request: a token and a certificate request.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Serves certificates to proxies.
+#[derive(Clone)]
+pub struct IdentityService {
+    ca: Arc<Ca>,
+    limit: Arc<Mutex<Limit>>,
+}
+
+impl IdentityService {
+    /// The service, to be mounted on a server whose connections have a [`PeerInfo`].
+    pub fn server(ca: Arc<Ca>) -> IdentityServer<Self> {
+        let limit = Arc::new(Mutex::new(Limit::new(Instant::now())));
+        IdentityServer::new(Self { ca, limit }).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn admit(&self, address: Option<IpAddr>) -> Result<(), Status> {
+        let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
+        limit.admit(address, Instant::now()).map_err(Status::resource_exhausted)
+    }
+
+    fn refused(&self, address: Option<IpAddr>) {
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner).failed(address, Instant::now());
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<wire::Issued>, Status> {
+        let address = peer(&request).address.map(|a| a.ip());
+        self.admit(address)?;
+        let request = request.into_inner();
+        let wanted = match request.identity.as_str() {
+            "" => None,
+            id => Some(id.parse::<SpiffeId>().map_err(|e| Status::invalid_argument(format!("identity: {e}")))?),
+        };
+        match self.ca.join(&request.token, wanted.as_ref(), &request.certificate_request).await {
+            Ok(issued) => Ok(Response::new(answer(issued))),
+            Err(error) => {
+                if matches!(error, Error::Token(_)) {
+                    // A node with several tokens finds the right one by trying.
+                    if !matches!(error, Error::Token(Refused::Identity { .. })) {
+                        self.refused(address);
+                    }
+                    tracing::warn!(address = address.map(tracing::field::display), %error, "a join was refused");
+                }
+                Err(status(&error))
+            }
+        }
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<wire::Issued>, Status> {
+        let peer = member(&request)?;
+        let current = current(&peer).ok_or_else(|| Status::unauthenticated("your certificate cannot be read"))?;
+        let issued = self.ca.renew(&current, &request.get_ref().certificate_request);
+        issued.map(|i| Response::new(answer(i))).map_err(|e| status(&e))
+    }
+
+    type WatchBundleStream = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
+
+    async fn watch_bundle(
+        &self,
+        request: Request<WatchBundleRequest>,
+    ) -> Result<Response<Self::WatchBundleStream>, Status> {
+        let _ = member(&request)?;
+        let gone = peer(&request);
+        let known = request.get_ref().sequence;
+        let bundles = WatchStream::new(self.ca.bundles()).enumerate();
+        let news = bundles.filter_map(move |(turn, bundle)| async move {
+            (turn > 0 || bundle.sequence != known).then(|| Ok(convert::to_wire(&bundle)))
+        });
+        // Who is revoked hears no more.
+        let news = news.take_until(Box::pin(async move { gone.until_refused().await }));
+        Ok(Response::new(Box::pin(news)))
+    }
+}
+
+fn peer<T>(request: &Request<T>) -> PeerInfo {
+    request.extensions().get::<PeerInfo>().cloned().unwrap_or_default()
+}
+
+fn member<T>(request: &Request<T>) -> Result<Peer, Status> {
+    let why = "this needs the certificate of a member of the mesh (mutual TLS); a new node joins with a token first";
+    peer(request).peer.ok_or_else(|| Status::unauthenticated(why))
+}
+
+fn current(peer: &Peer) -> Option<Current> {
+    let (_, leaf) = x509_parser::parse_x509_certificate(peer.chain.first()?).ok()?;
+    let validity = leaf.validity();
+    Some(Current {
+        id: peer.id.clone(),
+        serial: peer.serial.clone(),
+        not_before: u64::try_from(validity.not_before.timestamp()).ok()?,
+        not_after: u64::try_from(validity.not_after.timestamp()).ok()?,
+    })
+}
+
+fn answer(issued: Issued) -> wire::Issued {
+    wire::Issued {
+        identity: issued.id.to_string(),
+        chain: issued.leaf.chain,
+        bundle: Some(convert::to_wire(&issued.bundle)),
+    }
+}
+
+fn status(error: &Error) -> Status {
+    let text = error.to_string();
+    match error {
+        Error::Request(_) | Error::Token(Refused::Malformed | Refused::Damaged) => Status::invalid_argument(text),
+        Error::Token(Refused::OtherDomain { .. }) | Error::Foreign { .. } => Status::failed_precondition(text),
+        Error::Token(_) | Error::Revoked { .. } | Error::Expired { .. } => Status::permission_denied(text),
+        // Trying again helps once somebody has made room, started the store or mended the clock.
+        _ => {
+            tracing::error!(%error, "no certificate was issued");
+            Status::unavailable(text)
+        }
+    }
+}

@@ -1,0 +1,195 @@
+use super::*;
+use crate::{
+    ca::{self, Ca, Lifetimes, Memory, Order, Rotate},
+    transport::{self, Mutual},
+};
+use selvedge_identity::{Identities, Issued, Issuer, KeyPair, NotIssued, Svid, control_id};
+use selvedge_wire::spiffe::SpiffeId;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::net::TcpListener;
+
+const DOMAIN: &str = "mesh.example";
+
+fn id(account: &str) -> SpiffeId {
+    SpiffeId::workload(DOMAIN, "shop", account).unwrap()
+}
+
+/// A control plane on a port of loopback, in real time.
+struct Control {
+    ca: Arc<Ca>,
+    url: String,
+    folder: tempfile::TempDir,
+}
+
+impl Control {
+    async fn new(domain: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = ca::Options { trust_domain: domain.to_owned(), lifetimes: Lifetimes::default(), files: None };
+        let key = ca::Key::File(folder.path().join("key"));
+        let ca = Ca::open(Arc::new(Memory::new()), &key, options, Arc::new(SystemTime::now)).await.unwrap();
+        let ca = Arc::new(ca);
+        let identities = Arc::<Identities>::default();
+        let own = control_id(domain).unwrap();
+        let issuer = LocalIssuer::new(Arc::clone(&ca));
+        obtain(&issuer, &identities, &own).await.unwrap();
+        let mut news = issuer.trust();
+        let followed = Arc::clone(&identities);
+        tokio::spawn(async move {
+            let _issuer = issuer;
+            while news.changed().await.is_ok() {
+                let trust = news.borrow_and_update().clone().unwrap();
+                followed.set_bundle(&trust.domain, trust.bundle.clone()).unwrap();
+            }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        let mutual = Mutual { identities, own, joining: true };
+        let server = transport::server().add_service(IdentityService::server(Arc::clone(&ca)));
+        tokio::spawn(server.serve_with_incoming(transport::accept(listener, Some(mutual))));
+        Self { ca, url, folder }
+    }
+
+    async fn token(&self, id: &SpiffeId, uses: u32) -> ca::Token {
+        let order = Order { id: id.clone(), life: Duration::from_secs(3600), uses };
+        self.ca.create_token(&order).await.unwrap()
+    }
+
+    fn node(&self, tokens: Vec<ca::Token>) -> (RemoteIssuer, Arc<Identities>) {
+        let identities = Arc::<Identities>::default();
+        let joining = Joining { control: vec![self.url.clone()], tokens };
+        (RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap(), identities)
+    }
+}
+
+/// As the keeper of a node does it.
+async fn obtain(issuer: &dyn Issuer, identities: &Identities, id: &SpiffeId) -> Result<Arc<Svid>, NotIssued> {
+    let key = KeyPair::generate().unwrap();
+    let Issued { chain, trust } = issuer.issue(id, identities.get(id), key.request(id).unwrap()).await?;
+    identities.set_bundle(&trust.domain, trust.bundle.clone()).unwrap();
+    identities.set(Svid::new(chain, key.private_key()).unwrap());
+    Ok(identities.get(id).unwrap())
+}
+
+fn never(result: Result<Arc<Svid>, NotIssued>) -> String {
+    match result {
+        Err(NotIssued::Never(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn joining_renewing_and_hearing_of_changes() {
+    let control = Control::new(DOMAIN).await;
+    let other = control.token(&id("cart"), 1).await;
+    let token = control.token(&id("orders"), 1).await;
+    let (issuer, identities) = control.node(vec![other, token]);
+    let first = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    let second = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    assert_ne!(first.serial(), second.serial(), "the second time by mutual TLS, for the token is used up");
+
+    let mut trust = issuer.trust();
+    let known = trust.borrow_and_update().clone().unwrap();
+    let issuer = Arc::new(issuer);
+    let following = Arc::clone(&issuer);
+    tokio::spawn(async move { following.follow(&id("orders")).await });
+    control.ca.rotate(Rotate::Root { at_once: false }).await.unwrap();
+    trust.changed().await.unwrap();
+    let now = trust.borrow_and_update().clone().unwrap();
+    assert!(now.sequence > known.sequence && now.bundle.roots().count() == 2);
+    control.ca.revoke_identity(&id("orders")).await.unwrap();
+    trust.changed().await.unwrap();
+    assert_eq!(trust.borrow().as_ref().unwrap().bundle.revoked_identities().count(), 1);
+    let refused = obtain(&*issuer, &identities, &id("orders")).await;
+    assert!(refused.is_err(), "{refused:?}");
+}
+
+#[tokio::test]
+async fn tokens_that_do_not_work() {
+    let control = Control::new(DOMAIN).await;
+    let token = control.token(&id("orders"), 1).await;
+    let (issuer, identities) = control.node(vec![token.clone()]);
+    let why = never(obtain(&issuer, &identities, &id("cart")).await);
+    assert!(why.contains("the join token is for spiffe://mesh.example/ns/shop/sa/orders"), "{why}");
+    obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    let (issuer, identities) = control.node(vec![token.clone()]);
+    let why = never(obtain(&issuer, &identities, &id("orders")).await);
+    assert!(why.contains("was used already"), "{why}");
+    let (issuer, identities) = control.node(Vec::new());
+    let why = never(obtain(&issuer, &identities, &id("orders")).await);
+    assert!(why.contains("selvedge token create"), "{why}");
+    let joining = Joining { control: vec![control.url.clone()], tokens: vec![token] };
+    let why = RemoteIssuer::new("other.example", joining, Arc::default()).err().unwrap().to_string();
+    assert!(why.contains("the join token is of trust domain mesh.example"), "{why}");
+}
+
+/// A node never shows its token to a control plane that is not the token's.
+#[tokio::test]
+async fn another_control_plane() {
+    let (control, twin) = (Control::new(DOMAIN).await, Control::new(DOMAIN).await);
+    let foreign = Control::new("other.example").await;
+    for (elsewhere, what) in [(&twin, "is not the one of the join token"), (&foreign, "other.example")] {
+        let token = control.token(&id("orders"), 1).await;
+        let identities = Arc::<Identities>::default();
+        let joining = Joining { control: vec![elsewhere.url.clone()], tokens: vec![token] };
+        let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
+        let why = obtain(&issuer, &identities, &id("orders")).await.unwrap_err().to_string();
+        assert!(why.contains(what), "{why}");
+        assert!(elsewhere.ca.list_tokens().await.unwrap().is_empty());
+    }
+    assert!(control.ca.list_tokens().await.unwrap().iter().all(|t| t.used == 0));
+}
+
+#[tokio::test]
+async fn one_control_plane_of_two_is_away() {
+    let control = Control::new(DOMAIN).await;
+    let token = control.token(&id("orders"), 1).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let away = format!("https://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let identities = Arc::<Identities>::default();
+    let joining = Joining { control: vec![away.clone(), control.url.clone()], tokens: vec![token] };
+    let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
+    obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    let joining = Joining { control: vec![away], tokens: vec![control.token(&id("cart"), 1).await] };
+    let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::default()).unwrap();
+    let failed = obtain(&issuer, &Identities::default(), &id("cart")).await;
+    assert!(matches!(&failed, Err(NotIssued::Later(why)) if why.contains("refused")), "{failed:?}");
+}
+
+#[tokio::test]
+async fn the_administrator() {
+    use crate::proto::identity::{
+        CreateTokenRequest, ListTokensRequest, RevokeRequest, ShowRequest, revoke_request::What,
+    };
+    let control = Control::new(DOMAIN).await;
+    let socket = control.folder.path().join("state/ca.sock");
+    let absent = administrator(&socket).await.unwrap_err();
+    assert!(absent.contains("--state"), "{absent}");
+    let (ca, path) = (Arc::clone(&control.ca), socket.clone());
+    let serving = tokio::spawn(async move { administer(ca, &path).await });
+    let mut client = loop {
+        match administrator(&socket).await {
+            Ok(client) => break client,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let (namespace, service_account) = ("shop".to_owned(), "orders".to_owned());
+    let request = CreateTokenRequest { namespace, service_account, seconds: 60, uses: 1 };
+    let made = client.create_token(request).await.unwrap().into_inner();
+    let (issuer, identities) = control.node(vec![made.token.parse().unwrap()]);
+    obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    let listed = client.list_tokens(ListTokensRequest {}).await.unwrap().into_inner().tokens;
+    assert_eq!((listed[0].id.as_str(), listed[0].used), (made.id.as_str(), 1));
+    let what = Some(What::Identity("shop/orders".to_owned()));
+    client.revoke(RevokeRequest { what }).await.unwrap();
+    let shown = client.show(ShowRequest {}).await.unwrap().into_inner();
+    assert_eq!((shown.trust_domain.as_str(), shown.authorities.len(), shown.revoked.len()), (DOMAIN, 2, 2));
+    let second = administer(Arc::clone(&control.ca), &socket).await;
+    assert!(second.unwrap_err().to_string().contains("another control plane"));
+    serving.abort();
+}
