@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod identity;
+pub mod dns;
 pub mod spaces;
 pub mod workload_api;
 

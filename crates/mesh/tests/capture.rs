@@ -1,8 +1,14 @@
 //! Capture in network namespaces of the kernel: unmodified programs on one side, a listener that asks for original
 //! destinations on the other. Needs root; says so and leaves itself out otherwise.
 
+use hickory_proto::{
+    op::{Message, OpCode, Query},
+    rr::{Name, RData, Record, RecordType, rdata::A},
+};
+use selvedge_compile::snapshot::DnsNames;
 use selvedge_mesh::{
     capture::{self, Applied, Backend, CaptureError, Chosen, Item, MARK, Tools, Wish},
+    dns,
     spaces::Space,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -10,11 +16,12 @@ use std::{
     ffi::OsString,
     fs,
     io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{self, Command, Output},
     sync::{
+        Arc,
         atomic::{AtomicU32, Ordering::Relaxed},
         mpsc,
     },
@@ -439,4 +446,115 @@ fn without_any_tool_the_error_says_what_to_install() {
         Err(CaptureError::Rights { .. }) => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// A server of names elsewhere: every name is at 192.0.2.1.
+fn serve_names(space: &Space) {
+    let socket = space.within(|| UdpSocket::bind("10.77.0.2:53")).expect("inside").expect("a socket");
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let Ok(query) = Message::from_vec(&buffer[..length]) else { continue };
+            let mut answer = Message::response(query.metadata.id, OpCode::Query);
+            answer.queries = query.queries.clone();
+            if query.queries[0].query_type == RecordType::A {
+                let name = query.queries[0].name.clone();
+                answer.add_answer(Record::from_rdata(name, 60, RData::A(A::new(192, 0, 2, 1))));
+            }
+            let _ = socket.send_to(&answer.to_vec().expect("bytes"), peer);
+        }
+    });
+}
+
+fn mesh_names() -> Arc<DnsNames> {
+    let name = "orders.shop.svc.cluster.local".to_owned();
+    Arc::new(DnsNames {
+        names: [(name, vec!["10.96.0.10".parse().expect("an address"), "fd00::10".parse().expect("an address")])]
+            .into(),
+        search: vec!["shop.svc.cluster.local".into(), "svc.cluster.local".into()],
+        ttl: Duration::from_secs(30),
+    })
+}
+
+/// The `resolv.conf` that `ip netns exec` shows to programs in a namespace.
+struct ResolvConf(PathBuf);
+
+impl ResolvConf {
+    fn write(pair: &Pair, text: &str) -> Self {
+        let folder = Path::new("/etc/netns").join(&pair.here);
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join("resolv.conf"), text).expect("a file");
+        Self(folder)
+    }
+}
+
+impl Drop for ResolvConf {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn names_are_asked_of_the_proxy_whatever_the_server() {
+    both(|pair, tools, _| {
+        serve_names(&pair.there());
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let config = dns::Config {
+            upstream: vec!["10.77.0.2:53".parse().expect("an address")],
+            space: pair.here(),
+            mark: Some(MARK),
+            ..dns::Config::default()
+        };
+        let guard = runtime.enter();
+        let server = dns::Dns::start(config, mesh_names()).expect("a server");
+        drop(guard);
+        assert_eq!(server.listening().len(), 2);
+        apply(pair, &Wish { dns: true, ..Wish::default() }, tools);
+        // Nobody has these addresses.
+        for conf in [
+            "nameserver 192.0.2.53",
+            "nameserver fd00::53",
+            "nameserver 127.0.0.53",
+            "nameserver 192.0.2.53\noptions use-vc",
+        ] {
+            let _conf = ResolvConf::write(pair, conf);
+            let hosts = |name: &str| {
+                let out = pair.run(&format!("getent ahosts {name}"));
+                let mut addresses: Vec<_> = out.lines().filter_map(|line| line.split(' ').next()).collect();
+                addresses.dedup();
+                addresses.sort_unstable();
+                addresses.join(" ")
+            };
+            assert_eq!(hosts("orders.shop"), "10.96.0.10 fd00::10", "{conf}");
+            assert_eq!(hosts("orders"), "10.96.0.10 fd00::10", "{conf}");
+            assert_eq!(hosts("www.example.com"), "192.0.2.1", "{conf}");
+        }
+        many_queries(pair);
+        // Left alone again, they go where they are sent.
+        apply(pair, &Wish { dns: true, outbound: chosen("", "10.77.0.0/16"), ..Wish::default() }, tools);
+        let _conf = ResolvConf::write(pair, "nameserver 10.77.0.2");
+        assert!(pair.run("getent ahosts orders.shop.svc.cluster.local").starts_with("192.0.2.1 "));
+        assert!(server.count(dns::Outcome::Mesh) >= 16 && server.count(dns::Outcome::Failed) == 0);
+    });
+}
+
+/// Ports of many short-lived sockets are used again while the kernel still remembers that they were redirected.
+fn many_queries(pair: &Pair) {
+    let sockets = || {
+        for n in 0..1000 {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_secs(4)))?;
+            socket.connect("10.77.0.2:53")?;
+            let mut query = Message::query();
+            let name = Name::from_ascii(format!("host{n}.example.com.")).expect("a name");
+            query.add_query(Query::query(name, RecordType::A));
+            socket.send(&query.to_vec().expect("bytes"))?;
+            let mut buffer = [0; 4096];
+            let length = socket.recv(&mut buffer)?;
+            let answer = Message::from_vec(&buffer[..length]).expect("an answer");
+            assert_eq!((answer.metadata.id, answer.answers.len()), (query.metadata.id, 1), "{answer}");
+        }
+        Ok::<_, std::io::Error>(())
+    };
+    pair.here().within(sockets).expect("inside").expect("all answered");
 }

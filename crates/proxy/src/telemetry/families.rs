@@ -76,6 +76,8 @@ families! {
         "Connections to workloads by security: mutual_tls, clear_text.";
     MutualTlsAudit Counter "selvedge_mtls_audit_total" ["listener"]
         "Connections in clear text that were let through and would be refused if mutual TLS were demanded.";
+    DnsQueries Counter "selvedge_dns_queries_total" ["outcome"]
+        "DNS queries of applications: names of the mesh, forwarded, cached, failed (no upstream server answered), refused (not understood or not served), shed (too many were waiting).";
     UpstreamRequests Counter "selvedge_upstream_requests_total" ["cluster", "outcome"]
         "Tries sent upstream by class of the answer (2xx … 5xx), or why none came (connect_failure, timeout, reset).";
     UpstreamDuration Histogram "selvedge_upstream_request_duration_seconds" ["cluster"]
