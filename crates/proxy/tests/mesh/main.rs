@@ -1,0 +1,6 @@
+//! Connections from and to workloads, with real sockets and snapshots made by hand.
+
+mod explicit;
+mod inbound;
+mod namespaces;
+mod support;
