@@ -126,7 +126,7 @@ impl Fresh {
         let proxied = sniff::proxy_header(&mut self.tcp, mode, self.deadline).await?;
         let local = self.tcp.local_addr().unwrap_or(self.listener.local);
         let (peer, local) = proxied.addresses.unwrap_or((self.direct, local));
-        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let peer = canonical(peer);
         let read = proxied.read;
         match &self.table.protocol {
             LiveProtocol::Http(_) => {
@@ -163,8 +163,8 @@ impl Fresh {
                 l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
                 Ok(())
             }
-            LiveProtocol::Outbound(_) => Box::pin(outbound::serve(self, read, peer, local)).await,
-            LiveProtocol::Inbound(_) => Box::pin(inbound::serve(self, read, peer, local)).await,
+            LiveProtocol::Outbound(_) => Box::pin(outbound::serve(self, read, peer, canonical(local))).await,
+            LiveProtocol::Inbound(_) => Box::pin(inbound::serve(self, read, peer, canonical(local))).await,
             LiveProtocol::Udp(_) => Ok(()),
         }
     }
@@ -219,6 +219,11 @@ impl Fresh {
             }
         }
     }
+}
+
+/// A socket for both families knows IPv4 addresses under mapped ones.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// A TLS route: by SNI among the routes of the listener that SNI picked.
