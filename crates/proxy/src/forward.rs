@@ -81,6 +81,7 @@ async fn tunnelled(conn: &Conn, table: &Arc<ListenerTable>, request: Request, ke
     let Some(live) = table.outbound() else { return record.respond(reply::from_error(&gone(), false)) };
     record.listener(&live.handle, request.headers());
     let result = match live.find(&key) {
+        Some(port) if port.is_passed() => pass_bytes(conn, table, live, &key, &mut record).await,
         Some(port) => known(conn, table, port, key).await,
         None if live.config.unknown == Unknown::Refuse => Err(unknown(conn, live, &key)),
         None => pass_bytes(conn, table, live, &key, &mut record).await,
@@ -152,7 +153,9 @@ async fn pass_bytes(
     key: &Key,
     record: &mut Record,
 ) -> Result<Accepted, Error> {
-    live.metrics.passed(conn.worker);
+    if live.destination(key).is_none() {
+        live.metrics.passed(conn.worker);
+    }
     let upstream = open(conn, table, key).await?;
     record.connected();
     let progress = record.progress().clone();
@@ -184,11 +187,14 @@ pub async fn pass_request(
     record: &mut Record,
 ) -> Result<Response, Error> {
     let key = target.key();
-    if live.config.unknown == Unknown::Refuse {
+    let passed = live.find(&key).is_some_and(|port| port.is_passed());
+    if live.config.unknown == Unknown::Refuse && !passed {
         record.flag(Flags::NO_ROUTE);
         return Err(unknown(conn, live, &key));
     }
-    live.metrics.passed(conn.worker);
+    if !passed {
+        live.metrics.passed(conn.worker);
+    }
     request::sanitise(&mut request, conn, target, &selvedge_wire::forwarded::Trust::Nobody)?;
     let request = request.map(|body| record.count_request(body));
     let connection = h1::Connection::new(open(conn, table, &key).await?, Arc::new(Nowhere));

@@ -113,8 +113,7 @@ impl LiveOutbound {
             (Key::Fixed, Find::Fixed(destination)) => Some(destination),
             (Key::Fixed, _) => None,
             (Key::Address(ip, port), _) => destinations.addresses.get(&(*ip, *port)),
-            // A map with keys of two parts cannot be asked with a borrowed one.
-            (Key::Name(name, port), _) => destinations.names.get(&(name.clone(), *port)),
+            (Key::Name(name, port), _) => destinations.find_name(name, *port),
         }
     }
 
@@ -208,7 +207,8 @@ pub async fn serve(fresh: Fresh, read: bytes::Bytes, peer: SocketAddr, local: So
     match live.find(&key) {
         Some(port) => {
             let (io, conn, drain, deadline) = fresh.known(read, peer, local, Scope::To(key), live);
-            let site = Site { conn, table: newest.clone(), port, direct: None };
+            let direct = to.filter(|_| port.is_passed());
+            let site = Site { conn, table: newest.clone(), port, direct };
             Visit { io, site, drain, deadline }.serve().await
         }
         None => unknown(fresh, read, peer, local, key, live).await,

@@ -30,6 +30,13 @@ pub struct LivePort {
     pub route: Option<Arc<RouteMetrics>>,
 }
 
+impl LivePort {
+    /// Whether connections are passed on to where they were going.
+    pub fn is_passed(&self) -> bool {
+        self.http.is_none() && self.tcp.is_none()
+    }
+}
+
 /// What links ports needs to know besides them.
 pub struct Linker<'a> {
     pub telemetry: &'a Telemetry,

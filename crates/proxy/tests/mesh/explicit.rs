@@ -1,7 +1,7 @@
 //! A workload that calls us as its HTTP proxy, or through a port for one destination.
 
 use crate::support::{Make, at, counted, exchange, install, metrics, request, start, until};
-use selvedge_compile::snapshot::{Destinations, Find, Speaks, Unknown};
+use selvedge_compile::snapshot::{Destination, Destinations, Find, Speaks, Unknown};
 use selvedge_proxy::{
     discover::{Discover, Wanted},
     proxy::{Proxy, Settings},
@@ -22,10 +22,20 @@ const FIXED: &str = "127.0.0.2";
 fn snapshot(web: SocketAddr, mail: SocketAddr, unknown: Unknown) -> Make {
     let mut make = Make::default();
     let mut to = Destinations::default();
+    let web_port = web.port();
     let web = make.destination("shop/web:80", Speaks::Undeclared, web);
     let mail = make.destination("shop/mail:25", Speaks::Undeclared, mail);
     to.names.insert(("web".to_owned(), 80), web.clone());
     to.names.insert(("mail".to_owned(), 25), mail);
+    // As an ExternalService without addresses: allowed, and passed on.
+    let passed = Destination {
+        name: "shop/any".to_owned(),
+        speaks: Speaks::Http,
+        http: None,
+        tcp: None,
+        streams: web.streams.clone(),
+    };
+    to.names.insert(("localhost".to_owned(), web_port), passed.into());
     let proxy = make.outbound(Find::HttpProxy, to, unknown);
     make.listen(PROXY.parse().ok(), 0, proxy);
     let fixed = make.outbound(Find::Fixed(web), Destinations::default(), unknown);
@@ -42,12 +52,14 @@ async fn world(unknown: Unknown) -> (Proxy, Backend, Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_in_absolute_form_go_where_their_target_says() {
-    let (proxy, _web, _mail) = world(Unknown::Refuse).await;
+    let (proxy, web, _mail) = world(Unknown::Refuse).await;
     let to = at(&proxy, PROXY);
     let answer = request(to, "http://web/path", "something.else").await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("web"), "{answer}");
     // Names are not case sensitive, and a final dot is one name.
     assert!(request(to, "http://WEB.:80/", "web").await.starts_with("HTTP/1.1 200 "));
+    let passed = request(to, &format!("http://localhost:{}/", web.address.port()), "x").await;
+    assert!(passed.starts_with("HTTP/1.1 200 "), "{passed}");
     let refused = request(to, "/path", "web").await;
     assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("absolute form"), "{refused}");
     let unknown = request(to, "http://nowhere/", "nowhere").await;

@@ -72,7 +72,7 @@ impl Make {
         identity: Option<SpiffeId>,
         peer: Option<Peer>,
     ) -> ClusterId {
-        let endpoint = Endpoint { address: to, weight: 1, zone: None, peer: peer.map(Arc::new) };
+        let endpoint = Endpoint { peer: peer.map(Arc::new), ..Endpoint::new(to) };
         self.snapshot.clusters.push(Arc::new(Cluster {
             key: key.to_owned(),
             discovery: Discovery::Static(vec![endpoint]),
