@@ -85,7 +85,8 @@ ports: [{{name: main, port: {backend.port}}}]
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory):
     b = {"echo": Backend("echo"), "broken": Backend("broken", broken), "cut": Backend("cut", cut), "aged": Backend("aged"),
-         "old": Backend("old"), "new": Backend("new"), "za": Backend("za"), "zb": Backend("zb")}
+         "old": Backend("old"), "new": Backend("new"), "za": Backend("za"), "zb": Backend("zb"),
+         "told": Backend("told", preface=1)}
     windows = {}
     p = {name: free_port() for name in ("http", "cidrs", "others", "slashes", "aged")}
     text = gateway_resource([{"name": n, "port": port, "protocol": "HTTP"} for n, port in p.items()])
@@ -109,6 +110,8 @@ def edge(tmp_path_factory):
     text += zoned("anywhere", {"a": b["za"], "b": b["zb"]}) + policy("anywhere", "Service", "anywhere", {"loadBalancing": {"zone": {"preference": "Off"}}}) + simple("anywhere", "anywhere")
     text += zoned("only", {"b": b["zb"]}) + policy("only", "Service", "only", {"loadBalancing": {"zone": {"preference": "Strict"}}}) + simple("only", "only")
     text += simple("slow", "slow")
+    text += backend_service("told", [b["told"]], {"connections": {"proxyProtocol": "V1"}})
+    text += simple("mirrored", "echo", filters=[{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "told", "port": 80}}}])
     folder = tmp_path_factory.mktemp("settings")
     folder.joinpath("gateway.yaml").write_text(text)
     slow = {"loadBalancing": {"algorithm": "RoundRobin", "slowStart": {"window": "5s", "minPercent": 10}}}
@@ -248,6 +251,15 @@ def test_a_client_that_resets_in_a_body(edge):
     wait_for(lambda: edge.b["echo"].closed > before, "the backend's connection being closed")
     assert not [r for r in edge.b["echo"].targets("/echo/cut") if len(r.body) == 1000]
     assert who(edge, "/echo") == "echo"
+
+
+def test_mirrors_are_told_the_client(edge):
+    with socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=5) as s:
+        own = s.getsockname()[1]
+        s.sendall(b"GET /mirrored HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert s.recv(65536).startswith(b"HTTP/1.1 200")
+    line = f"PROXY TCP4 127.0.0.1 127.0.0.1 {own} {edge.ports['http']}\r\n".encode()
+    wait_for(lambda: line in edge.b["told"].prefaces, "the mirror being told")
 
 
 @pytest.mark.parametrize("abstract", [False, True])

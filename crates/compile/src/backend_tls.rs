@@ -79,6 +79,7 @@ impl<'a> BackendTls<'a> {
         let policy = state.policy;
         let (namespace, key) = (policy.metadata.namespace.as_str(), state.key());
         let mut lost = Vec::new();
+        let mut astray = None;
         let mut won = 0;
         for (i, target) in policy.spec.target_refs.iter().enumerate() {
             let path = format!("spec.targetRefs[{i}]");
@@ -92,12 +93,25 @@ impl<'a> BackendTls<'a> {
             let missing = match (service, section) {
                 (None, _) => Some(format!("Service {namespace}/{} does not exist", target.name)),
                 (Some(s), Some(port)) if !s.spec.ports.iter().any(|p| p.name.as_deref() == Some(port)) => {
-                    Some(format!("Service {namespace}/{} has no port named {port}", target.name))
+                    let ports: Vec<&str> = s.spec.ports.iter().filter_map(|p| p.name.as_deref()).collect();
+                    let near = selvedge_model::diagnostic::nearest(port, ports.iter().copied())
+                        .map(|n| format!("; did you mean {n}?"))
+                        .unwrap_or_default();
+                    Some(format!(
+                        "Service {namespace}/{} has no port named {port}: the policy has no effect, its ports are \
+                         spoken to in CLEAR TEXT unless another policy says otherwise{near}",
+                        target.name
+                    ))
                 }
                 _ => None,
             };
             if let Some(message) = missing {
                 cx.report.error(&key, Code::TargetNotFound, &path, &message);
+                if service.is_some() {
+                    // So that the status is written where the Service is reached.
+                    self.targets.entry((namespace, &target.name)).or_default();
+                }
+                astray.get_or_insert(message);
                 continue;
             }
             let list = self.targets.entry((namespace, &target.name)).or_default();
@@ -111,10 +125,13 @@ impl<'a> BackendTls<'a> {
                 won += 1;
             }
         }
-        if won == 0
-            && let Some(message) = lost.into_iter().next()
-        {
+        if won > 0 {
+            return;
+        }
+        if let Some(message) = lost.into_iter().next() {
             state.accepted = Some(Fault::new("Conflicted", message));
+        } else if let Some(message) = astray {
+            state.accepted = Some(Fault::new("TargetNotFound", message));
         }
     }
 

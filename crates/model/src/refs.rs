@@ -50,7 +50,8 @@ pub struct BackendRef {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
-    /// Kind of the backend.
+    /// Kind of the backend: `Service`, or `Hostname` of group `selvedge.dev`: then `name` is a DNS name, such as
+    /// `api.example.com`, that is looked up and kept fresh, and port 443 means TLS verified for that name.
     #[serde(default = "service_kind")]
     #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
@@ -77,7 +78,8 @@ pub struct BackendObjectReference {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
-    /// Kind of the backend.
+    /// Kind of the backend: `Service`, or `Hostname` of group `selvedge.dev`: then `name` is a DNS name, such as
+    /// `api.example.com`, that is looked up and kept fresh, and port 443 means TLS verified for that name.
     #[serde(default = "service_kind")]
     #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,

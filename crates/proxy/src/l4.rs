@@ -250,8 +250,7 @@ pub(crate) mod tests {
 
     /// A cluster with these endpoints.
     pub(crate) fn config(key: &str, addresses: &[SocketAddr]) -> Cluster {
-        let mut endpoints: Vec<_> =
-            addresses.iter().map(|address| Endpoint::new(*address)).collect();
+        let mut endpoints: Vec<_> = addresses.iter().map(|address| Endpoint::new(*address)).collect();
         endpoints.sort();
         Cluster {
             key: key.to_owned(),

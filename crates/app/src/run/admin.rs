@@ -50,7 +50,9 @@ impl Address {
         }
         let socket = TcpListener::bind(address).with_context(|| {
             format!(
-                "the admin listener cannot listen on {address} (choose another address with --admin, or `--admin off`)"
+                "the admin listener cannot listen on {address}. If another instance has it, give this one an address of \
+                 its own (`--admin 127.0.0.1:0` lets the system choose and logs the port), move all of its ports with \
+                 --port-offset, or do without: `--admin off`"
             )
         })?;
         socket.set_nonblocking(true)?;

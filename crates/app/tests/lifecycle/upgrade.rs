@@ -36,11 +36,14 @@ async fn ten_upgrades_under_load_lose_nothing() {
     let backend = Backend::start("app").await;
     let (mut selvedge, front) = start(&backend).await;
     let (http1, http2) = (Load::http1(front, HOST, 4), Load::http2(front, HOST, 2));
+    // These stay with the process that took them.
+    let websocket = Load::websocket(front, HOST, 2);
+    websocket.more(2).await;
     let end = tokio::sync::watch::Sender::new(false);
     let fresh = tokio::spawn(fresh_connections(front, end.subscribe()));
     for _ in 0..10 {
         selvedge.upgrade().await;
-        tokio::join!(http1.more(20), http2.more(20));
+        tokio::join!(http1.more(20), http2.more(20), websocket.more(20));
         let (status, _) = selvedge.admin_get("/ready").await.expect("an answer of the new process");
         assert_eq!(status, 200);
     }
@@ -50,6 +53,9 @@ async fn ten_upgrades_under_load_lose_nothing() {
     http1.assert_nothing_failed("HTTP/1.1");
     http2.assert_nothing_failed("HTTP/2");
     assert!(fresh > 0 && http1.connections > 4 && http2.connections > 2);
+    let websocket = websocket.stop().await;
+    websocket.assert_nothing_failed("WebSocket");
+    assert_eq!(websocket.connections, 2, "WebSockets live on in the old process");
     assert!(selvedge.ended().await.success(), "{}", selvedge.log());
 }
 

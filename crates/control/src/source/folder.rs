@@ -124,6 +124,12 @@ impl Folder {
         &self.resources
     }
 
+    /// Whether something was read there, or below, that is gone now or empty.
+    pub(super) fn misses(&self, path: &Path) -> bool {
+        let gone = |path: &Path| path.metadata().map_or(true, |meta| meta.is_file() && meta.len() == 0);
+        gone(path) && self.at_or_below(path).iter().any(|file| self.files.contains_key(file))
+    }
+
     /// Files that were read, or are remembered.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.keys().map(PathBuf::as_path)

@@ -2,6 +2,7 @@
 
 mod files;
 pub mod folder;
+mod grace;
 pub mod stream;
 mod watch;
 
@@ -9,6 +10,7 @@ pub use watch::{Changes, Watcher};
 
 use crate::{Current, saved::Saved};
 use folder::Folder;
+use grace::Grace;
 use selvedge_compile::Compiled;
 use selvedge_model::{Diagnostic, Resources};
 use std::{future::Future, path::PathBuf, pin::Pin};
@@ -60,11 +62,12 @@ pub struct FolderSource {
     watcher: Option<Watcher>,
     /// Told, but not yet looked at.
     pending: Option<Changes>,
+    grace: Grace,
 }
 
 impl FolderSource {
     pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { folder: Folder::new(roots), watcher: None, pending: None }
+        Self { folder: Folder::new(roots), watcher: None, pending: None, grace: Grace::default() }
     }
 }
 
@@ -79,16 +82,21 @@ impl Source for FolderSource {
 
     fn changed(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
-            match &self.watcher {
-                _ if self.pending.is_some() => {}
-                Some(watcher) => self.pending = Some(watcher.changed().await),
-                None => std::future::pending().await,
+            let Some(watcher) = &self.watcher else { return std::future::pending().await };
+            while self.pending.is_none() {
+                tokio::select! {
+                    told = watcher.changed() => self.pending = self.grace.told(told, &self.folder),
+                    due = self.grace.over() => self.pending = Some(due),
+                }
             }
         })
     }
 
     fn refresh(&mut self, everywhere: bool) -> bool {
         let pending = self.pending.take();
+        if everywhere {
+            self.grace = Grace::default();
+        }
         let changes = if everywhere { Changes::Everything } else { pending.unwrap_or(Changes::Everything) };
         self.folder.read(&changes)
     }

@@ -1,6 +1,6 @@
 //! RequestMirror: a copy of the request goes to another cluster; its answer is dropped.
 
-use crate::{Body, Error, Request, balance::Pick, serve::Exchange, telemetry::Limit};
+use crate::{Body, Error, Request, balance::Pick, connect::ClientAddress, serve::Exchange, telemetry::Limit};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -28,6 +28,9 @@ pub(super) fn copy(exchange: &Exchange<'_>, mirrors: &[&Mirror], mut request: Re
         let (body, copied) = tee(body);
         let mut copy = Request::from_parts(parts.clone(), copied);
         copy.extensions_mut().clear();
+        // For backends that want to be told by the PROXY protocol.
+        let (source, destination) = (exchange.conn.peer, exchange.conn.local);
+        copy.extensions_mut().insert(ClientAddress { source, destination });
         request = Request::from_parts(parts, body);
         let worker = exchange.conn.worker;
         tokio::spawn(async move {
