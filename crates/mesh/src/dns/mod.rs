@@ -235,22 +235,26 @@ impl Shared {
         }
     }
 
-    /// Asks the control plane where that may help, then upstream; neither when upstream has said so not long ago.
+    /// Asks the control plane first where the name looks like one of the mesh, then upstream; neither when upstream has said
+    /// not long ago. Where upstream knows no such name, it may still be an ExternalService that nobody here has used yet.
     async fn ask(&self, asked: &Asked) -> Vec<u8> {
         if let Some(message) = self.cache.get(asked, Instant::now()) {
             self.counts.add(Outcome::Cached);
             return asked.answer(message);
         }
-        if let Some(discover) = &self.discover
-            && let Some(host) = zone::may_be_of_the_mesh(&self.names.load(), &asked.query)
-        {
-            // The port is not known yet; 0 stands for any.
-            let _ = timeout(DISCOVER, discover.wanted(Wanted::Host(host, 0))).await;
-            if let Some(answer) = self.known(asked) {
-                return answer;
-            }
+        let likely = zone::is_likely_of_the_mesh(&self.names.load(), &asked.query);
+        if likely && let Some(answer) = self.discover(asked).await {
+            return answer;
         }
-        match self.forwarder.exchange(asked).await {
+        let told = self.forwarder.exchange(asked).await;
+        let nothing = |message: &Message| message.metadata.response_code == ResponseCode::NXDomain;
+        if !likely
+            && told.as_ref().map_or(true, nothing)
+            && let Some(answer) = self.discover(asked).await
+        {
+            return answer;
+        }
+        match told {
             Ok(message) => {
                 self.counts.add(Outcome::Forwarded);
                 self.cache.put(asked, &message, Instant::now());
@@ -266,6 +270,15 @@ impl Shared {
                 asked.error(ResponseCode::ServFail)
             }
         }
+    }
+
+    /// The answer that is known after the control plane was asked.
+    async fn discover(&self, asked: &Asked) -> Option<Vec<u8>> {
+        let discover = self.discover.as_ref()?;
+        let host = zone::host(&asked.query)?;
+        // The port is not known yet; 0 stands for any.
+        let _ = timeout(DISCOVER, discover.wanted(Wanted::Host(host, 0))).await;
+        self.known(asked)
     }
 
     /// The answer when too many wait.

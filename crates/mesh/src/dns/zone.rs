@@ -85,18 +85,20 @@ fn domain<'n>(names: &'n DnsNames, name: &str) -> Option<&'n str> {
     names.search.iter().map(String::as_str).filter(within).min_by_key(|domain| domain.len())
 }
 
-/// Whether asking the control plane about a name may help, and how it is called there: names in the mesh's domain, and such
-/// as are completed by a search domain. Everything else is the world's, and costs the control plane nothing.
-pub(super) fn may_be_of_the_mesh(names: &DnsNames, query: &Query) -> Option<String> {
-    if !matches!(query.query_type, RecordType::A | RecordType::AAAA | RecordType::ANY) || names.search.is_empty() {
-        return None;
-    }
+/// How the control plane is asked about the name of a query; `None` when no addresses are asked for.
+pub(super) fn host(query: &Query) -> Option<String> {
+    let addresses = matches!(query.query_type, RecordType::A | RecordType::AAAA | RecordType::ANY);
+    Some(plain(&query.name)).filter(|name| addresses && !name.is_empty())
+}
+
+/// Whether a name is in the mesh's domain, or such as is completed by a search domain (`orders`, `orders.shop`,
+/// `orders.shop.svc`). Everything else is the world's at first, and costs the control plane nothing.
+pub(super) fn is_likely_of_the_mesh(names: &DnsNames, query: &Query) -> bool {
     let name = plain(&query.name);
     let labels = name.split('.').count();
-    // `orders.shop.svc` and `svc.cluster.local`: begins as a search domain goes on.
     let last = name.rsplit('.').next().unwrap_or_default();
     let begun = labels == 3 && names.search.iter().any(|domain| domain.split('.').next() == Some(last));
-    (!name.is_empty() && (labels <= 2 || begun || domain(names, &name).is_some())).then_some(name)
+    !names.search.is_empty() && (labels <= 2 || begun || domain(names, &name).is_some())
 }
 
 /// The code for a name that nobody knows where nobody else can be asked: what is in the mesh's domain does not exist.
