@@ -17,7 +17,10 @@ use selvedge_control::{
     Current, Engine,
     publish::server::Publisher,
     saved,
-    source::{FolderSource, Source},
+    source::{
+        FolderSource, Source,
+        etcd::{Client, EtcdSource, Keeper},
+    },
     transport,
 };
 use selvedge_identity::Identities;
@@ -31,8 +34,14 @@ use tokio::{
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
     /// Folder or file of YAML or JSON resources; may be given several times.
-    #[arg(short = 'f', long = "file", required = true, value_name = "DIR")]
+    #[arg(short = 'f', long = "file", required_unless_present = "etcd", value_name = "DIR")]
     pub files: Vec<PathBuf>,
+    /// Take resources from etcd instead, which several control planes may share.
+    #[arg(long, value_name = "URL", value_delimiter = ',', conflicts_with = "files")]
+    pub etcd: Vec<String>,
+    /// Where in etcd everything is.
+    #[arg(long, default_value = "/selvedge", value_name = "PATH")]
+    pub prefix: String,
     /// Where proxies connect.
     #[arg(long, default_value = "127.0.0.1:15012", value_name = "ADDRESS")]
     pub listen: SocketAddr,
@@ -80,12 +89,16 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {} (choose another address with --listen)", args.listen))?;
-    let source: Box<dyn Source> = Box::new(FolderSource::new(args.files.clone()));
+    let name = args.name.clone().unwrap_or_else(fleet::host);
+    let publisher = Publisher::new(&name);
+    let source: Box<dyn Source> = match args.etcd.is_empty() {
+        true => Box::new(FolderSource::new(args.files.clone())),
+        false => Box::new(etcd(args, &name, &publisher)),
+    };
     let state = (!args.no_state).then(|| args.state.clone());
     // What is compiled here is never served: it is how resources are judged.
     let engine = Engine::with(source, state, Options::default(), Box::new(|_| Vec::new()));
     let (current, reload) = (engine.current(), Arc::new(Notify::new()));
-    let publisher = Publisher::new(&args.name.clone().unwrap_or_else(fleet::host));
     tokio::spawn(publisher.clone().follow(current.clone()));
     tokio::spawn(publisher.clone().run());
     tokio::spawn(engine.run(reload.clone()));
@@ -118,6 +131,16 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
             },
         }
     }
+}
+
+/// Follows etcd, and keeps there what this control plane holds.
+fn etcd(args: &Args, name: &str, publisher: &Publisher) -> EtcdSource {
+    let client = Arc::new(Client::new(args.etcd.clone(), &args.prefix));
+    let keeper = Keeper::new(client.clone(), name);
+    let sharing = keeper.clone();
+    publisher.share(Box::new(move |key, json| sharing.joined(key, json)));
+    tokio::spawn(keeper.run());
+    EtcdSource::new(client)
 }
 
 fn serve_admin(

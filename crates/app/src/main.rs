@@ -3,6 +3,7 @@
 mod capture;
 mod control;
 mod demo;
+mod etcd;
 mod fleet;
 mod logging;
 mod offline;
@@ -37,6 +38,12 @@ enum Command {
     Proxy(proxy::Args),
     /// Show the proxies of a control plane: in sync, or why not; exits with 1 when one is not.
     Status(status::Args),
+    /// Write resources to the etcd of control planes.
+    Apply(etcd::ApplyArgs),
+    /// Show resources in the etcd of control planes.
+    Get(etcd::GetArgs),
+    /// Remove a resource from the etcd of control planes.
+    Delete(etcd::DeleteArgs),
     /// Let the binary that is now at the path of a running `selvedge run` take over from it, without losing a connection.
     Upgrade {
         /// Process id of the one that runs.
@@ -64,6 +71,9 @@ fn main() -> ExitCode {
         Command::Control(args) => control::run(&args, &cli.log),
         Command::Proxy(args) => proxy::run(&args, &cli.log),
         Command::Status(args) => status::run(&args),
+        Command::Apply(args) => etcd::apply(&args),
+        Command::Get(args) => etcd::get(&args),
+        Command::Delete(args) => etcd::delete(&args),
         Command::Upgrade { pid } => run::handover::ask(pid).map(|()| {
             println!("asked process {pid} to upgrade; its log says how it goes");
             ExitCode::SUCCESS

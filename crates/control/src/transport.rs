@@ -234,7 +234,7 @@ impl Dial for Dialer {
 }
 
 /// The innermost causes of an error say what is wrong.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut next = error.source();
     while let Some(cause) = next {

@@ -5,7 +5,7 @@ use super::{
     join::{Joined, Workloads},
     node::{Action, Event, Group, Millis, Node, Sight},
     scope::{Interest, Role, Wanted, scope},
-    version::{Sum, Version, read_key},
+    version::{Sum, Version, canonical, read_key},
 };
 use crate::proto::discovery::{
     Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message, subscription::What,
@@ -131,6 +131,11 @@ impl Hub {
     /// Number of resources that a proxy sees.
     pub fn sees(&self, member: &Member) -> usize {
         member.view.and_then(|view| self.views.get(&view)).map_or(0, |view| view.keys.len())
+    }
+
+    /// Workloads that have joined or left, since it was last asked.
+    pub fn take_joined(&mut self) -> BTreeMap<ResourceKey, Option<Vec<u8>>> {
+        self.joined.take_changed()
     }
 
     /// What is to be sent, since it was last asked.
@@ -336,7 +341,10 @@ impl Hub {
     fn register(&mut self, now: Millis, node: NodeId, register: &Register) {
         let Some(member) = self.members.get(&node) else { return };
         let identity = member.proves.then(|| member.identity.clone()).flatten();
-        let known = |key: &ResourceKey| self.graph.get(key).is_some();
+        // What another control plane knows of the same workload is no other one.
+        let known = |resource: &Resource| {
+            self.graph.get(&resource.key()).is_some_and(|entry| entry.version != canonical(resource).1)
+        };
         let taken = |address| self.graph.find(&Token::Address(address)).cloned().collect::<Vec<_>>();
         let (refused, changes) = match self.joined.register(node, identity.as_ref(), &register.workload, known, taken) {
             Ok(Joined::New(resource)) => (String::new(), vec![(resource.key(), Some(resource))]),

@@ -17,6 +17,8 @@ const MAX_BYTES: usize = 256 * 1024;
 #[derive(Default)]
 pub struct Workloads {
     all: BTreeMap<ResourceKey, Member>,
+    /// For whoever shares them with other control planes.
+    changed: BTreeMap<ResourceKey, Option<Vec<u8>>>,
 }
 
 struct Member {
@@ -41,7 +43,7 @@ impl Workloads {
         node: NodeId,
         identity: Option<&SpiffeId>,
         json: &[u8],
-        known: impl Fn(&ResourceKey) -> bool,
+        known: impl Fn(&Resource) -> bool,
         taken: impl Fn(IpAddr) -> Vec<ResourceKey>,
     ) -> Result<Joined, String> {
         if json.len() > MAX_BYTES {
@@ -67,7 +69,7 @@ impl Workloads {
             }
         }
         let mine = self.all.get(&key);
-        if mine.is_none() && known(&key) {
+        if mine.is_none() && known(&resource) {
             return Err(format!("{key} is written in the configuration already; give this one another name"));
         }
         if mine.is_some_and(|m| m.node != node && m.until.is_none()) {
@@ -85,6 +87,7 @@ impl Workloads {
             return Err(format!("one proxy brings {MAX_WORKLOADS} workloads at most"));
         }
         let same = mine.is_some_and(|m| m.json == json);
+        self.changed.insert(key.clone(), Some(json.to_vec()));
         self.all.insert(key, Member { node, json: json.to_vec(), until: None });
         Ok(if same { Joined::Same } else { Joined::New(resource) })
     }
@@ -92,12 +95,12 @@ impl Workloads {
     /// Takes one of a stream's workloads out.
     pub fn withdraw(&mut self, node: NodeId, key: &ResourceKey) -> Option<(ResourceKey, Option<Resource>)> {
         let mine = self.all.get(key).is_some_and(|member| member.node == node);
-        mine.then(|| self.all.remove(key))?.map(|_| (key.clone(), None))
+        mine.then(|| self.take(key.clone()))
     }
 
     /// Takes all of a stream's workloads out: it ends cleanly.
     pub fn leave(&mut self, node: NodeId) -> Changes {
-        self.all.extract_if(.., |_, member| member.node == node).map(|(key, _)| (key, None)).collect()
+        self.take_all(|member| member.node == node)
     }
 
     /// The stream broke.
@@ -114,23 +117,45 @@ impl Workloads {
 
     /// Takes those out that did not come back in time.
     pub fn expired(&mut self, now: Millis) -> Changes {
-        self.all.extract_if(.., |_, member| member.until.is_some_and(|at| at <= now)).map(|(k, _)| (k, None)).collect()
+        self.take_all(|member| member.until.is_some_and(|at| at <= now))
     }
 
     pub fn next_expiry(&self) -> Option<Millis> {
         self.all.values().filter_map(|member| member.until).min()
     }
 
-    /// Changes of the source, without what it says of those that have joined: what is written wins from then on, and
-    /// what is no longer written does not take away who has joined meanwhile.
+    /// Changes of the source, without what it says of those that have joined here: another control plane's word of the
+    /// same is no news, and what is no longer written does not take away who is here. What else is written wins.
     pub fn shadow(&mut self, mut changes: Changes) -> Changes {
-        changes.retain(|(key, resource)| match resource {
-            Some(_) => {
-                self.all.remove(key);
-                true
+        changes.retain(|(key, resource)| match (self.all.get(key), resource) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(member), Some(resource)) => {
+                let same = serde_json::from_slice(&member.json).is_ok_and(|value: serde_json::Value| {
+                    Resource::from_value(&value).is_ok_and(|joined| joined == *resource)
+                });
+                if !same {
+                    self.take(key.clone());
+                }
+                !same
             }
-            None => !self.all.contains_key(key),
         });
         changes
+    }
+
+    /// Who has joined (with JSON) and left since it was last asked.
+    pub fn take_changed(&mut self) -> BTreeMap<ResourceKey, Option<Vec<u8>>> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn take(&mut self, key: ResourceKey) -> (ResourceKey, Option<Resource>) {
+        self.all.remove(&key);
+        self.changed.insert(key.clone(), None);
+        (key, None)
+    }
+
+    fn take_all(&mut self, which: impl Fn(&Member) -> bool) -> Changes {
+        let gone: Vec<_> = self.all.iter().filter(|(_, member)| which(member)).map(|(key, _)| key.clone()).collect();
+        gone.into_iter().map(|key| self.take(key)).collect()
     }
 }

@@ -15,7 +15,7 @@ use crate::{
     transport::PeerInfo,
 };
 use futures_util::{Stream, StreamExt, stream};
-use selvedge_model::Resources;
+use selvedge_model::{ResourceKey, Resources};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -56,7 +56,11 @@ struct State {
     mail: HashMap<NodeId, Mailbox>,
     next: NodeId,
     resources: Resources,
+    share: Option<Share>,
 }
+
+/// Is told of workloads that join (with their JSON) and leave.
+pub type Share = Box<dyn Fn(ResourceKey, Option<Vec<u8>>) + Send>;
 
 struct Mailbox {
     outputs: mpsc::Sender<Output>,
@@ -95,7 +99,8 @@ pub struct NodeStatus {
 impl Publisher {
     /// `name` is how proxies' logs call this control plane.
     pub fn new(name: &str) -> Self {
-        let state = State { hub: Hub::new(0), mail: HashMap::new(), next: 0, resources: Resources::default() };
+        let state =
+            State { hub: Hub::new(0), mail: HashMap::new(), next: 0, resources: Resources::default(), share: None };
         let shared =
             Shared { name: name.to_owned(), began: Instant::now(), state: Mutex::new(state), wake: Notify::new() };
         Self { shared: Arc::new(shared) }
@@ -104,6 +109,11 @@ impl Publisher {
     /// The service, to be mounted on a server whose connections have a [`PeerInfo`].
     pub fn service(&self) -> DiscoveryServer<Service> {
         DiscoveryServer::new(Service { shared: self.shared.clone() }).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Workloads that join here are to be known to other control planes.
+    pub fn share(&self, share: Share) {
+        self.shared.lock().share = Some(share);
     }
 
     /// Publishes what is in effect, and each change of it. Ends with the engine.
@@ -225,6 +235,10 @@ impl Shared {
 
 impl State {
     fn deliver(&mut self) {
+        let joined = self.hub.take_joined();
+        if let Some(share) = &self.share {
+            joined.into_iter().for_each(|(key, json)| share(key, json));
+        }
         for (node, output) in self.hub.take_output() {
             let last = matches!(output, Output::Close(_));
             let Some(mail) = self.mail.get(&node) else { continue };

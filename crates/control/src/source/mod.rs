@@ -1,5 +1,6 @@
 //! Where resources come from.
 
+pub mod etcd;
 mod files;
 pub mod folder;
 mod grace;

@@ -21,6 +21,8 @@ const PER_MESSAGE: usize = 1_000;
 pub const MAX_WANTED: usize = 8_192;
 /// Something that is not known is asked for again after this long, should anybody want it still.
 const UNKNOWN: Millis = 30_000;
+/// Until a workload that was refused asks again.
+const JOIN_AGAIN: Millis = 2_000;
 /// Bytes of one update, over all its messages.
 const MAX_UPDATE: usize = 256 * 1024 * 1024;
 
@@ -111,6 +113,8 @@ pub struct Machine {
     registered: BTreeMap<String, Bytes>,
     /// Registrations that wait for their answer.
     asked: BTreeMap<u64, String>,
+    /// Those that were refused, and when to ask again: the reason may have gone.
+    refused: BTreeMap<String, Millis>,
     leaving: bool,
 }
 
@@ -144,6 +148,7 @@ impl Machine {
             next: 0,
             registered: BTreeMap::new(),
             asked: BTreeMap::new(),
+            refused: BTreeMap::new(),
             leaving: false,
             me,
         };
@@ -193,6 +198,7 @@ impl Machine {
                 }
             }
             Event::Withdraw { key } => {
+                self.refused.remove(&key);
                 if self.registered.remove(&key).is_some() && self.is_open() {
                     actions.push(say(Say::Withdraw(Withdraw { key })));
                 }
@@ -215,6 +221,13 @@ impl Machine {
         {
             self.state = State::Connecting;
             actions.push(Action::Connect(self.url().to_owned()));
+        }
+        let again: Vec<String> =
+            self.refused.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        let open = self.is_open();
+        for key in again.iter().filter(|_| open) {
+            self.refused.insert(key.clone(), now + JOIN_AGAIN);
+            self.register(key, actions);
         }
         let old: Vec<Wanted> = self
             .wanted
@@ -284,7 +297,10 @@ impl Machine {
             Some(Message::Update(update)) => self.update(now, update, actions),
             Some(Message::Registered(registered)) => {
                 let key = self.asked.remove(&registered.number);
-                if let Some(key) = key.filter(|_| !registered.refused.is_empty()) {
+                let Some(key) = key else { return };
+                if registered.refused.is_empty() {
+                    self.refused.remove(&key);
+                } else if self.refused.insert(key.clone(), now + JOIN_AGAIN).is_none() {
                     actions.push(Action::Refused(format!("{key} cannot join: {}", registered.refused)));
                 }
             }

@@ -1,0 +1,120 @@
+//! Following etcd: everything once, then each change, for as long as it takes.
+
+use super::client::Client;
+use crate::proto::etcd::{KeyValue, WatchCreateRequest, WatchRequest, event::EventType, watch_request::RequestUnion};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tonic::transport::Channel;
+
+/// What has come.
+#[derive(Debug)]
+pub enum Batch {
+    Everything(Vec<KeyValue>),
+    /// Keys with their new values; `None` when they are gone.
+    Changes(Vec<(Vec<u8>, Option<Vec<u8>>)>),
+    /// It cannot be reached, or reached again (`None`).
+    Down(Option<String>),
+}
+
+/// First and longest wait between tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Follows until nobody wants to know any more.
+pub async fn follow(client: Arc<Client>, batches: mpsc::Sender<Batch>) {
+    let mut revision = 0;
+    let mut wait = BACKOFF.0;
+    loop {
+        let before = revision;
+        let why = match once(&client, &mut revision, &batches).await {
+            Ok(()) => return,
+            Err(why) => why,
+        };
+        if revision != before {
+            wait = BACKOFF.0;
+        }
+        client.another();
+        if batches.send(Batch::Down(Some(why))).await.is_err() {
+            return;
+        }
+        let jitter: f64 = rand::random_range(0.5..1.0);
+        tokio::time::sleep(wait.mul_f64(jitter)).await;
+        wait = (wait * 2).min(BACKOFF.1);
+    }
+}
+
+/// One connection. `revision` is what is known already; 0 when nothing is.
+async fn once(client: &Client, revision: &mut i64, batches: &mpsc::Sender<Batch>) -> Result<(), String> {
+    let channel = client.connect().await?;
+    loop {
+        if *revision == 0 {
+            let all = client.everything(&channel).await?;
+            *revision = all.revision;
+            if batches.send(Batch::Everything(all.kvs)).await.is_err() {
+                return Ok(());
+            }
+        }
+        match watch(client, channel.clone(), revision, batches).await? {
+            Watched::Unwanted => return Ok(()),
+            // What happened meanwhile is forgotten: everything must be looked at again.
+            Watched::Compacted => *revision = 0,
+        }
+    }
+}
+
+enum Watched {
+    Unwanted,
+    Compacted,
+}
+
+async fn watch(
+    client: &Client,
+    channel: Channel,
+    revision: &mut i64,
+    batches: &mpsc::Sender<Batch>,
+) -> Result<Watched, String> {
+    let key = format!("{}/", client.prefix()).into_bytes();
+    let create = WatchCreateRequest {
+        range_end: super::client::end(&key),
+        key,
+        start_revision: *revision + 1,
+        progress_notify: true,
+        prev_kv: false,
+        watch_id: 0,
+        fragment: true,
+    };
+    let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    // The stream of requests stays open: its end would end the watch.
+    let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+    let answers = Client::watch(channel).watch(requests).await.map_err(|e| format!("etcd: {e}"))?;
+    let mut answers = answers.into_inner();
+    let mut changes = Vec::new();
+    while let Some(answer) = answers.message().await.map_err(|e| format!("etcd: {e}"))? {
+        if answer.canceled {
+            return match answer.compact_revision {
+                0 => Err(format!("etcd has ended the watch: {}", answer.cancel_reason)),
+                _ => Ok(Watched::Compacted),
+            };
+        }
+        if answer.created && batches.send(Batch::Down(None)).await.is_err() {
+            return Ok(Watched::Unwanted);
+        }
+        for event in answer.events {
+            let deleted = event.r#type() == EventType::Delete;
+            let Some(kv) = event.kv else { continue };
+            changes.push((kv.key, (!deleted).then_some(kv.value)));
+        }
+        // All fragments belong to one revision.
+        if answer.fragment {
+            continue;
+        }
+        if !changes.is_empty() && batches.send(Batch::Changes(std::mem::take(&mut changes))).await.is_err() {
+            return Ok(Watched::Unwanted);
+        }
+        // `created` tells of the present, while changes from before may be yet to come.
+        if let Some(header) = answer.header.filter(|_| !answer.created) {
+            *revision = header.revision.max(*revision);
+        }
+    }
+    Err("etcd has ended the watch".to_owned())
+}
