@@ -11,14 +11,17 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use discover::OnDemand;
 use register::Registration;
+use selvedge_compile::{FixedPort, LocalWorkload, Options, Ports, Position, snapshot::Netns};
 use selvedge_control::{
     proto::discovery::{Hello, Role as WireRole},
+    publish::scope::Wanted,
     source::stream::{StreamSource, machine::Me},
     transport::Dialer,
 };
 use selvedge_identity::Identities;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
+    net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
@@ -46,12 +49,59 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub register: Option<PathBuf>,
     #[command(flatten)]
+    pub ports: PortArgs,
+    #[command(flatten)]
     pub identity: Files,
     /// Service account of the control planes in the namespace selvedge-system.
     #[arg(long, default_value = "control", value_name = "NAME")]
     pub control_account: String,
     #[command(flatten)]
     pub common: Common,
+}
+
+/// Where a proxy beside workloads takes their connections.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PortArgs {
+    /// Take connections that `selvedge capture` redirects: those that leave on port 15001, those that come on 15006.
+    #[arg(long)]
+    pub capture: bool,
+    /// Where connections of other members of the mesh arrive (HBONE), or `off`.
+    #[arg(long, default_value = "0.0.0.0:15008", value_name = "ADDRESS", value_parser = hbone)]
+    pub hbone: Hbone,
+    /// Where the workload can use this proxy as an HTTP proxy.
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_proxy: Option<SocketAddr>,
+    /// A port of this proxy that leads to one destination: `127.0.0.1:9000=orders.shop:80`; may be given several times.
+    #[arg(long, value_name = "LISTEN=HOST:PORT", value_parser = fixed)]
+    pub to: Vec<FixedPort>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Hbone(Option<SocketAddr>);
+
+fn hbone(text: &str) -> Result<Hbone, String> {
+    match text {
+        "off" => Ok(Hbone(None)),
+        _ => {
+            text.parse().map(|at| Hbone(Some(at))).map_err(|_| "is neither an address with a port nor `off`".to_owned())
+        }
+    }
+}
+
+fn fixed(text: &str) -> Result<FixedPort, String> {
+    let form = "has the form LISTEN=HOST:PORT, such as 127.0.0.1:9000=orders.shop:80";
+    let (listen, to) = text.split_once('=').ok_or(form)?;
+    let (host, port) = to.rsplit_once(':').ok_or(form)?;
+    let listen = listen.parse().map_err(|_| form)?;
+    let port = port.parse().map_err(|_| form)?;
+    Ok(FixedPort { listen, host: host.trim_matches(['[', ']']).to_ascii_lowercase(), port })
+}
+
+impl PortArgs {
+    fn ports(&self) -> Ports {
+        let Self { capture, hbone, http_proxy, to } = self;
+        Ports { capture: *capture, hbone: hbone.0, http_proxy: *http_proxy, fixed: to.clone() }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -72,6 +122,9 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
         bail!("a proxy beside workloads needs to know them: give --workload NAMESPACE/NAME, or --register FILE");
     }
     let registration = args.register.as_deref().map(Registration::read).transpose()?;
+    for workload in &args.workload {
+        ensure!(workload.split('/').count() == 2, "--workload {workload}: write NAMESPACE/NAME");
+    }
     run::process(&args.common, log, || feed(args, registration))
 }
 
@@ -104,6 +157,21 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         subscriptions: Vec::new(),
         host,
     };
+    let options = Options {
+        position: position(args, &hello.workloads, registration.as_ref()),
+        identity: own.clone().filter(|_| args.role == Role::Gateway),
+        ..args.common.options()
+    };
+    // What a port always leads to is in use from the start.
+    let fixed: Vec<Wanted> = args
+        .ports
+        .to
+        .iter()
+        .map(|to| match to.host.parse() {
+            Ok(address) => Wanted::Address(address),
+            Err(_) => Wanted::Host(to.host.clone()),
+        })
+        .collect();
     let expect = fleet::control_plane(own.as_ref(), &args.control_account).context("--control-account")?;
     let dialer = Dialer { identities: identities.clone(), own, expect };
     // Seeded by the operating system: proxies that start at once must not come at once.
@@ -113,12 +181,32 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     if let Some(registration) = registration {
         tokio::spawn(registration.keep(handle.clone()));
     }
+    for wanted in fixed {
+        tokio::spawn(handle.want(wanted));
+    }
     let leaving = handle.clone();
     Ok(Feed {
         source: Box::new(source),
-        options: args.common.options(),
+        options,
         identities,
         discover: Some(Arc::new(OnDemand::new(handle))),
         leave: Some(Box::pin(async move { leaving.leave().await })),
     })
+}
+
+fn position(args: &Args, workloads: &[String], registration: Option<&Registration>) -> Position {
+    if args.role == Role::Gateway {
+        return Position::Gateway;
+    }
+    let local = workloads.iter().filter_map(|workload| {
+        let (namespace, name) = workload.split_once('/')?;
+        Some(LocalWorkload {
+            namespace: namespace.to_owned(),
+            workload: name.to_owned(),
+            own: registration.filter(|r| r.name() == *workload).map(Registration::workload),
+            netns: Netns::default(),
+            ports: args.ports.ports(),
+        })
+    });
+    Position::Workloads(local.collect())
 }

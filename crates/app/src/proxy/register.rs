@@ -6,10 +6,10 @@ use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use selvedge_control::{publish::version::canonical, source::stream::Handle};
 use selvedge_model::{
-    Limits, Resource, parse,
+    Limits, Resource, Workload, parse,
     traffic::{HealthCheck, HealthCheckType},
 };
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tokio::net::TcpStream;
 
 /// A Workload and how it is checked.
@@ -18,6 +18,7 @@ pub struct Registration {
     key: String,
     name: String,
     json: Bytes,
+    workload: Arc<Workload>,
     check: Option<Check>,
 }
 
@@ -66,6 +67,7 @@ impl Registration {
             name: format!("{}/{}", key.namespace, key.name),
             key: key.to_string(),
             json: canonical(resource).0,
+            workload: workload.clone(),
             check,
         })
     }
@@ -73,6 +75,10 @@ impl Registration {
     /// `namespace/name`
     pub fn name(&self) -> String {
         self.name.clone()
+    }
+
+    pub fn workload(&self) -> Arc<Workload> {
+        self.workload.clone()
     }
 
     /// Keeps the workload in the mesh while it is well. Never returns.

@@ -1,9 +1,9 @@
 //! Calls to etcd's v3 API (etcd.io/docs/v3.6/learning/api): over whichever endpoint answers.
 
 use crate::proto::etcd::{
-    Compare, DeleteRangeRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest, compare, kv_client::KvClient, lease_client::LeaseClient, request_op::Request,
-    watch_client::WatchClient,
+    CompactionRequest, Compare, DeleteRangeRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
+    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare, kv_client::KvClient,
+    lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
 };
 use selvedge_model::{Kind, ResourceKey};
 use std::{
@@ -204,6 +204,12 @@ impl Client {
         let answer =
             tokio::time::timeout(CALL, answers.message()).await.map_err(|_| "etcd does not answer".to_owned())?;
         Ok(answer.map_err(failed)?.is_some_and(|answer| answer.ttl > 0))
+    }
+
+    /// Forgets the history before a revision.
+    pub async fn compact(&self, channel: &Channel, revision: i64) -> Result<(), String> {
+        let request = CompactionRequest { revision, physical: true };
+        call(KvClient::new(channel.clone()).compact(request)).await.map(|_| ())
     }
 
     /// Ends a lease, and every key in it.

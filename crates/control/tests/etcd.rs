@@ -1,0 +1,209 @@
+//! Against a real etcd.
+
+use selvedge_compile::Options;
+use selvedge_control::{
+    Current, Engine,
+    publish::version::canonical,
+    source::etcd::{Client, EtcdSource, Keeper, Leader},
+};
+use selvedge_model::{Kind, Limits, Resource, ResourceKey, parse};
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+struct Etcd {
+    process: Child,
+    folder: tempfile::TempDir,
+    client: SocketAddr,
+    peer: SocketAddr,
+}
+
+/// None, with a word on why, where etcd is not installed.
+fn etcd() -> Option<Etcd> {
+    let free = || TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (client, peer) = (free(), free());
+    match start(&folder, client, peer) {
+        Ok(process) => Some(Etcd { process, folder, client, peer }),
+        Err(_) => {
+            eprintln!("etcd is not installed (package etcd-server): not tested");
+            None
+        }
+    }
+}
+
+fn start(folder: &tempfile::TempDir, client: SocketAddr, peer: SocketAddr) -> std::io::Result<Child> {
+    let url = |address: SocketAddr| format!("http://{address}");
+    Command::new("etcd")
+        .arg("--data-dir")
+        .arg(folder.path())
+        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
+        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
+        .args(["--initial-cluster", &format!("default={}", url(peer))])
+        .args(["--unsafe-no-fsync", "--log-level", "error"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+impl Etcd {
+    fn client(&self) -> Arc<Client> {
+        Arc::new(Client::new(vec![format!("http://{}", self.client)], "/selvedge"))
+    }
+
+    async fn ready(&self) -> Channel {
+        let client = self.client();
+        let waiting = async {
+            loop {
+                if let Ok(channel) = client.connect().await
+                    && client.everything(&channel).await.is_ok()
+                {
+                    return channel;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("etcd answers")
+    }
+
+    fn stop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    fn restart(&mut self) {
+        self.process = start(&self.folder, self.client, self.peer).expect("etcd starts again");
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn service(name: &str, port: u16) -> Resource {
+    let yaml = format!(
+        "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{ports: [{{port: {port}}}]}}}}"
+    );
+    parse("test", yaml.as_bytes(), &Limits::default()).loaded.remove(0).resource.expect("sound")
+}
+
+async fn put(client: &Client, channel: &Channel, resource: &Resource) {
+    let json = canonical(resource).0.to_vec();
+    client.put(channel, &client.path(&resource.key()), json, 0).await.expect("written");
+}
+
+fn engine(client: Arc<Client>) -> watch::Receiver<Arc<Current>> {
+    let source = Box::new(EtcdSource::new(client));
+    let engine = Engine::with(source, None, Options::default(), Box::new(|_| Vec::new()));
+    let current = engine.current();
+    tokio::spawn(engine.run(Arc::default()));
+    current
+}
+
+async fn until(current: &mut watch::Receiver<Arc<Current>>, what: &str, so: impl FnMut(&Arc<Current>) -> bool) {
+    let waited = tokio::time::timeout(Duration::from_secs(20), current.wait_for(so)).await;
+    waited.unwrap_or_else(|_| panic!("never: {what}")).expect("the engine runs");
+}
+
+fn names(current: &Current) -> Vec<String> {
+    current.resources.iter().map(|r| r.key().to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resources_are_followed_through_outage_and_compaction() {
+    let Some(mut etcd) = etcd() else { return };
+    let (client, channel) = (etcd.client(), etcd.ready().await);
+    put(&client, &channel, &service("a", 80)).await;
+    let mut current = engine(client.clone());
+    until(&mut current, "one", |c| names(c) == ["Service shop/a"] && !c.last_good).await;
+    put(&client, &channel, &service("b", 80)).await;
+    until(&mut current, "two", |c| names(c).len() == 2).await;
+    // What is broken leaves what was good.
+    let path = client.path(&ResourceKey::new(Kind::Service, "shop", "b"));
+    client.put(&channel, &path, b"kind: Servic\n".to_vec(), 0).await.unwrap();
+    until(&mut current, "kept", |c| c.last_good && names(c).len() == 2 && !c.diagnostics.is_empty()).await;
+    client.delete(&channel, &path).await.unwrap();
+    until(&mut current, "one again", |c| names(c) == ["Service shop/a"] && !c.last_good).await;
+    // Down: what is known stays. Up again: what has changed comes.
+    etcd.stop();
+    until(&mut current, "down", |c| c.last_good && names(c) == ["Service shop/a"]).await;
+    etcd.restart();
+    let channel = etcd.ready().await;
+    put(&client, &channel, &service("c", 80)).await;
+    until(&mut current, "after the outage", |c| names(c) == ["Service shop/a", "Service shop/c"] && !c.last_good).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
+    let Some(mut etcd) = etcd() else { return };
+    let (client, channel) = (etcd.client(), etcd.ready().await);
+    put(&client, &channel, &service("a", 80)).await;
+    put(&client, &channel, &service("gone", 80)).await;
+    let source = Box::new(EtcdSource::new(client.clone()));
+    let engine = Engine::with(source, None, Options::default(), Box::new(|_| Vec::new()));
+    let mut current = engine.current();
+    tokio::spawn(engine.run(Arc::default()));
+    until(&mut current, "two", |c| names(c).len() == 2).await;
+    // Through another port nobody watches: the follower is cut off while history is made and forgotten.
+    etcd.stop();
+    until(&mut current, "down", |c| c.last_good).await;
+    let (theirs, free) = (etcd.client, TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap());
+    etcd.client = free;
+    etcd.restart();
+    let (aside, channel) = (etcd.client(), etcd.ready().await);
+    aside.delete(&channel, &aside.path(&ResourceKey::new(Kind::Service, "shop", "gone"))).await.unwrap();
+    for port in 81..90 {
+        put(&aside, &channel, &service("a", port)).await;
+    }
+    let revision = aside.everything(&channel).await.unwrap().revision;
+    aside.compact(&channel, revision).await.unwrap();
+    etcd.stop();
+    etcd.client = theirs;
+    etcd.restart();
+    etcd.ready().await;
+    until(&mut current, "the newest", |c| names(c) == ["Service shop/a"] && !c.last_good).await;
+    let service = current.borrow().resources.service("shop", "a").cloned().unwrap();
+    assert_eq!(service.spec.ports[0].port, 89);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_leads_and_what_joined_through_it_ends_with_it() {
+    let Some(etcd) = etcd() else { return };
+    let channel = etcd.ready().await;
+    let (one, two) = (Keeper::new(etcd.client(), "one"), Keeper::new(etcd.client(), "two"));
+    let mut one_leads = one.leads();
+    let first = tokio::spawn(one.clone().run());
+    one_leads.wait_for(|leads| *leads).await.unwrap();
+    let mut two_leads = two.leads();
+    tokio::spawn(two.clone().run());
+    let key = |name: &str| ResourceKey::new(Kind::Workload, "shop", name);
+    one.joined(key("w1"), Some(b"{}".to_vec()));
+    one.joined(key("w2"), Some(b"{}".to_vec()));
+    let client = etcd.client();
+    let present = async |name: &str| client.lease_of(&channel, &client.joined(&key(name))).await.unwrap();
+    let wait = async |what: &str, mut so: Box<dyn FnMut(Option<i64>, Option<i64>) -> bool>| {
+        let waiting = async {
+            while !so(present("w1").await, present("w2").await) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+    };
+    wait("both are there", Box::new(|w1, w2| w1.is_some() && w2.is_some())).await;
+    assert!(!*two_leads.borrow());
+    // One moves to the other control plane; the word of the first no longer counts.
+    let lease = present("w1").await;
+    two.joined(key("w1"), Some(b"{}".to_vec()));
+    wait("taken over", Box::new(move |w1, _| w1.is_some() && w1 != lease)).await;
+    one.joined(key("w1"), None);
+    first.abort();
+    wait("the rest of the first has ended", Box::new(|w1, w2| w1.is_some() && w2.is_none())).await;
+    tokio::time::timeout(Duration::from_secs(20), two_leads.wait_for(|leads| *leads)).await.expect("in time").unwrap();
+}
