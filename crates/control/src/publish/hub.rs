@@ -55,6 +55,8 @@ pub struct Hub {
     joined: Workloads,
     settles: Millis,
     settled: bool,
+    /// Workloads that went since the start, until it has settled: they do not come back.
+    went: BTreeSet<ResourceKey>,
     out: Vec<(NodeId, Output)>,
 }
 
@@ -84,6 +86,7 @@ struct Seen<'a> {
     graph: &'a Graph,
     view: &'a View,
     settled: bool,
+    went: &'a BTreeSet<ResourceKey>,
 }
 
 impl Sight for Seen<'_> {
@@ -100,7 +103,7 @@ impl Sight for Seen<'_> {
     }
 
     fn may_come(&self, key: &ResourceKey) -> bool {
-        !self.settled && key.kind == Kind::Workload && self.graph.get(key).is_none()
+        !self.settled && key.kind == Kind::Workload && self.graph.get(key).is_none() && !self.went.contains(key)
     }
 }
 
@@ -118,6 +121,7 @@ impl Hub {
             joined: Workloads::default(),
             settles: now + SETTLE,
             settled: false,
+            went: BTreeSet::new(),
             out: Vec::new(),
         }
     }
@@ -214,7 +218,10 @@ impl Hub {
     /// Time has passed.
     pub fn tick(&mut self, now: Millis) {
         let settled = !self.settled && now >= self.settles;
-        self.settled |= settled;
+        if settled {
+            self.settled = true;
+            self.went.clear();
+        }
         let gone = self.joined.expired(now);
         self.change(now, gone);
         for node in self.members.keys().copied().collect::<Vec<_>>() {
@@ -329,7 +336,7 @@ impl Hub {
         let known = |wanted: &Option<Wanted>| wanted.as_ref().is_some_and(|w| view.known.contains(w));
         let answers = asked.iter().map(|(number, wanted)| Answer { number: *number, known: known(wanted) }).collect();
         if let Some(member) = self.members.get_mut(&node) {
-            let seen = Seen { graph: &self.graph, view, settled: self.settled };
+            let seen = Seen { graph: &self.graph, view, settled: self.settled, went: &self.went };
             // Both in one update.
             member.node.note(&changed);
             let actions = member.node.step(now, Event::Answers(answers), &seen);
@@ -362,7 +369,12 @@ impl Hub {
         for (key, resource) in changes {
             let touched = match &resource {
                 Some(resource) => self.graph.upsert(resource),
-                None => self.graph.remove(&key),
+                None => {
+                    if !self.settled && key.kind == Kind::Workload {
+                        self.went.insert(key.clone());
+                    }
+                    self.graph.remove(&key)
+                }
             };
             if touched.same {
                 continue;
@@ -482,7 +494,7 @@ impl Hub {
     fn step(&mut self, now: Millis, node: NodeId, event: Event<'_>) {
         let Some(member) = self.members.get_mut(&node) else { return };
         let Some(view) = member.view.and_then(|view| self.views.get(&view)) else { return };
-        let seen = Seen { graph: &self.graph, view, settled: self.settled };
+        let seen = Seen { graph: &self.graph, view, settled: self.settled, went: &self.went };
         let actions = member.node.step(now, event, &seen);
         self.act(now, node, actions);
     }
