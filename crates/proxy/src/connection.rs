@@ -1,6 +1,7 @@
 //! A connection from accept to its protocol: PROXY header, TLS, then HTTP or bytes.
 
 use crate::{
+    access::{At, Live},
     Error, Request, Response,
     codec::{self, Service},
     drain::{Drain, Drainer},
@@ -156,10 +157,14 @@ impl Fresh {
                 let mut io = Io::from(self.tcp);
                 io.unread(read);
                 let handle = self.table.streams.clone().unwrap_or_else(|| self.table.nowhere.clone());
-                let facts = facts(self.worker, local, self.direct, peer, None, handle.clone()).into();
+                let facts = Arc::new(facts(self.worker, local, self.direct, peer, None, handle.clone()));
                 let metrics = self.table.stream_route.clone();
                 let options = listener.options.clone();
-                let stream = l4::Stream { io, worker: self.worker, facts, handle, metrics, options, drain: self.drain };
+                let at =
+                    At { shared: &self.shared, listener: &self.listener, facts: &facts, table: &self.table };
+                let live = Some(Live::stream(&at, &options, options.access.clone()));
+                let (worker, drain) = (self.worker, self.drain);
+                let stream = l4::Stream { io, worker, facts, handle, metrics, options, drain, live };
                 l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
                 Ok(())
             }
@@ -174,6 +179,7 @@ impl Fresh {
         let LiveProtocol::Tls { acceptor, .. } = &table.protocol else { return Ok(()) };
         let accepted = Box::pin(acceptor.accept(self.tcp, read, self.deadline)).await;
         let socket = &table.socket;
+        let place = (&self.shared, &self.listener, &table);
         match accepted {
             Ok(Accepted::Terminated { io, listener, session }) => {
                 let kind = if session.resumed { Handshake::Resumed } else { Handshake::Full };
@@ -202,14 +208,14 @@ impl Fresh {
                     }
                     _ => {
                         let stream = (Io::from(*io), tls, session.sni);
-                        l4_tls(stream, &listener, &table, (self.worker, local, self.direct, peer), self.drain).await;
+                        l4_tls(stream, &listener, place, (self.worker, local, self.direct, peer), self.drain).await;
                         Ok(())
                     }
                 }
             }
             Ok(Accepted::Passthrough { io, listener, sni }) => {
                 let tls = TlsFacts { sni: sni.clone().map(String::into_boxed_str), ..TlsFacts::default() };
-                l4_tls((io, tls, sni), &listener, &table, (self.worker, local, self.direct, peer), self.drain).await;
+                l4_tls((io, tls, sni), &listener, place, (self.worker, local, self.direct, peer), self.drain).await;
                 Ok(())
             }
             Err(error) => {
@@ -230,7 +236,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 async fn l4_tls(
     (io, tls, sni): (Io, TlsFacts, Option<String>),
     listener: &TlsListener,
-    table: &Arc<ListenerTable>,
+    (shared, open, table): (&Arc<Shared>, &Arc<OpenListener>, &Arc<ListenerTable>),
     (worker, local, direct, peer): (WorkerId, SocketAddr, SocketAddr, SocketAddr),
     drain: Drain,
 ) {
@@ -241,9 +247,10 @@ async fn l4_tls(
     };
     let route = routes.find(sni.as_deref().unwrap_or(""));
     let handle = table.stream_handle(&listener.name);
-    let facts = facts(worker, local, direct, peer, Some(tls), handle.clone()).into();
+    let facts = Arc::new(facts(worker, local, direct, peer, Some(tls), handle.clone()));
+    let live = Some(Live::stream(&At { shared, listener: open, facts: &facts, table }, options, options.access.clone()));
     let metrics = route.and_then(|route| table.stream_metrics(&listener.name, &route.name));
-    let stream = l4::Stream { io, worker, facts, handle, metrics, options: options.clone(), drain };
+    let stream = l4::Stream { io, worker, facts, handle, metrics, options: options.clone(), drain, live };
     l4::serve(stream, route.map(Arc::as_ref), &table.clusters).await;
 }
 

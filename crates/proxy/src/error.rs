@@ -50,6 +50,8 @@ pub enum Kind {
     Cancelled,
     /// Overload: memory or connections are above their threshold.
     Shed,
+    /// An AccessPolicy, or the default where there is none, does not allow it.
+    Denied,
     Internal,
 }
 

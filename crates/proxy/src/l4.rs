@@ -2,6 +2,7 @@
 
 use crate::{
     Error,
+    access::{self, Live},
     balance::Pick,
     cluster::LiveCluster,
     connect::ClientAddress,
@@ -37,6 +38,8 @@ pub struct Stream {
     pub metrics: Option<Arc<RouteMetrics>>,
     pub options: Arc<L4Options>,
     pub drain: Drain,
+    /// Who connects, to be judged now and when policies change; `None` lets everybody.
+    pub live: Option<Live>,
 }
 
 /// Endpoints tried for one connection.
@@ -46,8 +49,28 @@ const MAX_TRIES: usize = 3;
 /// and does not take it for an empty answer.
 pub async fn serve(stream: Stream, route: Option<&L4Route>, clusters: &[Arc<LiveCluster>]) {
     let mut record = begin(&stream.facts, &stream.handle, stream.metrics.as_ref());
+    if !admitted(&stream, &mut record) {
+        return;
+    }
     let upstream = open(route, clusters, &stream.facts, &mut record).await;
     carry(stream, upstream, record).await;
+}
+
+/// Whether the client may connect; otherwise its connection is reset.
+pub(crate) fn admitted(stream: &Stream, record: &mut Record) -> bool {
+    match stream.live.as_ref().map_or(Ok(None), Live::begin) {
+        Ok(audited) => {
+            if let Some(audited) = audited {
+                record.details(audited);
+            }
+            true
+        }
+        Err(error) => {
+            record.failed(&error);
+            tunnel::reset(&stream.io);
+            false
+        }
+    }
 }
 
 /// A connection to a server, with what counts it.
@@ -101,9 +124,15 @@ pub(crate) async fn carry(stream: Stream, upstream: Result<Upstream, Refusal>, m
     };
     record.connected();
     let progress = record.progress().clone();
-    let outcome = tunnel::copy(stream.io, upstream, stream.options.idle_timeout, &progress, stream.drain).await;
+    let mut denied = None;
+    let cut = async { denied = Some(access::denied(stream.live).await) };
+    let idle = stream.options.idle_timeout;
+    let outcome = tunnel::copy_until(stream.io, upstream, idle, &progress, stream.drain, cut).await;
+    if let Some(error) = &denied {
+        record.failed(error);
+    }
     match outcome.end {
-        End::Closed => {}
+        End::Closed | End::Cut => {}
         End::DownstreamReset => record.flag(Flags::DOWNSTREAM_CLOSED),
         End::UpstreamReset => record.flag(Flags::UPSTREAM_CLOSED),
         End::Idle => record.flag(Flags::STREAM_IDLE),
@@ -331,6 +360,7 @@ pub(crate) mod tests {
                 metrics: None,
                 options: options(Duration::from_secs(60)),
                 drain: self.drainer.subscribe(),
+                live: None,
             };
             let clusters = self.clusters.clone();
             async move { serve(stream, route.as_ref(), &clusters).await }

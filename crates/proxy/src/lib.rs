@@ -2,6 +2,7 @@
 //! [`Snapshot`](selvedge_compile::snapshot::Snapshot)s and serves them. The life of a request, file by file,
 //! is told in ARCHITECTURE.md.
 
+pub mod access;
 pub mod balance;
 pub mod body;
 pub mod breaker;

@@ -322,6 +322,6 @@ async fn carry(
     record: crate::telemetry::Record,
 ) {
     let (worker, facts, handle) = (conn.worker, conn.facts.clone(), live.handle.clone());
-    let stream = l4::Stream { io, worker, facts, handle, metrics: None, options, drain };
+    let stream = l4::Stream { io, worker, facts, handle, metrics: None, options, drain, live: None };
     l4::carry(stream, upstream, record).await;
 }

@@ -3,6 +3,7 @@
 
 use crate::{
     Error,
+    access::{self, At, Live},
     connection::{self, Conn},
     detect::{self, Ahead, Detected, Guess},
     drain::Drain,
@@ -12,6 +13,7 @@ use crate::{
     passage, sniff,
     table::{ListenerTable, LiveHttp},
     telemetry::{ListenerHandle, Record, RouteMetrics, Telemetry},
+    tunnel,
 };
 use selvedge_compile::snapshot::{Destination, HttpListener, InboundPort, L4Options, L4Route, Speaks};
 use selvedge_wire::client_hello::MAX_BYTES as HELLO_BYTES;
@@ -142,6 +144,20 @@ impl Site {
         }
     }
 
+    /// Who comes to a workload, to be judged now and when policies change. What leaves one is judged where it arrives.
+    fn live(&self) -> Option<Live> {
+        let access = self.table.inbound()?.config.access.clone();
+        let Conn { shared, listener, facts, .. } = &self.conn;
+        Some(Live::stream(&At { shared, listener, facts, table: &self.table }, &self.port.streams, Some(access)))
+    }
+
+    /// Judges whoever comes to a workload by what no request could change, before there is one; otherwise the error is noted.
+    fn admit(&self, http: bool) -> Result<(), Error> {
+        let Some(live) = self.table.inbound() else { return Ok(()) };
+        access::connection(&live.config.access, &self.conn.facts, http, &self.table.counts)
+            .inspect_err(|error| self.record().failed(error))
+    }
+
     /// Whether nothing but bytes can come.
     pub fn is_bytes(&self) -> bool {
         self.port.speaks == Speaks::Tcp || self.port.http.is_none()
@@ -211,6 +227,7 @@ impl Visit {
     pub async fn go_on(self, judged: Judged) -> Result<(), Error> {
         match (judged, &self.site.port.http) {
             (Judged::Http { http2 }, Some(http)) => {
+                self.site.admit(true).inspect_err(|_| tunnel::reset(&self.io))?;
                 let options = http.config.options.clone();
                 connection::http(self.io, http2 && options.http2_enabled, self.site.conn, &options, self.drain).await
             }
@@ -235,6 +252,7 @@ impl Visit {
     /// That server cannot be reached; it has been accounted for.
     pub async fn accept(mut self) -> Result<impl FnOnce(Io) -> Run + Send + 'static, Error> {
         let mut judged = None;
+        self.site.admit(!self.site.is_bytes())?;
         if self.site.is_bytes() {
             let mut record = self.site.record();
             match self.site.open(&mut record).await {
@@ -263,7 +281,7 @@ impl Visit {
         })
     }
 
-    async fn carry(self, upstream: Result<Upstream, Refusal>, record: Record) {
+    async fn carry(self, upstream: Result<Upstream, Refusal>, mut record: Record) {
         let stream = l4::Stream {
             io: self.io,
             worker: self.site.conn.worker,
@@ -272,7 +290,10 @@ impl Visit {
             metrics: self.site.port.route.clone(),
             options: self.site.port.streams.clone(),
             drain: self.drain,
+            live: self.site.live(),
         };
-        l4::carry(stream, upstream, record).await;
+        if l4::admitted(&stream, &mut record) {
+            l4::carry(stream, upstream, record).await;
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The data plane as a whole: installs snapshots, keeps sockets, drains.
 
 use crate::{
+    access,
     cluster::Clusters,
     dial::Dial,
     discover::Discover,
@@ -72,6 +73,8 @@ pub struct Shared {
     pub discover: Option<Arc<dyn Discover>>,
     /// Asked of `discover` and not yet answered.
     pub(crate) questions: Questions,
+    /// Tells what is in progress that AccessPolicies have changed.
+    pub(crate) access: access::Watch,
     /// Where connections of workloads come in.
     pub(crate) own: Own,
     /// Where health checks, DNS and exports run.
@@ -124,6 +127,7 @@ impl Proxy {
             dial,
             discover: settings.discover.clone(),
             questions: Questions::default(),
+            access: access::Watch::new(count),
             own: Own::default(),
             workers,
             overload,
@@ -175,19 +179,22 @@ impl Proxy {
             self.close_gone(&mut open, snapshot);
         }
         self.shared.own.set(snapshot);
+        let epoch = self.shared.access.next();
         let nowhere: Arc<ListenerHandle> = self.shared.telemetry.nowhere(&snapshot.telemetry);
         for config in &snapshot.listeners {
             let bind = config.bind;
             let shared = &self.shared;
             let before = open.get(&bind).map(|listener| listener.table());
             let before = before.as_deref();
-            let (table, errors) =
+            let (mut table, errors) =
                 ListenerTable::link(config, &clusters, &shared.telemetry, &nowhere, &shared.tls, before);
+            table.epoch = epoch;
             problems.extend(errors.iter().map(|e| ListenerProblem { bind, message: e.to_string(), transient: false }));
             if let Err(message) = self.serve(&mut open, bind, Arc::new(table)) {
                 problems.push(ListenerProblem { bind, message, transient: true });
             }
         }
+        self.shared.access.installed(epoch, snapshot, &self.shared.telemetry.access);
         // What the new configuration did not want of the old process's sockets is closed.
         lock(&self.inherited).clear();
         problems

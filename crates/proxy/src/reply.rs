@@ -31,6 +31,7 @@ pub fn status(error: &Error) -> StatusCode {
         (Kind::Timeout, _) => 504,
         // Nobody is there to read it; the number is nginx's, for the log.
         (Kind::Cancelled, _) => 499,
+        (Kind::Denied, _) => 403,
         (Kind::Internal, _) => 500,
         (Kind::Connect | Kind::Tls | Kind::Reset | Kind::Refused, _) => 400,
     };
@@ -62,6 +63,7 @@ pub fn from_error(error: &Error, grpc_request: bool) -> Response {
         Kind::NoEndpoint => "no healthy upstream",
         Kind::Cancelled => "the client went away",
         Kind::Shed => "overloaded, try again",
+        Kind::Denied => "access denied",
         Kind::Internal => "internal error",
     };
     let mut response = match grpc_status(error).filter(|_| grpc_request) {

@@ -1,6 +1,7 @@
 //! The life of a request: understood, routed, filtered, sent, answered, recorded.
 
 use crate::{
+    access::{self, KeptRequest, Live},
     Body, Request, Response,
     codec::Informational,
     connection::Conn,
@@ -13,13 +14,14 @@ use crate::{
     telemetry::{Flags, Limit, Record},
     upstream,
 };
+use http_body::Body as _;
 use http::{
     HeaderValue, StatusCode,
     header::{LOCATION, SERVER},
 };
 use selvedge_compile::{
     router::{Lookup, Matched, Pattern},
-    snapshot::{Action, HttpOptions, Rule},
+    snapshot::{Access, Action, HttpOptions, Rule},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -38,6 +40,8 @@ pub struct Exchange<'a> {
     pub deadline: Option<Instant>,
     pub stream_idle: Duration,
     pub informational: Option<Informational>,
+    /// To be judged again when policies change.
+    pub live: Option<&'a Live>,
 }
 
 /// Answers a request. Errors become responses here and nowhere else.
@@ -123,7 +127,15 @@ async fn route(
         method: request.method(),
         headers: request.headers(),
     };
-    let Some(Matched { rule, entry }) = http.config.router.find(&lookup) else {
+    let found = http.config.router.find(&lookup);
+    let access = access_of(conn, table, http);
+    if let Some(access) = access {
+        let what = (&request, target.host.as_str(), found.as_ref().map(|found| found.rule.as_ref()));
+        if let Some(audited) = access::request(access, &conn.facts, client, what, &table.counts)? {
+            record.details(audited);
+        }
+    }
+    let Some(Matched { rule, entry }) = found else {
         record.flag(Flags::NO_ROUTE);
         record.details("no route matches");
         return Ok(reply::from_status(StatusCode::NOT_FOUND, "no route matches", grpc));
@@ -143,6 +155,12 @@ async fn route(
         },
     };
     let options = &http.config.options;
+    let live = matches!(conn.scope, Scope::Hosts | Scope::Port(_)).then(|| {
+        let at = access::At { shared: &conn.shared, listener: &conn.listener, facts: &conn.facts, table };
+        let long = grpc || target.upgrade.is_some() || request.body().size_hint().exact().is_none();
+        let kept = KeptRequest::new(&request, &target.host, rule, access.map(Arc::as_ref), long);
+        Live::request(&at, access, http, client, kept)
+    });
     let exchange = Exchange {
         conn,
         table,
@@ -155,12 +173,17 @@ async fn route(
         deadline: deadline(rule, options.request_timeout, grpc, &request),
         stream_idle: rule.timeouts.stream_idle.unwrap_or(options.stream_idle_timeout),
         informational: request.extensions_mut().remove(),
+        live: live.as_ref(),
     };
     let mut chain = Chain::default();
     if options.max_body_bytes > 0 {
         chain.body_limit = Some(options.max_body_bytes);
     }
-    let result = act(&exchange, request, &mut chain, record).await;
+    let result = tokio::select! {
+        biased;
+        result = act(&exchange, request, &mut chain, record) => result,
+        denied = access::denied(live.clone()) => Err(denied),
+    };
     match chain.fault {
         Some(Injected::Delay) => record.flag(Flags::DELAY_INJECTED),
         Some(Injected::Abort) => record.flag(Flags::FAULT_INJECTED),
@@ -170,7 +193,20 @@ async fn route(
         record.failed(&error);
         reply::from_error(&error, grpc)
     });
-    Ok(chain.on_response(response))
+    let response = chain.on_response(response);
+    Ok(match live {
+        Some(live) => live.watch(response),
+        None => response,
+    })
+}
+
+/// Who may send requests to a listener. Workloads are guarded as a whole, at whichever port; what leaves them is judged
+/// where it arrives.
+fn access_of<'t>(conn: &Conn, table: &'t ListenerTable, http: &'t LiveHttp) -> Option<&'t Arc<Access>> {
+    match conn.scope {
+        Scope::Port(_) => table.inbound().map(|live| &live.config.access),
+        _ => http.config.access.as_ref(),
+    }
 }
 
 /// No listener is there for a request.

@@ -7,7 +7,7 @@ use crate::{
     outbound::LiveOutbound,
     request,
     scope::Scope,
-    telemetry::{ListenerHandle, RouteMetrics, SocketMetrics, Telemetry},
+    telemetry::{AccessCounts, ListenerHandle, RouteMetrics, SocketMetrics, Telemetry},
     tls, udp,
 };
 use selvedge_compile::{
@@ -33,6 +33,10 @@ pub struct ListenerTable {
     /// Counters of the route of a TCP or UDP listener.
     pub stream_route: Option<Arc<RouteMetrics>>,
     /// For records of TLS routes, by listener.
+    /// How often AccessPolicies denied and marked.
+    pub counts: Arc<AccessCounts>,
+    /// Which change of the configuration it belongs to.
+    pub epoch: u64,
     tls_streams: BTreeMap<ListenerName, Arc<ListenerHandle>>,
     tls_routes: BTreeMap<(ListenerName, RuleName), Arc<RouteMetrics>>,
 }
@@ -125,6 +129,8 @@ impl ListenerTable {
             nowhere: nowhere.clone(),
             streams,
             stream_route,
+            counts: telemetry.access.clone(),
+            epoch: 0,
             tls_streams,
             tls_routes,
         };
@@ -206,6 +212,7 @@ impl ListenerTable {
             clusters: self.clusters.clone(),
             handle: self.streams.clone().unwrap_or_else(|| self.nowhere.clone()),
             metrics: self.stream_route.clone(),
+            counts: self.counts.clone(),
             max_sessions: self.config.options.max_connections as usize,
         }
     }

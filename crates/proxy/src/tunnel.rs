@@ -40,6 +40,8 @@ pub enum End {
     Idle,
     /// No byte moved for [`DRAIN_QUIET`] while draining.
     Drained,
+    /// It is not allowed any more.
+    Cut,
 }
 
 /// While draining, a tunnel that is silent for this long is closed: its end is then as gentle as it gets, while at the
@@ -60,7 +62,20 @@ const GOODBYE: Duration = Duration::from_secs(1);
 ///
 /// The end of one direction is passed on as such (half-close), and so is a reset. Bytes are counted in `progress` when
 /// they have been written.
-pub async fn copy(downstream: Io, upstream: Io, idle: Duration, progress: &Progress, mut drain: Drain) -> Outcome {
+pub async fn copy(downstream: Io, upstream: Io, idle: Duration, progress: &Progress, drain: Drain) -> Outcome {
+    copy_until(downstream, upstream, idle, progress, drain, std::future::pending::<()>()).await
+}
+
+/// As [`copy`], until `cut` comes back: both sides are reset then.
+pub async fn copy_until<T>(
+    downstream: Io,
+    upstream: Io,
+    idle: Duration,
+    progress: &Progress,
+    mut drain: Drain,
+    cut: impl Future<Output = T>,
+) -> Outcome {
+    let mut cut = std::pin::pin!(cut);
     // A year stands for ever: timers cannot hold more than that everywhere.
     let idle = if idle.is_zero() { Duration::from_secs(365 * 24 * 3600) } else { idle };
     let mut tunnel = Tunnel { downstream, upstream, up: Pump::default(), down: Pump::default(), moved: false };
@@ -72,6 +87,7 @@ pub async fn copy(downstream: Io, upstream: Io, idle: Duration, progress: &Progr
         tokio::select! {
             biased;
             outcome = poll_fn(|cx| tunnel.poll(cx, progress, &mut last)) => return tunnel.finish(outcome).await,
+            _ = cut.as_mut() => return tunnel.finish(Outcome { end: End::Cut, error: None }).await,
             () = timer.as_mut() => {
                 if Instant::now() >= last + limit.0 {
                     if limit.1 == End::Idle {
@@ -134,6 +150,10 @@ impl Tunnel {
             End::Closed => {}
             End::DownstreamReset => reset(&self.upstream),
             End::UpstreamReset => reset(&self.downstream),
+            End::Cut => {
+                reset(&self.upstream);
+                reset(&self.downstream);
+            }
             End::Idle | End::Drained => {
                 let both = async { tokio::join!(self.downstream.shutdown(), self.upstream.shutdown()) };
                 // Who does not take the goodbye is dropped without.

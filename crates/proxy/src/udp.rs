@@ -3,12 +3,13 @@
 mod local;
 
 use crate::{
+    access,
     cluster::LiveCluster,
     drain::Drain,
     endpoint::LiveEndpoint,
     l4::{self, Active},
     outlier::Outcome,
-    telemetry::{ConnectionFacts, Flags, Limit, ListenerHandle, Progress, Record, RouteMetrics},
+    telemetry::{AccessCounts, ConnectionFacts, Flags, Limit, ListenerHandle, Progress, Record, RouteMetrics},
     tunnel::{DRAIN_QUIET, Scratch},
     worker::WorkerId,
 };
@@ -44,6 +45,8 @@ pub struct Current {
     pub handle: Arc<ListenerHandle>,
     /// Of the route.
     pub metrics: Option<Arc<RouteMetrics>>,
+    /// How often policies denied.
+    pub counts: Arc<AccessCounts>,
     /// Sessions at once; datagrams of more clients are dropped.
     pub max_sessions: usize,
 }
@@ -130,6 +133,12 @@ impl<F: Fn() -> Current> Server<F> {
             return None;
         }
         let mut record = self.record(&current, key);
+        let access = current.options.access.as_ref();
+        let judged = access.map_or(Ok(()), |access| access::connection(access, record.facts(), false, &current.counts));
+        if let Err(error) = judged {
+            record.failed(&error);
+            return None;
+        }
         let (cluster, endpoint) = match self.choose(&current, key, tried) {
             Ok(chosen) => chosen,
             Err(refusal) => {
@@ -331,6 +340,7 @@ mod tests {
             clusters: clusters.clone(),
             handle: handle.clone(),
             metrics: None,
+            counts: Arc::default(),
             max_sessions,
         };
         tokio::spawn(serve(socket, WorkerId(0), current, bench.drainer.subscribe()));

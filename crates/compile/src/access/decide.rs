@@ -47,7 +47,8 @@ pub struct Asked<'a> {
     /// Normalised, without query.
     pub path: &'a str,
     pub query: Option<&'a str>,
-    pub headers: &'a HeaderMap,
+    /// `None` when they are not known any more; what is said about them then counts as for [`Layer7::Bytes`].
+    pub headers: Option<&'a HeaderMap>,
 }
 
 /// What was decided, and by what.
@@ -205,7 +206,11 @@ impl Case<'_, '_> {
     }
 
     fn when(&self, when: &super::Expression) -> bool {
-        if when.needs_request() && !matches!(self.subject.layer7, Layer7::Request(_)) {
+        let known = match &self.subject.layer7 {
+            Layer7::Request(asked) => asked.headers.is_some() || !when.needs_headers(),
+            Layer7::Bytes | Layer7::Later => !when.needs_request(),
+        };
+        if !known {
             return self.unknown();
         }
         when.holds(self.subject, self.path).unwrap_or(self.action != AccessAction::Allow)
@@ -252,7 +257,7 @@ impl Case<'_, '_> {
                 list.iter().any(|pattern| pattern.matches(path))
             }
             AccessFact::Header(name, test) => {
-                let mut values = asked?.headers.get_all(name).iter().map(http::HeaderValue::as_bytes);
+                let mut values = asked?.headers?.get_all(name).iter().map(http::HeaderValue::as_bytes);
                 match test {
                     HeaderTest::Present => values.next().is_some(),
                     HeaderTest::Exact(all) => values.any(|value| value == all.as_bytes()),

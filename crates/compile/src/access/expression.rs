@@ -73,6 +73,10 @@ impl Expression {
         self.reads.iter().any(|(variable, _)| *variable == "request")
     }
 
+    pub(crate) fn needs_headers(&self) -> bool {
+        self.reads.contains(&("request", "headers"))
+    }
+
     /// What it says; an error when it fails.
     pub(crate) fn holds(&self, subject: &Subject<'_>, path: Option<&str>) -> Result<bool, ()> {
         let mut context = Context::with_env(env());
@@ -115,7 +119,7 @@ fn value(subject: &Subject<'_>, path: Option<&str>, variable: &str, field: &str)
                 "host" => Value::from(request.host),
                 "query" => text(request.query),
                 "remote_ip" => Value::from(subject.client.to_canonical().to_string()),
-                _ => headers(request.headers),
+                _ => request.headers.map_or(Value::Null, headers),
             }
         }
     }

@@ -63,7 +63,7 @@ impl Who {
 
     fn asks(&self, access: &Access) -> bool {
         let (method, host, path, headers) = (self.method, self.host, self.path, &self.headers);
-        let asked = Asked { method, host, path, query: Some("q=1"), headers };
+        let asked = Asked { method, host, path, query: Some("q=1"), headers: Some(headers) };
         access.decide(&self.subject(Layer7::Request(asked))).allowed
     }
 

@@ -104,6 +104,15 @@ impl Access {
         found.map_or(self, |(_, access)| access)
     }
 
+    /// Whether headers of requests matter.
+    pub fn reads_headers(&self) -> bool {
+        let header = |test: &AccessTest| matches!(test.of, AccessFact::Header(..));
+        let reads = |rule: &AccessRule| {
+            rule.to.iter().flatten().any(header) || rule.when.as_ref().is_some_and(Expression::needs_headers)
+        };
+        self.policies.iter().any(|policy| policy.rules.iter().any(reads))
+    }
+
     /// Whether everything is allowed without a look at it.
     pub fn is_open(&self) -> bool {
         self.default == DefaultAccess::Allow && self.policies.is_empty() && self.routes.is_empty()

@@ -126,6 +126,10 @@ families! {
         "Requests answered 503 and connections closed at accept because of overload.";
     LimitsHit Counter "selvedge_limits_hit_total" ["limit"]
         "Requests, connections or messages refused, cut or ended because of a limit; the values are below.";
+    AccessDenied Counter "selvedge_access_denied_total" ["policy"]
+        "Requests and connections denied, by the AccessPolicy (namespace/name) that did; default when none allowed them.";
+    AccessAudited Counter "selvedge_access_audited_total" ["policy"]
+        "Requests and connections that an AccessPolicy with action Audit matched; default for what the default Audit of the mesh would deny.";
     AccessLogWritten Counter "selvedge_access_log_records_total" ["output"]
         "Records handed to an access log output.";
     AccessLogDropped Counter "selvedge_access_log_dropped_total" ["output"]

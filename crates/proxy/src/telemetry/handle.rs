@@ -1,6 +1,7 @@
 //! What a listener's records need, resolved when a table is installed.
 
 use super::{
+    AccessCounts,
     access_log::Log,
     kept::Kept,
     log_output::{Output, Sink},
@@ -20,6 +21,8 @@ use tokio::runtime::Handle;
 #[derive(Debug)]
 pub struct Telemetry {
     pub registry: Arc<Registry>,
+    /// How often AccessPolicies denied and marked.
+    pub access: Arc<AccessCounts>,
     outputs: Arc<Outputs>,
 }
 
@@ -45,7 +48,10 @@ impl Telemetry {
             source.logs.live().iter().for_each(|output| output.encode(out));
             source.exports.encode(out);
         });
-        Arc::new(Self { registry: Arc::new(registry), outputs })
+        let access = Arc::<AccessCounts>::default();
+        let counts = access.clone();
+        registry.collect(move |out| counts.encode(out));
+        Arc::new(Self { registry: Arc::new(registry), access, outputs })
     }
 
     /// To be called for each HTTP listener of a new table; counters are those of the old table's listener.

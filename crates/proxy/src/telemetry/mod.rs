@@ -1,5 +1,6 @@
 //! Metrics, access logs and traces, all from the one [`Record`] of a request or connection.
 
+mod access;
 mod access_log;
 pub mod counter;
 pub mod encode;
@@ -18,6 +19,7 @@ mod trace;
 mod walk;
 mod workload;
 
+pub use access::AccessCounts;
 pub use flags::Flags;
 pub use handle::{ListenerHandle, Telemetry};
 pub use limits::Limit;

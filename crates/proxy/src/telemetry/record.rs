@@ -246,6 +246,10 @@ impl Record {
     }
 
     /// The client's address after trusted hops have been taken into account.
+    pub fn facts(&self) -> &ConnectionFacts {
+        &self.facts
+    }
+
     pub fn client(&mut self, ip: IpAddr) {
         self.client = ip;
     }
@@ -508,6 +512,7 @@ impl Flags {
             (Kind::Overflow, _) => Flags::UPSTREAM_OVERFLOW,
             (Kind::NoEndpoint, _) => Flags::NO_HEALTHY_UPSTREAM,
             (Kind::Shed, _) => Flags::OVERLOAD,
+            (Kind::Denied, _) => Flags::UNAUTHORIZED,
             (Kind::Internal, _) => Flags::NONE,
         }
     }

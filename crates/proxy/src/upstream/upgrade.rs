@@ -2,7 +2,7 @@
 
 use super::{hash, report, timed_out};
 use crate::{
-    Body, Error, Request, Response,
+    Body, Error, Request, Response, access,
     balance::Pick,
     breaker::Permit,
     cluster::LiveCluster,
@@ -97,8 +97,9 @@ pub(super) async fn send(
     let idle = exchange.http.config.options.stream_idle_timeout;
     let progress = record.progress().clone();
     let drain = exchange.conn.listener.drainer.subscribe();
+    let live = exchange.live.cloned();
     *response.body_mut() = Body::tunnel(move |client| async move {
-        tunnel::copy(client, upstream, idle, &progress, drain).await;
+        tunnel::copy_until(client, upstream, idle, &progress, drain, access::denied(live)).await;
         drop((permit, held));
     });
     Ok(response)

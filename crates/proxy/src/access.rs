@@ -1,0 +1,406 @@
+//! Enforcing AccessPolicies: each connection and request when it begins, and again while it lives when policies change.
+
+use crate::{
+    Body, Error, Response,
+    error::{Kind, Side},
+    listener::OpenListener,
+    proxy::Shared,
+    table::{ListenerTable, LiveHttp},
+    telemetry::{AccessCounts, ConnectionFacts},
+    worker::{WorkerCount, WorkerId},
+};
+use bytes::Bytes;
+use http::{HeaderMap, Method, uri::PathAndQuery};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use selvedge_compile::{
+    access::{Asked, Layer7, Subject, Verdict},
+    snapshot::{Access, Bind, L4Options, ListenerName, Protocol, Rule, Snapshot, TlsMode},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    net::IpAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// Tells what is in progress that policies have changed.
+pub struct Watch {
+    /// Grows with each snapshot, after tables have been swapped.
+    epoch: AtomicU64,
+    /// One for each worker, so that nobody waits for another's.
+    waiting: Box<[Notify]>,
+    /// What held where, after the last change.
+    places: Mutex<Places>,
+}
+
+type Places = BTreeMap<(Bind, ListenerName), Arc<Access>>;
+
+impl Watch {
+    pub fn new(workers: WorkerCount) -> Self {
+        let waiting = (0..workers.0.max(1)).map(|_| Notify::new()).collect();
+        Self { epoch: AtomicU64::new(0), waiting, places: Mutex::default() }
+    }
+
+    /// The epoch of the tables that are made next.
+    pub fn next(&self) -> u64 {
+        self.epoch.load(SeqCst) + 1
+    }
+
+    /// To be called when the tables of an epoch are in their places.
+    pub fn installed(&self, epoch: u64, snapshot: &Snapshot, counts: &AccessCounts) {
+        let now = places(snapshot);
+        self.epoch.store(epoch, SeqCst);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if *places == now {
+            return;
+        }
+        let all = now.values().flat_map(|access| std::iter::once(access).chain(access.routes.values()));
+        counts.set(all.flat_map(|access| &access.policies).map(|policy| policy.name.as_str()).collect::<BTreeSet<_>>());
+        *places = now;
+        drop(places);
+        self.waiting.iter().for_each(Notify::notify_waiters);
+    }
+
+    fn of(&self, worker: WorkerId) -> &Notify {
+        &self.waiting[worker.0 % self.waiting.len()]
+    }
+}
+
+fn places(snapshot: &Snapshot) -> Places {
+    let mut places = Places::new();
+    for listener in &snapshot.listeners {
+        let mut add = |name: &ListenerName, access: Option<&Arc<Access>>| {
+            if let Some(access) = access {
+                places.insert((listener.bind, name.clone()), access.clone());
+            }
+        };
+        match &listener.protocol {
+            Protocol::Http(hosts) => hosts.values().for_each(|http| add(&http.name, http.access.as_ref())),
+            Protocol::Tls(hosts) => {
+                for tls in hosts.values() {
+                    let access = match &tls.mode {
+                        TlsMode::Http { http, .. } => http.access.as_ref(),
+                        TlsMode::Tcp { listener, .. } | TlsMode::Passthrough { listener, .. } => {
+                            listener.access.as_ref()
+                        }
+                    };
+                    add(&tls.name, access);
+                }
+            }
+            Protocol::Tcp(l4) | Protocol::Udp(l4) => add(&l4.options.name, l4.options.access.as_ref()),
+            Protocol::Inbound(inbound) => add(&inbound.name, Some(&inbound.access)),
+            Protocol::Outbound(_) => {}
+        }
+    }
+    places
+}
+
+/// What holds now for a listener of a socket; for an inbound one, whichever of its ports.
+fn current(table: &ListenerTable, name: &ListenerName) -> Option<Arc<Access>> {
+    match &table.config.protocol {
+        Protocol::Http(hosts) => hosts.values().find(|http| http.name == *name)?.access.clone(),
+        Protocol::Tls(hosts) => match &hosts.values().find(|tls| tls.name == *name)?.mode {
+            TlsMode::Http { http, .. } => http.access.clone(),
+            TlsMode::Tcp { listener, .. } | TlsMode::Passthrough { listener, .. } => listener.access.clone(),
+        },
+        Protocol::Tcp(l4) | Protocol::Udp(l4) => l4.options.access.clone(),
+        Protocol::Inbound(inbound) => Some(inbound.access.clone()),
+        Protocol::Outbound(_) => None,
+    }
+}
+
+/// Judges a connection before anything is passed on. With `http`, requests will come and be judged each: only what none of
+/// them could change is decided.
+///
+/// # Errors
+/// It must be reset; the error says which rule wants that.
+pub fn connection(access: &Access, facts: &ConnectionFacts, http: bool, counts: &AccessCounts) -> Result<(), Error> {
+    let layer7 = if http { Layer7::Later } else { Layer7::Bytes };
+    judge(access, &subject(access, facts, facts.client.ip(), layer7), counts).map(drop)
+}
+
+fn subject<'a>(access: &Access, facts: &'a ConnectionFacts, client: IpAddr, layer7: Layer7<'a>) -> Subject<'a> {
+    let tls = facts.tls.as_ref();
+    Subject {
+        identity: tls.and_then(|tls| tls.identity.as_ref()),
+        mtls: tls.is_some_and(|tls| tls.identity.is_some() || tls.peer_subject.is_some()),
+        peer: facts.peer.ip(),
+        client,
+        port: access.port.unwrap_or(facts.local.port()),
+        claims: None,
+        layer7,
+    }
+}
+
+fn of_rule<'a>(access: &'a Access, rule: &Rule) -> &'a Access {
+    let name = &rule.name;
+    if access.routes.is_empty() { access } else { access.of_route(name.kind, &name.namespace, &name.route) }
+}
+
+/// Judges a request in the form in which a backend is going to see it. Yields what audit policies have to say.
+///
+/// # Errors
+/// It must not pass; the error says which rule wants that.
+pub fn request<B>(
+    access: &Access,
+    facts: &ConnectionFacts,
+    client: IpAddr,
+    (request, host, rule): (&http::Request<B>, &str, Option<&Rule>),
+    counts: &AccessCounts,
+) -> Result<Option<String>, Error> {
+    let access = rule.map_or(access, |rule| of_rule(access, rule));
+    let (method, uri) = (request.method().as_str(), request.uri());
+    let asked = Asked { method, host, path: uri.path(), query: uri.query(), headers: Some(request.headers()) };
+    judge(access, &subject(access, facts, client, Layer7::Request(asked)), counts)
+}
+
+/// Decides and counts. What audit policies mark is told by name.
+fn judge(access: &Access, subject: &Subject<'_>, counts: &AccessCounts) -> Result<Option<String>, Error> {
+    let verdict = access.decide(subject);
+    if !matches!(subject.layer7, Layer7::Later) {
+        verdict.audited.iter().for_each(|policy| counts.audited(&policy.name));
+        if verdict.default_audit() {
+            counts.audited("default");
+        }
+    }
+    if !verdict.allowed {
+        counts.denied(verdict.policy());
+        return Err(Error::new(Kind::Denied, Side::Us, format!("access {}", verdict.by)));
+    }
+    Ok(marks(&verdict))
+}
+
+fn marks(verdict: &Verdict<'_>) -> Option<String> {
+    let mut names: Vec<&str> = verdict.audited.iter().map(|policy| policy.name.as_str()).collect();
+    if verdict.default_audit() {
+        names.push("default");
+    }
+    (!names.is_empty()).then(|| format!("access audited by {}", names.join(", ")))
+}
+
+/// Comes back when what is in progress is denied.
+pub async fn denied(live: Option<Live>) -> Error {
+    match live {
+        Some(live) => live.revoked().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A connection or request in progress: who wants what, so that it can be judged again.
+#[derive(Clone)]
+pub struct Live {
+    shared: Arc<Shared>,
+    listener: Arc<OpenListener>,
+    /// The epoch that it was last judged in.
+    seen: u64,
+    judged: Option<Arc<Access>>,
+    kept: Arc<Kept>,
+}
+
+struct Kept {
+    facts: Arc<ConnectionFacts>,
+    place: Place,
+    since: Instant,
+    client: IpAddr,
+    request: Option<KeptRequest>,
+}
+
+enum Place {
+    Http(Arc<LiveHttp>),
+    Stream(Arc<L4Options>),
+}
+
+/// What is kept of a request.
+pub struct KeptRequest {
+    method: Method,
+    host: String,
+    path: PathAndQuery,
+    /// Not of every request, as a copy costs time.
+    headers: Option<HeaderMap>,
+    rule: Arc<Rule>,
+}
+
+/// A request whose headers were not kept, and that is younger than this, is let finish when policies begin to ask for them: it is likely
+/// to be done soon. An older one is judged as if they said the worst.
+const YOUNG: Duration = Duration::from_secs(5);
+
+/// A response of known length up to this is on its way already; it is not worth to be watched.
+const SMALL: u64 = 64 * 1024;
+
+impl KeptRequest {
+    /// `long`: the request is one that may live long, such as a WebSocket.
+    pub fn new<B>(
+        request: &http::Request<B>,
+        host: &str,
+        rule: &Arc<Rule>,
+        access: Option<&Access>,
+        long: bool,
+    ) -> Self {
+        let path = request.uri().path_and_query().cloned();
+        let headers = long || access.is_some_and(|access| access.reads_headers());
+        Self {
+            method: request.method().clone(),
+            host: host.to_owned(),
+            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            headers: headers.then(|| request.headers().clone()),
+            rule: rule.clone(),
+        }
+    }
+}
+
+/// Where a connection is served.
+pub struct At<'a> {
+    pub shared: &'a Arc<Shared>,
+    pub listener: &'a Arc<OpenListener>,
+    pub facts: &'a Arc<ConnectionFacts>,
+    /// What it is served by.
+    pub table: &'a ListenerTable,
+}
+
+impl Live {
+    /// A request, as the backend is going to see it, with the client that trusted hops have named.
+    pub fn request(
+        at: &At<'_>,
+        access: Option<&Arc<Access>>,
+        http: &Arc<LiveHttp>,
+        client: IpAddr,
+        request: KeptRequest,
+    ) -> Self {
+        let place = Place::Http(http.clone());
+        Self::new(at, access.cloned(), Kept {
+            facts: at.facts.clone(),
+            place,
+            since: Instant::now(),
+            client,
+            request: Some(request),
+        })
+    }
+
+    /// A connection whose bytes are passed on.
+    pub fn stream(at: &At<'_>, options: &Arc<L4Options>, access: Option<Arc<Access>>) -> Self {
+        let place = Place::Stream(options.clone());
+        let (facts, client) = (at.facts.clone(), at.facts.client.ip());
+        Self::new(at, access, Kept { facts, place, since: Instant::now(), client, request: None })
+    }
+
+    fn new(at: &At<'_>, judged: Option<Arc<Access>>, kept: Kept) -> Self {
+        Self { shared: at.shared.clone(), listener: at.listener.clone(), seen: at.table.epoch, judged, kept: Arc::new(kept) }
+    }
+
+    /// Judges by what held when it began. Yields what audit policies have to say.
+    ///
+    /// # Errors
+    /// It is denied.
+    pub fn begin(&self) -> Result<Option<String>, Error> {
+        match &self.judged {
+            Some(access) => self.by(access, self.kept.request.as_ref().and_then(|r| r.headers.as_ref())),
+            None => Ok(None),
+        }
+    }
+
+    fn by(&self, access: &Access, headers: Option<&HeaderMap>) -> Result<Option<String>, Error> {
+        let Kept { facts, client, request, .. } = &*self.kept;
+        let access = request.as_ref().map_or(access, |request| of_rule(access, &request.rule));
+        let layer7 = match request {
+            None => Layer7::Bytes,
+            Some(request) => Layer7::Request(Asked {
+                method: request.method.as_str(),
+                host: &request.host,
+                path: request.path.path(),
+                query: request.path.query(),
+                headers,
+            }),
+        };
+        judge(access, &subject(access, facts, *client, layer7), &self.shared.telemetry.access)
+    }
+
+    /// Comes back when a change of policies denies it.
+    pub async fn revoked(mut self) -> Error {
+        let shared = self.shared.clone();
+        let watch = &shared.access;
+        loop {
+            let mut change = std::pin::pin!(watch.of(self.kept.facts.worker).notified());
+            change.as_mut().enable();
+            let epoch = watch.epoch.load(SeqCst);
+            if epoch <= self.seen {
+                change.await;
+                continue;
+            }
+            self.seen = epoch;
+            if let Err(error) = self.again() {
+                return error;
+            }
+        }
+    }
+
+    /// Judges by what holds now, if that is something else than before. A listener that is gone finishes what it has.
+    fn again(&mut self) -> Result<(), Error> {
+        let table = self.listener.table();
+        let name = match &self.kept.place {
+            Place::Http(http) => &http.config.name,
+            Place::Stream(options) => &options.name,
+        };
+        let now = current(&table, name);
+        if now == self.judged {
+            return Ok(());
+        }
+        self.judged = now;
+        let Some(access) = &self.judged else { return Ok(()) };
+        let headers = self.kept.request.as_ref().and_then(|request| request.headers.as_ref());
+        let young = self.kept.since.elapsed() < YOUNG;
+        if self.kept.request.is_some() && headers.is_none() && young && access.reads_headers() {
+            return Ok(());
+        }
+        self.by(access, headers).map(drop)
+    }
+
+    /// Ends the body of a response when its request is denied while it lasts.
+    pub fn watch(self, response: Response) -> Response {
+        response.map(|body| {
+            let small = body.as_full().is_some() || body.size_hint().exact().is_some_and(|size| size <= SMALL);
+            if small {
+                return body;
+            }
+            Body::stream(Watched { body: Box::pin(body), revoked: Box::pin(self.revoked()), over: false })
+        })
+    }
+}
+
+/// A body that ends with an error when its request is denied.
+struct Watched {
+    body: Pin<Box<Body>>,
+    revoked: Pin<Box<dyn Future<Output = Error> + Send>>,
+    over: bool,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Poll::Ready(error) = this.revoked.as_mut().poll(cx) {
+            this.over = true;
+            return Poll::Ready(Some(Err(error)));
+        }
+        this.body.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.over || self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
