@@ -54,6 +54,8 @@ enum Command {
     Check(offline::check::Args),
     /// Say what a request would meet and why, or what the code of a diagnostic means.
     Explain(offline::explain::Args),
+    /// Say whether one workload may call another, and which rule decides; exits with 1 when it may not.
+    May(offline::may::Args),
     /// Say what would change for traffic from one folder to another.
     Diff(offline::diff::Args),
     /// Print the JSON Schema of a kind, or of all.
@@ -80,6 +82,7 @@ fn main() -> ExitCode {
         }),
         Command::Check(args) => offline::check::run(&args),
         Command::Explain(args) => offline::explain::run(&args),
+        Command::May(args) => offline::may::run(&args),
         Command::Diff(args) => Ok(offline::diff::run(&args)),
         Command::Schema(args) => offline::schema::run(&args),
         Command::Capture(args) => capture::run(&args),

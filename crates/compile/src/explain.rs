@@ -1,20 +1,21 @@
 //! What a request would meet, and why nothing else: `selvedge explain`. It asks the same router that serves requests.
 
 use crate::{
+    access::{Asked, Layer7, Subject},
     hosts,
     router::{Candidate, HostMap, Lookup, Mismatch, Pattern},
     snapshot::{
-        Action, Backend, Discovery, Filter, HttpListener, L4Route, Listener, PathChange, Protocol, Redirect, Rule,
-        Snapshot, Split, Target, TlsListener, TlsMode,
+        Access, Action, Backend, Discovery, Filter, HttpListener, L4Route, Listener, PathChange, Protocol, Redirect,
+        Rule, Snapshot, Split, Target, TlsListener, TlsMode,
     },
     summary::{FilterText, Match, RetryText},
 };
 use http::{HeaderMap, Method};
-use selvedge_wire::{host, uri};
+use selvedge_wire::{host, spiffe::SpiffeId, uri};
 use serde::Serialize;
 use std::{
     fmt::{self, Write},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
@@ -27,6 +28,8 @@ pub struct Request {
     pub headers: HeaderMap,
     /// Address of the client.
     pub from: Option<IpAddr>,
+    /// Of the client, as mutual TLS would prove it.
+    pub identity: Option<SpiffeId>,
 }
 
 /// What a request would meet.
@@ -36,6 +39,8 @@ pub struct Explanation {
     pub request: String,
     pub listener: Option<Chosen>,
     pub rule: Option<Chosen>,
+    /// What AccessPolicies say, and why; `None` where there are none.
+    pub access: Option<Chosen>,
     /// In the order in which a request passes them.
     pub filters: Vec<String>,
     /// Where the request goes; empty when it is answered here.
@@ -89,6 +94,7 @@ pub fn explain(snapshot: &Snapshot, request: &Request) -> Explanation {
         request: format!("{} {}", request.method, request.url),
         listener: None,
         rule: None,
+        access: None,
         filters: Vec::new(),
         backends: Vec::new(),
         final_url: None,
@@ -156,6 +162,7 @@ impl<'a> Walk<'a> {
             Protocol::Tls(map) => self.tls(socket, map, how, out),
             Protocol::Tcp(l4) | Protocol::Udp(l4) => {
                 out.listener = Some(Chosen { name: l4.options.name.to_string(), why: how });
+                self.access(l4.options.access.as_ref(), None, out)?;
                 self.stream(l4.route.as_ref(), out)
             }
             Protocol::Outbound(_) | Protocol::Inbound(_) => {
@@ -244,9 +251,44 @@ impl<'a> Walk<'a> {
         out.listener = Some(Chosen { name: found.name.to_string(), why });
         match &found.mode {
             TlsMode::Http { http, .. } => self.route(socket, http, out),
-            TlsMode::Tcp { routes, .. } | TlsMode::Passthrough { routes, .. } => {
+            TlsMode::Tcp { routes, listener, .. } | TlsMode::Passthrough { routes, listener } => {
+                self.access(listener.access.as_ref(), None, out)?;
                 self.stream(routes.find(&self.host), out)
             }
+        }
+    }
+
+    /// What AccessPolicies say to the request, or to bytes that are passed on.
+    fn access(&self, access: Option<&Arc<Access>>, rule: Option<&Rule>, out: &mut Explanation) -> Result<(), Answer> {
+        let Some(access) = access else { return Ok(()) };
+        let of_rule = |rule: &Rule| access.of_route(rule.name.kind, &rule.name.namespace, &rule.name.route);
+        let access = rule.map_or(access.as_ref(), of_rule);
+        let from = self.request.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let identity = self.request.identity.as_ref();
+        let layer7 = match rule {
+            None => Layer7::Bytes,
+            Some(_) => Layer7::Request(Asked {
+                method: self.request.method.as_str(),
+                host: &self.host,
+                path: &self.path,
+                query: self.query.as_deref(),
+                headers: Some(&self.request.headers),
+            }),
+        };
+        let port = access.port.or(self.port).unwrap_or(host::default_port(self.secure));
+        let subject =
+            Subject { identity, mtls: identity.is_some(), peer: from, client: from, port, claims: None, layer7 };
+        let verdict = access.decide(&subject);
+        let mut why = verdict.by.to_string();
+        for policy in &verdict.audited {
+            let _ = write!(why, "; audited by policy {}", policy.name);
+        }
+        let name = if verdict.allowed { "allowed" } else { "denied" };
+        out.access = Some(Chosen { name: name.to_owned(), why: why.clone() });
+        match (verdict.allowed, rule) {
+            (true, _) => Ok(()),
+            (false, Some(_)) => Err(answer(403, why)),
+            (false, None) => Err(answer(0, format!("the connection is reset: {why}"))),
         }
     }
 
@@ -279,6 +321,7 @@ impl<'a> Walk<'a> {
         };
         let name = format!("{} {}", found.rule.name.kind, found.rule.name);
         out.rule = Some(Chosen { name, why: format!("it matches {}", Match(found.entry)) });
+        self.access(listener.access.as_ref(), Some(found.rule), out)?;
         self.rule(socket, found, out);
         Ok(())
     }

@@ -42,6 +42,7 @@ mod tls;
 mod traffic;
 
 pub use diff::{Change, ChangeKind, diff, diff_to_json};
+pub use access::{Question, Ruling, may};
 pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain};
 pub use position::{FixedPort, INBOUND_PORT, LocalWorkload, OUTBOUND_PORT, Ports, Position};
 pub use status::*;

@@ -53,7 +53,7 @@ fn snapshot(text: &str) -> Snapshot {
 }
 
 fn ask(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
-    let request = Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None };
+    let request = Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None };
     explain(snapshot, &request)
 }
 

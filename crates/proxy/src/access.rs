@@ -274,13 +274,11 @@ impl Live {
         request: KeptRequest,
     ) -> Self {
         let place = Place::Http(http.clone());
-        Self::new(at, access.cloned(), Kept {
-            facts: at.facts.clone(),
-            place,
-            since: Instant::now(),
-            client,
-            request: Some(request),
-        })
+        Self::new(
+            at,
+            access.cloned(),
+            Kept { facts: at.facts.clone(), place, since: Instant::now(), client, request: Some(request) },
+        )
     }
 
     /// A connection whose bytes are passed on.
@@ -291,7 +289,13 @@ impl Live {
     }
 
     fn new(at: &At<'_>, judged: Option<Arc<Access>>, kept: Kept) -> Self {
-        Self { shared: at.shared.clone(), listener: at.listener.clone(), seen: at.table.epoch, judged, kept: Arc::new(kept) }
+        Self {
+            shared: at.shared.clone(),
+            listener: at.listener.clone(),
+            seen: at.table.epoch,
+            judged,
+            kept: Arc::new(kept),
+        }
     }
 
     /// Judges by what held when it began. Yields what audit policies have to say.

@@ -1,8 +1,8 @@
 //! A connection from accept to its protocol: PROXY header, TLS, then HTTP or bytes.
 
 use crate::{
-    access::{At, Live},
     Error, Request, Response,
+    access::{At, Live},
     codec::{self, Service},
     drain::{Drain, Drainer},
     error::Kind,
@@ -160,8 +160,7 @@ impl Fresh {
                 let facts = Arc::new(facts(self.worker, local, self.direct, peer, None, handle.clone()));
                 let metrics = self.table.stream_route.clone();
                 let options = listener.options.clone();
-                let at =
-                    At { shared: &self.shared, listener: &self.listener, facts: &facts, table: &self.table };
+                let at = At { shared: &self.shared, listener: &self.listener, facts: &facts, table: &self.table };
                 let live = Some(Live::stream(&at, &options, options.access.clone()));
                 let (worker, drain) = (self.worker, self.drain);
                 let stream = l4::Stream { io, worker, facts, handle, metrics, options, drain, live };
@@ -248,7 +247,8 @@ async fn l4_tls(
     let route = routes.find(sni.as_deref().unwrap_or(""));
     let handle = table.stream_handle(&listener.name);
     let facts = Arc::new(facts(worker, local, direct, peer, Some(tls), handle.clone()));
-    let live = Some(Live::stream(&At { shared, listener: open, facts: &facts, table }, options, options.access.clone()));
+    let live =
+        Some(Live::stream(&At { shared, listener: open, facts: &facts, table }, options, options.access.clone()));
     let metrics = route.and_then(|route| table.stream_metrics(&listener.name, &route.name));
     let stream = l4::Stream { io, worker, facts, handle, metrics, options: options.clone(), drain, live };
     l4::serve(stream, route.map(Arc::as_ref), &table.clusters).await;

@@ -1,8 +1,8 @@
 //! The life of a request: understood, routed, filtered, sent, answered, recorded.
 
 use crate::{
-    access::{self, KeptRequest, Live},
     Body, Request, Response,
+    access::{self, KeptRequest, Live},
     codec::Informational,
     connection::Conn,
     error::{Error, Kind, Side},
@@ -14,11 +14,11 @@ use crate::{
     telemetry::{Flags, Limit, Record},
     upstream,
 };
-use http_body::Body as _;
 use http::{
     HeaderValue, StatusCode,
     header::{LOCATION, SERVER},
 };
+use http_body::Body as _;
 use selvedge_compile::{
     router::{Lookup, Matched, Pattern},
     snapshot::{Access, Action, HttpOptions, Rule},

@@ -12,6 +12,7 @@ use selvedge_model::{Code, diagnostic::nearest};
 use selvedge_wire::{
     forwarded::{self, Hop},
     hop, host,
+    spiffe::SpiffeId,
 };
 use std::{
     fmt::{self, Write},
@@ -24,6 +25,7 @@ use std::{
 #[derive(Debug, Clone, ClapArgs)]
 #[command(after_help = "Examples:
   selvedge explain -f conf GET https://shop.example/cart -H 'x-canary: 1' --from 10.0.0.1
+  selvedge explain -f conf https://shop.example/admin --from-identity spiffe://cluster.local/ns/shop/sa/cart
   selvedge explain SELV0204")]
 pub struct Args {
     /// Folder or file of YAML or JSON resources, or `-` for standard input; may be given several times.
@@ -38,6 +40,9 @@ pub struct Args {
     /// Address of the client.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
+    /// Identity of the client, as mutual TLS would prove it.
+    #[arg(long, value_name = "SPIFFE ID")]
+    pub from_identity: Option<SpiffeId>,
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }
@@ -57,7 +62,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         _ => bail!("name a method and a URL"),
     };
     ensure!(!args.files.is_empty(), "name the folder with the resources: -f DIR");
-    let request = request(method, url, &args.headers, args.from)?;
+    let mut request = request(method, url, &args.headers, args.from)?;
+    request.identity.clone_from(&args.from_identity);
     let input = input::read(&args.files)?;
     let explanation = explain(&input.compiled.snapshot, &request);
     match args.format {
@@ -127,11 +133,7 @@ fn request(method: &str, url: &str, lines: &[String], from: Option<IpAddr>) -> R
     let mut url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     let mut headers = HeaderMap::new();
     for line in lines {
-        let (name, value) = line.split_once(':').with_context(|| format!("`-H '{line}'` is not `name: value`"))?;
-        let name =
-            HeaderName::from_bytes(name.trim().as_bytes()).with_context(|| format!("`{name}` is no header name"))?;
-        let value =
-            HeaderValue::from_str(value.trim()).with_context(|| format!("the value of `{name}` is not valid"))?;
+        let (name, value) = header(line)?;
         headers.append(name, value);
     }
     if let Some(named) = headers.get(HOST).cloned() {
@@ -148,7 +150,15 @@ fn request(method: &str, url: &str, lines: &[String], from: Option<IpAddr>) -> R
         let hop = Hop { peer, host: &authority.host, secure, port: authority.effective_port(secure) };
         forwarded::write_x_forwarded(&mut headers, &hop);
     }
-    Ok(Request { method, url, headers, from })
+    Ok(Request { method, url, headers, from, identity: None })
+}
+
+/// A header as `-H` gives it.
+pub(super) fn header(line: &str) -> Result<(HeaderName, HeaderValue)> {
+    let (name, value) = line.split_once(':').with_context(|| format!("`-H '{line}'` is not `name: value`"))?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).with_context(|| format!("`{name}` is no header name"))?;
+    let value = HeaderValue::from_str(value.trim()).with_context(|| format!("the value of `{name}` is not valid"))?;
+    Ok((name, value))
 }
 
 fn authority(url: &str) -> &str {
@@ -172,6 +182,11 @@ fn render(out: &mut String, explanation: &Explanation, from: &str, tint: Tint) -
             line(out, tint, what, &tint.cyan(&chosen.name))?;
             line(out, tint, "", &tint.dim(format!("because {}", chosen.why)))?;
         }
+    }
+    if let Some(access) = &explanation.access {
+        let name = if access.name == "allowed" { tint.green(&access.name) } else { tint.red(&access.name) };
+        line(out, tint, "access", &name)?;
+        line(out, tint, "", &tint.dim(&access.why))?;
     }
     for (number, filter) in explanation.filters.iter().enumerate() {
         line(out, tint, if number == 0 { "filters" } else { "" }, &format!("{}. {filter}", number + 1))?;

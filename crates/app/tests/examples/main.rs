@@ -17,6 +17,7 @@ use tokio::{
 /// Every example, with its backends. Each has a test of its name below.
 const EXAMPLES: &[(&str, &[(u16, Protocol)])] = &[
     ("access-log", &[(9001, Http)]),
+    ("access-policy", &[(9001, Http)]),
     ("backend-tls", &[(9001, Https)]),
     ("basic", &[(9001, Http), (9002, Http)]),
     ("canary", &[(9001, Http), (9002, Http)]),
@@ -79,6 +80,16 @@ async fn access_log() {
     let dir = gateway.end().await;
     let log = fs::read_to_string(dir.path().join("access.log")).expect("a log");
     assert!(log.starts_with("GET /a?b=1 200 \"example/1\" ") && log.ends_with("ms\n"), "{log}");
+}
+
+#[tokio::test]
+async fn access_policy() {
+    let gateway = start("access-policy").await;
+    gateway.get("http://shop.example:8080/").send().await.is(200);
+    gateway.ask(Method::POST, "http://shop.example:8080/").send().await.is(200);
+    gateway.get("http://shop.example:8080/admin").send().await.is(403).has("access denied");
+    gateway.get("http://shop.example:8080/x/..%2fadmin").header("x-token", "wrong").send().await.is(403);
+    gateway.get("http://shop.example:8080/admin").header("x-token", "secret").send().await.is(200);
 }
 
 #[tokio::test]

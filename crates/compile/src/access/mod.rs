@@ -5,12 +5,14 @@
 mod build;
 mod decide;
 mod expression;
+mod may;
 mod pattern;
 #[cfg(test)]
 mod tests;
 
 pub use decide::{Asked, By, Layer7, Subject, Verdict};
 pub use expression::Expression;
+pub use may::{Question, Ruling, may};
 pub use pattern::{PathPart, PathPattern, TextPattern};
 
 use crate::{
