@@ -1,5 +1,6 @@
 //! Connections from and to workloads, with real sockets and snapshots made by hand.
 
+mod between;
 mod explicit;
 mod inbound;
 mod namespaces;
