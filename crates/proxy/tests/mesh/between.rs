@@ -53,7 +53,7 @@ fn outbound(app: SocketAddr, mail: SocketAddr, ways: [(&str, Via); 2], expected:
             let key = format!("{name}:{port}");
             let http = make.peer_cluster(&format!("{key}/http"), UpstreamProtocol::Http1, server, own.clone(), peer());
             let tcp = make.peer_cluster(&format!("{key}/tcp"), UpstreamProtocol::Raw, server, own, peer());
-            let destination: Arc<Destination> = make.to_clusters(&key, speaks, http, tcp);
+            let destination: Arc<Destination> = make.reached_by(&key, speaks, http, tcp);
             to.names.insert((name.to_owned(), port), destination);
         }
     }

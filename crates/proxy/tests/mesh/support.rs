@@ -142,10 +142,10 @@ impl Make {
     pub fn destination(&mut self, name: &str, speaks: Speaks, to: SocketAddr) -> Arc<Destination> {
         let http = self.cluster(&format!("{name}/http"), UpstreamProtocol::Http1, to);
         let tcp = self.cluster(&format!("{name}/tcp"), UpstreamProtocol::Raw, to);
-        self.to_clusters(name, speaks, http, tcp)
+        self.reached_by(name, speaks, http, tcp)
     }
 
-    pub fn to_clusters(&mut self, name: &str, speaks: Speaks, http: ClusterId, tcp: ClusterId) -> Arc<Destination> {
+    pub fn reached_by(&mut self, name: &str, speaks: Speaks, http: ClusterId, tcp: ClusterId) -> Arc<Destination> {
         Arc::new(Destination {
             name: name.to_owned(),
             speaks,
