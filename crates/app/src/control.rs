@@ -1,6 +1,7 @@
 //! `selvedge control`: a control plane.
 
 use crate::{
+    authority,
     fleet::{self, Files},
     logging::{self, Level},
     run::{
@@ -50,6 +51,8 @@ pub struct Args {
     pub name: Option<String>,
     #[command(flatten)]
     pub identity: Files,
+    #[command(flatten)]
+    pub authority: authority::Args,
     /// Speak clear text to proxies and believe whatever they say they are. Only for trying things out.
     #[arg(long)]
     pub insecure: bool,
@@ -85,7 +88,16 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
     let identities = Arc::<Identities>::default();
-    let mutual = fleet::mutual(&args.identity, args.insecure, &identities)?;
+    let state = (!args.no_state).then(|| args.state.clone());
+    // Who brings no certificate gets a certificate authority.
+    let authority = match args.identity.cert.is_none() && !args.insecure {
+        true => Some(args.authority.open(state.as_deref(), &identities).await?),
+        false => None,
+    };
+    let mutual = match &authority {
+        Some(authority) => Some(authority.mutual()?),
+        None => fleet::mutual(&args.identity, args.insecure, &identities)?,
+    };
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {} (choose another address with --listen)", args.listen))?;
@@ -95,7 +107,6 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
         true => Box::new(FolderSource::new(args.files.clone())),
         false => Box::new(etcd(args, &name, &publisher)),
     };
-    let state = (!args.no_state).then(|| args.state.clone());
     // What is compiled here is never served: it is how resources are judged.
     let engine = Engine::with(source, state, Options::default(), Box::new(|_| Vec::new()));
     let (current, reload) = (engine.current(), Arc::new(Notify::new()));
@@ -107,6 +118,7 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let secure = if mutual.is_some() { "mutual TLS" } else { "CLEAR TEXT, nobody proves anything" };
     tracing::info!(%address, secure, "serving proxies");
     let server = transport::server().add_service(publisher.service());
+    let server = server.add_optional_service(authority.as_ref().map(authority::Authority::service));
     let server = server.serve_with_incoming(transport::accept(listener, mutual));
     service_manager::ready();
     let mut server = std::pin::pin!(server);

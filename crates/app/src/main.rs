@@ -1,10 +1,13 @@
 //! The one binary: API gateway and service mesh.
 
+mod authority;
 mod capture;
 mod control;
 mod demo;
 mod etcd;
+mod duration;
 mod fleet;
+mod join;
 mod logging;
 mod offline;
 mod proxy;
@@ -44,6 +47,10 @@ enum Command {
     Get(etcd::GetArgs),
     /// Remove a resource from the etcd of control planes.
     Delete(etcd::DeleteArgs),
+    /// Make, list and delete join tokens, by which nodes get their first certificate from a control plane.
+    Token(authority::TokenArgs),
+    /// Show the certificate authority of a control plane, rotate it, revoke certificates.
+    Ca(authority::CaArgs),
     /// Let the binary that is now at the path of a running `selvedge run` take over from it, without losing a connection.
     Upgrade {
         /// Process id of the one that runs.
@@ -76,6 +83,8 @@ fn main() -> ExitCode {
         Command::Apply(args) => etcd::apply(&args),
         Command::Get(args) => etcd::get(&args),
         Command::Delete(args) => etcd::delete(&args),
+        Command::Token(args) => authority::token(&args),
+        Command::Ca(args) => authority::ca(&args),
         Command::Upgrade { pid } => run::handover::ask(pid).map(|()| {
             println!("asked process {pid} to upgrade; its log says how it goes");
             ExitCode::SUCCESS
@@ -92,4 +101,16 @@ fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::from(1)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    /// Names of arguments and groups are unique, and what they refer to exists.
+    #[test]
+    fn the_command_line_fits_together() {
+        Cli::command().debug_assert();
+    }
 }

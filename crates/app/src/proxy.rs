@@ -5,6 +5,7 @@ mod register;
 
 use crate::{
     fleet::{self, Files},
+    join,
     run::{self, Common, Feed},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -51,7 +52,9 @@ pub struct Args {
     #[command(flatten)]
     pub ports: PortArgs,
     #[command(flatten)]
-    pub identity: Files,
+    pub certificate: Files,
+    #[command(flatten)]
+    pub join: join::Args,
     /// Service account of the control planes in the namespace selvedge-system.
     #[arg(long, default_value = "control", value_name = "NAME")]
     pub control_account: String,
@@ -130,10 +133,15 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
 
 fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     let identities = Arc::<Identities>::default();
-    let own = args.identity.follow(&identities)?;
+    let state = (!args.common.no_state).then_some(args.common.state.as_path());
+    let own = match args.join.keep(&args.control, state, &identities)? {
+        Some(own) => Some(own),
+        None => args.certificate.follow(&identities)?,
+    };
+    args.join.serve_workloads(&identities, own.as_ref().map(|id| id.trust_domain()))?;
     ensure!(
         own.is_some() || args.control.iter().all(|url| url.starts_with("http://")),
-        "mutual TLS needs an identity: give --cert, --key and --trust"
+        "mutual TLS needs an identity: give --identity and --join-token-file, or --cert, --key and --trust"
     );
     let mut workloads = args.workload.clone();
     workloads.extend(registration.as_ref().map(Registration::name));

@@ -3,11 +3,14 @@
 //! Who asks is known by the user ID of its process (SO_PEERCRED), and only users that are named get anything. The socket
 //! itself is open to all, for its folder's mode is the administrator's.
 
+mod authority;
+
 use crate::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
     spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer},
 };
+use authority::AnyAuthority;
 use rustls_pki_types::PrivateKeyDer;
 use selvedge_identity::{Bundle, Identities, Svid};
 use selvedge_wire::spiffe::SpiffeId;
@@ -26,7 +29,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_stream::{
-    Stream,
+    Stream, StreamExt,
     wrappers::{ReceiverStream, UnixListenerStream},
 };
 use tonic::{Request, Response, Status, transport::server::UdsConnectInfo};
@@ -118,7 +121,7 @@ impl WorkloadApi {
     ) -> Result<(), tonic::transport::Error> {
         let api = Api { identities, callers: Arc::new(callers), places: Arc::new(Semaphore::new(MAX_STREAMS)) };
         let service = SpiffeWorkloadApiServer::new(api).max_decoding_message_size(MAX_MESSAGE);
-        let incoming = UnixListenerStream::new(self.listener);
+        let incoming = UnixListenerStream::new(self.listener).map(|io| io.map(AnyAuthority::new));
         // Streams never end by themselves, so a graceful shutdown would wait for the applications.
         let serving = tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming);
         let served = tokio::select! {

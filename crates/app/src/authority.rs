@@ -1,0 +1,311 @@
+//! The embedded certificate authority of a control plane, and the commands for its administrator.
+
+use crate::duration;
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use selvedge_control::{
+    ca::{Ca, File, Files, Key, Lifetimes, Memory, Options, Store},
+    identity::{IdentityService, LocalIssuer, administer, administrator},
+    proto::identity::{
+        CreateTokenRequest, DeleteTokenRequest, ListTokensRequest, RevokeRequest, RotateRequest, ShowRequest,
+        revoke_request::What,
+    },
+    transport::Mutual,
+};
+use selvedge_identity::{Identities, control_id};
+use selvedge_mesh::identity::{self as keeper, Keeper};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// The administrator's socket, in the state folder.
+const SOCKET: &str = "ca.sock";
+
+/// The control plane's own first certificate is there at once, unless the clock is wrong by years.
+const FIRST: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, ClapArgs)]
+#[group(id = "authority")]
+pub struct Args {
+    /// Trust domain of the certificates that this control plane issues.
+    #[arg(long, default_value = "cluster.local", value_name = "NAME")]
+    pub trust_domain: String,
+    /// Store of the certificate authority; ca.redb in the state folder when not given.
+    #[arg(long, value_name = "FILE")]
+    pub ca_store: Option<PathBuf>,
+    /// Key that the store is sealed with, made at the first start; ca.key beside the store when not given.
+    #[arg(long, value_name = "FILE", conflicts_with = "ca_passphrase_file")]
+    pub ca_key_file: Option<PathBuf>,
+    /// File with a passphrase that seals the store, instead of a key.
+    #[arg(long, value_name = "FILE", env = "SELVEDGE_CA_PASSPHRASE_FILE")]
+    pub ca_passphrase_file: Option<PathBuf>,
+    /// Intermediate of another certificate authority, PEM, with what leads to its root; read again when it changes.
+    #[arg(long, value_name = "FILE", requires = "ca_intermediate_key")]
+    pub ca_intermediate: Option<PathBuf>,
+    /// Private key of that intermediate, PEM.
+    #[arg(long, value_name = "FILE", requires = "ca_intermediate")]
+    pub ca_intermediate_key: Option<PathBuf>,
+    /// Roots of that intermediate, PEM; the last certificate of its chain when not given.
+    #[arg(long, value_name = "FILE", requires = "ca_intermediate")]
+    pub ca_roots: Option<PathBuf>,
+    /// How long certificates of workloads live: 90s, 15m, 24h, 7d.
+    #[arg(long, default_value = "24h", value_parser = duration::parse, value_name = "TIME")]
+    pub svid_ttl: Duration,
+    /// How long an intermediate lives.
+    #[arg(long, default_value = "365d", value_parser = duration::parse, value_name = "TIME")]
+    pub ca_intermediate_ttl: Duration,
+    /// How long a root lives.
+    #[arg(long, default_value = "3650d", value_parser = duration::parse, value_name = "TIME")]
+    pub ca_root_ttl: Duration,
+    /// How long all nodes have to learn of a new root before certificates are signed under it; as long as --svid-ttl when
+    /// not given.
+    #[arg(long, value_parser = duration::parse, value_name = "TIME")]
+    pub ca_overlap: Option<Duration>,
+}
+
+/// An authority that runs.
+pub struct Authority {
+    ca: Arc<Ca>,
+    identities: Arc<Identities>,
+    _keeper: Keeper,
+}
+
+impl Args {
+    /// Opens the authority, and gets the control plane its own certificate. `state` is `None` when nothing is to be kept.
+    pub async fn open(&self, state: Option<&Path>, identities: &Arc<Identities>) -> Result<Authority> {
+        let lifetimes = Lifetimes {
+            root: self.ca_root_ttl,
+            intermediate: self.ca_intermediate_ttl,
+            svid: self.svid_ttl,
+            overlap: self.ca_overlap.unwrap_or(self.svid_ttl),
+        };
+        let files = self.ca_intermediate.clone().zip(self.ca_intermediate_key.clone());
+        let files = files.map(|(chain, key)| Files { chain, key, roots: self.ca_roots.clone() });
+        let (store, key) = self.store(state)?;
+        let options = Options { trust_domain: self.trust_domain.clone(), lifetimes, files };
+        let ca = Arc::new(Ca::open(store, &key, options, Arc::new(SystemTime::now)).await?);
+        let running = Arc::clone(&ca);
+        tokio::spawn(async move { running.run().await });
+        if let Some(state) = state {
+            let (served, path) = (Arc::clone(&ca), state.join(SOCKET));
+            tokio::spawn(async move {
+                if let Err(error) = administer(served, &path).await {
+                    tracing::error!(path = %path.display(), %error, "the administrator's socket is not served");
+                }
+            });
+        }
+        let issuer = Arc::new(LocalIssuer::new(Arc::clone(&ca)));
+        let keeper = Keeper::new(Arc::clone(identities), issuer, keeper::Options::new(None))?;
+        let own = control_id(&self.trust_domain)?;
+        keeper.keep(&own);
+        let ready = tokio::time::timeout(FIRST, keeper.ready(&own)).await;
+        ready.context("the control plane has no certificate of its own; see the log, and the clock of this machine")?;
+        Ok(Authority { ca, identities: Arc::clone(identities), _keeper: keeper })
+    }
+
+    fn store(&self, state: Option<&Path>) -> Result<(Arc<dyn Store>, Key)> {
+        let path = self.ca_store.clone().or_else(|| state.map(|s| s.join("ca.redb")));
+        let passphrase = self.ca_passphrase_file.as_deref().map(passphrase).transpose()?;
+        let Some(path) = path else {
+            tracing::warn!(
+                "--no-state: the certificate authority ends with this process, and every node must join again"
+            );
+            let mut random = [0; 32];
+            rand::fill(&mut random);
+            let random: String = random.iter().map(|b: &u8| format!("{b:02x}")).collect();
+            return Ok((Arc::new(Memory::new()), Key::Passphrase(random)));
+        };
+        let beside = || self.ca_key_file.clone().unwrap_or_else(|| path.with_extension("key"));
+        let key = passphrase.map_or_else(|| Key::File(beside()), Key::Passphrase);
+        Ok((Arc::new(File::open(&path)?), key))
+    }
+}
+
+fn passphrase(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    ensure!(
+        !text.is_empty(),
+        "{} is empty: it should hold the passphrase of the certificate authority",
+        path.display()
+    );
+    Ok(text.to_owned())
+}
+
+impl Authority {
+    /// The service for proxies.
+    pub fn service(&self) -> selvedge_control::proto::identity::identity_server::IdentityServer<IdentityService> {
+        IdentityService::server(Arc::clone(&self.ca))
+    }
+
+    /// How the control plane proves itself to proxies; those that want to join are let in.
+    pub fn mutual(&self) -> Result<Mutual> {
+        let own = control_id(self.ca.trust_domain())?;
+        Ok(Mutual { identities: Arc::clone(&self.identities), own, joining: true })
+    }
+}
+
+/// Which control plane is asked.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct At {
+    /// State folder of the control plane, on this machine.
+    #[arg(long, global = true, default_value = ".selvedge-control", value_name = "DIR")]
+    pub state: PathBuf,
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub struct TokenArgs {
+    #[command(subcommand)]
+    pub command: TokenCommand,
+    #[command(flatten)]
+    pub at: At,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokenCommand {
+    /// Print a new token, with which a node gets its first certificate.
+    Create {
+        /// For whom.
+        #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT")]
+        identity: String,
+        /// How long it is good.
+        #[arg(long, default_value = "1h", value_parser = duration::parse, value_name = "TIME")]
+        ttl: Duration,
+        /// How many nodes may join with it.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+        uses: u32,
+    },
+    /// List tokens; their secrets are not known any more.
+    List,
+    /// Delete a token, by the ID that the list shows.
+    Delete { id: String },
+}
+
+#[derive(Debug, Clone, ClapArgs)]
+pub struct CaArgs {
+    #[command(subcommand)]
+    pub command: CaCommand,
+    #[command(flatten)]
+    pub at: At,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum CaCommand {
+    /// Show roots, intermediates and what is revoked.
+    Show,
+    /// Take a new intermediate, or begin to take a new root.
+    Rotate {
+        what: Rotated,
+        /// A root: sign under it at once, without waiting until all nodes know it.
+        #[arg(long)]
+        at_once: bool,
+    },
+    /// Revoke all certificates that an identity has now, or one by its serial number.
+    Revoke {
+        /// SPIFFE ID or NAMESPACE/SERVICEACCOUNT.
+        #[arg(long, required_unless_present = "serial", conflicts_with = "serial")]
+        identity: Option<String>,
+        /// In hexadecimal.
+        #[arg(long)]
+        serial: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Rotated {
+    Root,
+    Intermediate,
+}
+
+/// `selvedge token`.
+pub fn token(args: &TokenArgs) -> Result<ExitCode> {
+    block_on(async {
+        let mut client = administrator(&args.at.state.join(SOCKET)).await.map_err(anyhow::Error::msg)?;
+        match &args.command {
+            TokenCommand::Create { identity, ttl, uses } => {
+                let Some((namespace, service_account)) = identity.split_once('/') else {
+                    bail!("--identity {identity}: write NAMESPACE/SERVICEACCOUNT");
+                };
+                let (namespace, service_account) = (namespace.to_owned(), service_account.to_owned());
+                let request = CreateTokenRequest { namespace, service_account, seconds: ttl.as_secs(), uses: *uses };
+                let made = client.create_token(request).await.map_err(said)?.into_inner();
+                // The token alone, so that it can go straight into a file.
+                println!("{}", made.token);
+                eprintln!("token {} for {}; it is shown only now", made.id, made.identity);
+            }
+            TokenCommand::List => {
+                let all = client.list_tokens(ListTokensRequest {}).await.map_err(said)?.into_inner().tokens;
+                println!("{:<18} {:<50} {:>9} {:>12}", "ID", "IDENTITY", "USED", "EXPIRES IN");
+                for token in all {
+                    let used = format!("{}/{}", token.used, token.uses);
+                    println!("{:<18} {:<50} {used:>9} {:>12}", token.id, token.identity, remaining(token.expires));
+                }
+            }
+            TokenCommand::Delete { id } => {
+                client.delete_token(DeleteTokenRequest { id: id.clone() }).await.map_err(said)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `selvedge ca`.
+pub fn ca(args: &CaArgs) -> Result<ExitCode> {
+    block_on(async {
+        let mut client = administrator(&args.at.state.join(SOCKET)).await.map_err(anyhow::Error::msg)?;
+        match &args.command {
+            CaCommand::Show => {
+                let shown = client.show(ShowRequest {}).await.map_err(said)?.into_inner();
+                println!("trust domain {}, bundle {}", shown.trust_domain, shown.sequence);
+                for authority in shown.authorities {
+                    let what = if authority.root { "root" } else { "intermediate" };
+                    let fingerprint: String = authority.fingerprint.iter().map(|b| format!("{b:02x}")).collect();
+                    let phase = match authority.phase.as_str() {
+                        "next" => format!("next, signs in {}", remaining(authority.until)),
+                        "retiring" => format!("retiring, gone in {}", remaining(authority.until)),
+                        other => other.to_owned(),
+                    };
+                    println!("{what:<13} {fingerprint}  ends in {}  {phase}", remaining(authority.not_after));
+                }
+                for revoked in shown.revoked {
+                    println!("revoked       {revoked}");
+                }
+            }
+            CaCommand::Rotate { what, at_once } => {
+                let root = *what == Rotated::Root;
+                ensure!(root || !at_once, "an intermediate is always rotated at once");
+                client.rotate(RotateRequest { root, at_once: *at_once }).await.map_err(said)?;
+            }
+            CaCommand::Revoke { identity, serial } => {
+                let what = identity.clone().map(What::Identity).or_else(|| serial.clone().map(What::Serial));
+                client.revoke(RevokeRequest { what }).await.map_err(said)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn said(status: tonic::Status) -> anyhow::Error {
+    anyhow::Error::msg(status.message().to_owned())
+}
+
+fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("cannot start the runtime")?.block_on(work)
+}
+
+/// The time from now until then (seconds since 1970).
+fn remaining(then: u64) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    match then.checked_sub(now) {
+        None => "over".to_owned(),
+        Some(left) if left < 120 => format!("{left}s"),
+        Some(left) if left < 7200 => format!("{}m", left / 60),
+        Some(left) if left < 172_800 => format!("{}h", left / 3600),
+        Some(left) => format!("{}d", left / 86_400),
+    }
+}
