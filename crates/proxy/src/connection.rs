@@ -122,6 +122,7 @@ pub async fn run(
 }
 
 impl Fresh {
+    // Ways are boxed, so that a connection takes the memory of the way it goes and not of the largest.
     async fn serve(mut self) -> Result<(), Error> {
         let mode = self.table.config.options.proxy_protocol;
         let proxied = sniff::proxy_header(&mut self.tcp, mode, self.deadline).await?;
@@ -152,7 +153,7 @@ impl Fresh {
                 };
                 http(io, http2, conn, &options, self.drain).await
             }
-            LiveProtocol::Tls { .. } => self.tls(peer, local, read).await,
+            LiveProtocol::Tls { .. } => Box::pin(self.tls(peer, local, read)).await,
             LiveProtocol::Tcp(listener) => {
                 let mut io = Io::from(self.tcp);
                 io.unread(read);
@@ -164,7 +165,7 @@ impl Fresh {
                 let live = Some(Live::stream(&at, &options, options.access.clone()));
                 let (worker, drain) = (self.worker, self.drain);
                 let stream = l4::Stream { io, worker, facts, handle, metrics, options, drain, live };
-                l4::serve(stream, listener.route.as_deref(), &self.table.clusters).await;
+                Box::pin(l4::serve(stream, listener.route.as_deref(), &self.table.clusters)).await;
                 Ok(())
             }
             LiveProtocol::Outbound(_) => Box::pin(outbound::serve(self, read, peer, canonical(local))).await,
@@ -251,7 +252,7 @@ async fn l4_tls(
         Some(Live::stream(&At { shared, listener: open, facts: &facts, table }, options, options.access.clone()));
     let metrics = route.and_then(|route| table.stream_metrics(&listener.name, &route.name));
     let stream = l4::Stream { io, worker, facts, handle, metrics, options: options.clone(), drain, live };
-    l4::serve(stream, route.map(Arc::as_ref), &table.clusters).await;
+    Box::pin(l4::serve(stream, route.map(Arc::as_ref), &table.clusters)).await;
 }
 
 pub(crate) fn facts(

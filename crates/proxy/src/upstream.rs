@@ -76,7 +76,7 @@ pub async fn send<'e>(
     let request = request.map(|body| record.count_request(body));
     if exchange.target.upgrade.is_some() {
         let sticky = sticky.map(|(_, address)| address);
-        return upgrade::send(exchange, cluster, request, record, permit, sticky).await;
+        return Box::pin(upgrade::send(exchange, cluster, request, record, permit, sticky)).await;
     }
     let request = mirror::copy(exchange, &chain.mirrors, request);
     let tries = Tries::new(exchange, cluster, &settings, request, sticky.map(|(_, address)| address));
@@ -169,6 +169,8 @@ impl<'e> Tries<'e> {
         Self { exchange, cluster, config, parts, body, fresh: false, retrying: None, hash, cookie, sticky, policy }
     }
 
+    // What is rare on the way of a request is boxed: the state of every request would be as large as the largest of all
+    // ways, and is moved and forgotten with each.
     async fn run(mut self, record: &mut Record) -> Result<Answer, Error> {
         let mut tried: smallvec::SmallVec<[SocketAddr; 4]> = smallvec::SmallVec::new();
         let mut wish = Wish::new(self.policy);
@@ -274,7 +276,7 @@ impl<'e> Tries<'e> {
     async fn attempt(&mut self, tried: &[SocketAddr], record: &mut Record) -> Attempt {
         let hedging = self.exchange.rule.hedging.filter(|_| self.can_hedge());
         match hedging {
-            Some(hedging) => self.hedged(tried, hedging, record).await,
+            Some(hedging) => Box::pin(self.hedged(tried, hedging, record)).await,
             None => {
                 let mut request = self.request();
                 let one = One::start(self.exchange, self.cluster, self.hash, self.sticky, tried)?;

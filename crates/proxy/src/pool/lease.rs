@@ -54,18 +54,19 @@ pub(crate) async fn lease(seeker: Seeker<'_>) -> Result<Lease, Error> {
         let shared = match seeker.look() {
             Look::Found(lease) => return Ok(lease),
             Look::Flight(flight) => {
-                landed(flight).await?;
+                Box::pin(landed(flight)).await?;
                 continue;
             }
             Look::Open { shared } => shared,
         };
-        let open = match seeker.open(place).await? {
+        // Most requests find a connection: the state of opening one would make that of each of them much larger.
+        let open = match Box::pin(seeker.open(place)).await? {
             Grant::Open(open) => open,
             Grant::Connection(connection, ticket) => return Ok(Lease::Http1 { connection, ticket, reused: true }),
             Grant::Recheck => continue,
         };
         if !shared {
-            return seeker.dedicated(open).await;
+            return Box::pin(seeker.dedicated(open)).await;
         }
         seeker.take_off(open);
     }
