@@ -6,13 +6,16 @@ use crate::{
     backend_tls::BackendTls,
     backends::{self, ClusterUse, Reference, Wire},
     grants::From,
+    mesh::gamma,
     policy::{Front, Policies, RulePlace},
     router::{Age, Entry},
     snapshot::{Action, Backend, ClusterId, Filter, Rule, RuleName, Split, Target},
     status::{Conditions, Fault, RouteParentStatus, RouteStatus},
     traffic,
 };
-use selvedge_model::{Code, Duration, GATEWAY_GROUP, ObjectMeta, http::HttpRouteRetry, traffic::TrafficSettings};
+use selvedge_model::{
+    Code, Duration, GATEWAY_GROUP, ObjectMeta, http::HttpRouteRetry, refs::ParentReference, traffic::TrafficSettings,
+};
 use std::sync::Arc;
 
 /// What differs between listeners in how the rules of one route are compiled.
@@ -75,7 +78,18 @@ impl RuleBuilder<'_, '_, '_> {
 
     /// The cluster of a backend reference, or the message why there is none.
     pub(crate) fn cluster(&mut self, reference: Reference<'_>, path: &str) -> Result<ClusterId, String> {
-        let from = From { group: GATEWAY_GROUP, kind: self.head.kind.name(), namespace: &self.head.meta.namespace };
+        let own = self.head.meta.namespace.as_str();
+        let mut from = From { group: GATEWAY_GROUP, kind: self.head.kind.name(), namespace: own };
+        let namespace = reference.namespace_in(own);
+        // A consumer's route may leave at the Service what its clients send there anyway (GEP-1426); a gateway may not.
+        let parents = &self.head.parent_refs;
+        let of_mesh = self.cx.mesh.beside || parents.iter().all(gamma::is_service);
+        let is_parent = |p: &ParentReference| {
+            gamma::is_service(p) && p.name == reference.name() && p.namespace.as_deref().unwrap_or(own) == namespace
+        };
+        if of_mesh && reference.is_service() && namespace != own && parents.iter().any(is_parent) {
+            from.namespace = namespace;
+        }
         if !self.tls.is_empty() && reference.is_service() {
             let service = (reference.namespace_in(&self.head.meta.namespace).to_owned(), reference.name().to_owned());
             if self.tls.knows(&service) && !self.policed.contains(&service) {

@@ -1,8 +1,7 @@
 //! All that a local workload can reach: Services, single workloads and what is outside of the mesh.
 
 use super::{
-    Declared, external,
-    members::{self, Members},
+    Declared, external, members,
     places::Place,
     plan::{Plan, RuleSet, StreamPlan, Uses, all_to, forward},
     view::View,
@@ -19,7 +18,6 @@ use crate::{
     rules,
     snapshot::{L4Route, RuleName, Speaks},
 };
-use ahash::AHashMap;
 use selvedge_model::{core::ServiceType, traffic::TrafficSettings};
 use std::{
     borrow::Cow,
@@ -40,8 +38,8 @@ pub(super) struct World<'w, 'a> {
     pub(super) streams: Vec<Vec<&'w L4Outcome>>,
     /// For each place: where clients connect to.
     pub(super) addresses: Vec<Vec<IpAddr>>,
-    /// What Services say of ports of the workloads that they pick, by address.
-    pub(super) ports: AHashMap<SocketAddr, Declared>,
+    /// Ports of all Workloads and endpoints that something is known of, with the namespace they are in.
+    pub(super) ports: BTreeMap<SocketAddr, (&'a str, Declared)>,
     pub(super) externals: Vec<external::Host<'a>>,
 }
 
@@ -69,7 +67,7 @@ impl<'w, 'a> World<'w, 'a> {
             routes: on,
             streams: streams_on,
             addresses,
-            ports: declared_ports(&cx.mesh.members, places),
+            ports: endpoint_ports(cx, places),
             externals: external::hosts(cx, &mut virtual_addresses),
         }
     }
@@ -93,15 +91,38 @@ pub(super) fn is_headless(place: &Place<'_>) -> bool {
     spec.service_type != ServiceType::ExternalName && spec.cluster_ip.as_deref() == Some("None")
 }
 
-fn declared_ports(members: &Members<'_>, places: &[Place<'_>]) -> AHashMap<SocketAddr, Declared> {
-    let mut ports = AHashMap::new();
+/// What Services say of the ports of their endpoints, and in which namespace those are.
+fn endpoint_ports<'a>(cx: &Context<'a>, places: &[Place<'a>]) -> BTreeMap<SocketAddr, (&'a str, Declared)> {
+    let mut ports: BTreeMap<SocketAddr, (&'a str, Declared)> = BTreeMap::new();
+    let mut add = |address: SocketAddr, place: &Place<'a>| {
+        let owner = cx.mesh.members.at(address.ip()).map_or(place.namespace(), |w| w.metadata.namespace.as_str());
+        let known = ports.entry(address).or_insert((owner, Declared::Nothing));
+        if known.1 == Declared::Nothing {
+            known.1 = place.declared;
+        }
+    };
     for place in places {
-        for workload in members.of_service(place.service) {
+        for workload in cx.mesh.members.of_service(place.service) {
             let Some(port) = members::target(workload, place.port) else { continue };
-            for ip in members::addresses(workload) {
-                let known: &mut Declared = ports.entry(SocketAddr::new(ip, port)).or_default();
-                if *known == Declared::Nothing {
-                    *known = place.declared;
+            members::addresses(workload).into_iter().for_each(|ip| add(SocketAddr::new(ip, port), place));
+        }
+        for slice in cx.index.slices(place.namespace(), place.name()).unwrap_or_default() {
+            let Some(port) = endpoints::port_number(slice, place.service, place.port) else { continue };
+            for text in slice.endpoints.iter().filter_map(|e| e.addresses.first()) {
+                if let Ok(ip) = text.parse() {
+                    add(SocketAddr::new(ip, port), place);
+                }
+            }
+        }
+    }
+    for workload in cx.mesh.members.all() {
+        for ip in members::addresses(workload) {
+            for port in &workload.spec.ports {
+                let own = Declared::of(port.app_protocol.as_deref(), port.name.as_deref());
+                let at = SocketAddr::new(ip, port.port);
+                let known = ports.entry(at).or_insert((&workload.metadata.namespace, Declared::Nothing));
+                if own != Declared::Nothing {
+                    known.1 = own;
                 }
             }
         }
@@ -137,10 +158,14 @@ pub(super) fn plan<'w, 'c>(
     for (i, place) in world.places.iter().enumerate() {
         planner.service(world, i, place);
     }
-    for (i, place) in world.places.iter().enumerate() {
-        planner.endpoints(world, i, place);
+    for (address, (namespace, declared)) in &world.ports {
+        if !planner.planned.addresses.contains_key(&(address.ip(), address.port())) {
+            planner.single(namespace, *address, *declared);
+        }
     }
-    planner.workloads(world);
+    for place in world.places {
+        planner.hostnames(place);
+    }
     for host in &world.externals {
         planner.external(host);
     }
@@ -262,54 +287,20 @@ impl<'w> Planner<'_, '_, 'w> {
         StreamPlan { route: Cow::Owned(L4Route { name, split: Some(all_to(0)) }), ids: vec![self.uses.id(wanted)] }
     }
 
-    /// Endpoints of Services that are no Workloads, each for itself.
-    fn endpoints(&mut self, world: &World<'w, '_>, _i: usize, place: &Place<'_>) {
-        let slices = self.cx.index.slices(place.namespace(), place.name()).unwrap_or_default();
-        for slice in slices {
+    /// Hostnames of the endpoints of a headless Service, as those of a StatefulSet.
+    fn hostnames(&mut self, place: &Place<'_>) {
+        if !is_headless(place) {
+            return;
+        }
+        for slice in self.cx.index.slices(place.namespace(), place.name()).unwrap_or_default() {
             let Some(port) = endpoints::port_number(slice, place.service, place.port) else { continue };
             for endpoint in &slice.endpoints {
-                let Some(Ok(ip)) = endpoint.addresses.first().map(|text| text.parse::<IpAddr>()) else { continue };
-                let at = match self.planned.addresses.get(&(ip, port)) {
-                    Some(at) => *at,
-                    None => {
-                        let declared = self.declared_at(world, SocketAddr::new(ip, port), place.declared);
-                        self.single(place.namespace(), SocketAddr::new(ip, port), declared)
-                    }
-                };
-                if let Some(host) = endpoint.hostname.as_deref().filter(|_| is_headless(place)) {
-                    for name in self.names(place.namespace(), place.name()).iter().take(3) {
-                        self.planned.names.entry((format!("{host}.{name}"), place.port.port)).or_insert(at);
-                    }
+                let (Some(host), Some(text)) = (&endpoint.hostname, endpoint.addresses.first()) else { continue };
+                let at = text.parse().ok().and_then(|ip: IpAddr| self.planned.addresses.get(&(ip, port)).copied());
+                let Some(at) = at else { continue };
+                for name in self.names(place.namespace(), place.name()) {
+                    self.planned.names.entry((format!("{host}.{name}"), place.port.port)).or_insert(at);
                 }
-            }
-        }
-    }
-
-    fn declared_at(&self, world: &World<'_, '_>, address: SocketAddr, otherwise: Declared) -> Declared {
-        let workload = self.cx.mesh.members.at(address.ip());
-        let port = workload.and_then(|w| w.spec.ports.iter().find(|p| p.port == address.port()));
-        let own = port.map(|p| Declared::of(p.app_protocol.as_deref(), p.name.as_deref())).unwrap_or_default();
-        let said = world.ports.get(&address).copied().unwrap_or_default();
-        [own, said, otherwise].into_iter().find(|d| *d != Declared::Nothing).unwrap_or_default()
-    }
-
-    /// Every port of every Workload, declared by it or by a Service.
-    fn workloads(&mut self, world: &World<'w, '_>) {
-        let mut all: Vec<(SocketAddr, &str)> = Vec::new();
-        for workload in self.cx.mesh.members.all() {
-            let namespace = workload.metadata.namespace.as_str();
-            for ip in members::addresses(workload) {
-                all.extend(workload.spec.ports.iter().map(|p| (SocketAddr::new(ip, p.port), namespace)));
-            }
-        }
-        let more = world.ports.keys().filter_map(|a| Some((*a, self.cx.mesh.members.at(a.ip())?)));
-        all.extend(more.map(|(a, w)| (a, w.metadata.namespace.as_str())));
-        all.sort_unstable();
-        all.dedup();
-        for (address, namespace) in all {
-            if !self.planned.addresses.contains_key(&(address.ip(), address.port())) {
-                let declared = self.declared_at(world, address, Declared::Nothing);
-                self.single(namespace, address, declared);
             }
         }
     }

@@ -56,7 +56,7 @@ pub(super) fn plan(
     let of_workload = mtls(spec.mtls.as_ref(), of_mesh);
     let addresses = members::addresses(view.workload);
     let mut declared: BTreeMap<u16, (Declared, MtlsMode)> = BTreeMap::new();
-    for (address, said) in world.ports.iter().filter(|(address, _)| addresses.contains(&address.ip())) {
+    for (address, (_, said)) in world.ports.iter().filter(|(address, _)| addresses.contains(&address.ip())) {
         let known = declared.entry(address.port()).or_insert((Declared::Nothing, of_workload));
         if known.0 == Declared::Nothing {
             known.0 = *said;
