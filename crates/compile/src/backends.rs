@@ -9,7 +9,10 @@ use crate::{
     mesh::{self, Declared},
     policy::Policies,
     secrets::qualified,
-    snapshot::{Cluster, Connections, Discovery, Endpoint, LoadBalancing, Netns, Trust, UpstreamProtocol, UpstreamTls},
+    snapshot::{
+        Cluster, Connections, Discovery, Endpoint, LoadBalancing, Netns, Trust, UpstreamProtocol, UpstreamTls,
+        ZonePreference,
+    },
     status::Fault,
     traffic,
 };
@@ -322,6 +325,11 @@ pub(crate) fn build(
         service.and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port)).and_then(|p| p.name.as_deref());
     if let Some(settings) = policies.of_service(&wanted.namespace, &wanted.name, port) {
         apply(&mut cluster, &settings);
+    }
+    if let Discovery::Static(list) = &mut cluster.discovery
+        && cluster.load_balancing.zone != ZonePreference::Prefer
+    {
+        list.iter_mut().for_each(|endpoint| endpoint.priority = 0);
     }
     if let Some((namespace, name)) = &wanted.gateway
         && let Some(upstream) = &mut cluster.tls

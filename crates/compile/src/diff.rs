@@ -3,10 +3,14 @@
 use crate::{
     router::Entry,
     snapshot::{
-        Cluster, Discovery, HttpListener, L4Route, Listener, Protocol, Rule, Snapshot, Termination, TlsListener,
-        TlsMode,
+        Cluster, Discovery, Endpoint, Find, HttpListener, Inbound, L4Route, Listener, Outbound, Protocol, Rule,
+        Snapshot, Speaks, Termination, TlsListener, TlsMode,
     },
-    summary::{Match, behaviour, stream},
+    summary::{
+        Match, behaviour,
+        mesh::{PeerText, by_destination},
+        stream,
+    },
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -87,6 +91,10 @@ impl Facts {
         for cluster in &snapshot.clusters {
             facts.cluster(cluster);
         }
+        for (name, addresses) in &snapshot.dns.names {
+            let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+            facts.set(ChangeKind::Endpoints, format!("addresses of the name {name}"), addresses.join(" "));
+        }
         facts
     }
 
@@ -109,8 +117,65 @@ impl Facts {
                 self.listener(&bind, "stream", &None, &l4.options.name.to_string());
                 self.stream(snapshot, &format!("connections to {bind}"), l4.route.as_ref());
             }
-            Protocol::Outbound(out) => self.listener(&bind, "outbound", &None, &out.name.to_string()),
-            Protocol::Inbound(inbound) => self.listener(&bind, "inbound", &None, &inbound.name.to_string()),
+            Protocol::Outbound(out) => self.outbound(snapshot, &bind, out),
+            Protocol::Inbound(inbound) => self.inbound(snapshot, &bind, inbound),
+        }
+    }
+
+    fn outbound(&mut self, snapshot: &Snapshot, bind: &str, out: &Outbound) {
+        let identity = out.identity.as_ref().map_or("nobody", |id| id.as_str());
+        let to = match &out.find {
+            Find::OriginalDestination => "captured connections".to_owned(),
+            Find::HttpProxy => "HTTP proxy".to_owned(),
+            Find::Fixed(to) => format!("to {}", to.name),
+        };
+        self.listener(bind, "outbound", &None, &format!("{} as {identity}, {to}", out.name));
+        let workload = format!("{}/{}", out.name.namespace, out.name.name);
+        let settings = format!("unknown destinations of {workload}");
+        self.set(ChangeKind::Settings, settings, format!("{:?}", out.unknown));
+        for (to, ways) in by_destination(&out.destinations) {
+            let subject = format!("{} from {workload}", to.name);
+            // Several hosts of an ExternalService have one name.
+            let subject = if to.http.is_none() && to.tcp.is_none() { ways.join(" ") } else { subject };
+            self.set(ChangeKind::Listener, format!("ways to {subject}"), ways.join(" "));
+            self.served(snapshot, &subject, to.speaks, to.http.as_deref(), to.tcp.as_ref());
+        }
+    }
+
+    fn inbound(&mut self, snapshot: &Snapshot, bind: &str, inbound: &Inbound) {
+        let identity = inbound.identity.as_ref().map_or("nobody", |id| id.as_str());
+        let addresses: Vec<String> = inbound.addresses.iter().map(ToString::to_string).collect();
+        let what = format!("{} as {identity} for {}", inbound.name, addresses.join(" "));
+        self.listener(bind, "inbound", &None, &what);
+        let workload = format!("{}/{}", inbound.name.namespace, inbound.name.name);
+        self.set(ChangeKind::Settings, format!("access to {workload}"), format!("{:?}", inbound.access));
+        let other = std::iter::once(("other ports".to_owned(), &inbound.other));
+        for (port, served) in inbound.ports.iter().map(|(n, p)| (format!("port {n}"), p)).chain(other) {
+            let subject = format!("{port} of {workload}");
+            self.set(ChangeKind::Settings, format!("mutual TLS of {subject}"), format!("{:?}", served.mtls));
+            self.served(snapshot, &subject, served.speaks, served.http.as_deref(), served.tcp.as_ref());
+        }
+    }
+
+    fn served(
+        &mut self,
+        snapshot: &Snapshot,
+        subject: &str,
+        speaks: Speaks,
+        http: Option<&HttpListener>,
+        tcp: Option<&Arc<L4Route>>,
+    ) {
+        self.set(ChangeKind::Settings, format!("protocol of {subject}"), format!("{speaks:?}"));
+        let mut seen = BTreeMap::new();
+        for (_, entries) in http.map(|http| http.router.table()).into_iter().flatten() {
+            for entry in entries {
+                let rule = &http.map(|http| &http.router.rules()[entry.rule as usize]);
+                let Some(rule) = rule else { continue };
+                self.entry(snapshot, subject, "every host", entry, rule, &mut seen);
+            }
+        }
+        if tcp.is_some() {
+            self.stream(snapshot, &format!("connections to {subject}"), tcp);
         }
     }
 
@@ -204,15 +269,18 @@ impl Facts {
             Discovery::Static(list) if list.is_empty() => "none".to_owned(),
             Discovery::Static(list) => {
                 let weight = |w: u32| if w == 1 { String::new() } else { format!(" weight {w}") };
-                list.iter().map(|e| format!("{}{}", e.address, weight(e.weight))).collect::<Vec<_>>().join(" ")
+                let peer = |e: &Endpoint| e.peer.as_ref().map(|p| format!(" <{}>", PeerText(p))).unwrap_or_default();
+                let text = |e: &Endpoint| format!("{}{}{}", e.address, weight(e.weight), peer(e));
+                list.iter().map(text).collect::<Vec<_>>().join(" ")
             }
             Discovery::Dns { host, port } => format!("{host}:{port} by DNS"),
         };
         self.set(ChangeKind::Endpoints, format!("endpoints of {}", cluster.key), endpoints);
         let how = Cluster { discovery: Discovery::Static(Vec::new()), ..cluster.clone() };
         let text = format!(
-            "{:?} tls={:?} {:?} {:?} health checks {:?} {:?}",
+            "{:?} as {:?} tls={:?} {:?} {:?} health checks {:?} {:?}",
             how.protocol,
+            how.identity,
             how.tls.as_ref().map(|t| (&t.sni, &t.trust, &t.subject_alt_names, &t.client_certificate)),
             how.load_balancing,
             how.connections,

@@ -5,10 +5,10 @@ use crate::{
     hosts,
     router::{Candidate, HostMap, Lookup, Mismatch, Pattern},
     snapshot::{
-        Access, Action, Backend, Discovery, Filter, HttpListener, L4Route, Listener, PathChange, Protocol, Redirect,
-        Rule, Snapshot, Split, Target, TlsListener, TlsMode,
+        Access, Action, Backend, Discovery, Endpoint, Filter, HttpListener, L4Route, Listener, PathChange, Protocol,
+        Redirect, Rule, Snapshot, Split, Target, TlsListener, TlsMode, Unknown,
     },
-    summary::{FilterText, Match, RetryText},
+    summary::{FilterText, Match, RetryText, mesh::PeerText},
 };
 use http::{HeaderMap, Method};
 use selvedge_wire::{host, spiffe::SpiffeId, uri};
@@ -37,6 +37,9 @@ pub struct Request {
 pub struct Explanation {
     /// `GET https://shop.example/cart`.
     pub request: String,
+    /// In a mesh: what the URL names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Chosen>,
     pub listener: Option<Chosen>,
     pub rule: Option<Chosen>,
     /// What AccessPolicies say, and why; `None` where there are none.
@@ -90,7 +93,18 @@ const MAX_LOST: usize = 20;
 
 /// Says what a request would meet. A URL that no listener would take is explained too: as an answer of 400.
 pub fn explain(snapshot: &Snapshot, request: &Request) -> Explanation {
+    explain_by(request, |out| Walk::new(snapshot, request)?.run(out))
+}
+
+/// Says what a request of a workload would meet on its way out. The snapshot is that of a proxy beside it
+/// ([`crate::Position::Workloads`]).
+pub fn explain_outbound(snapshot: &Snapshot, (namespace, workload): (&str, &str), request: &Request) -> Explanation {
+    explain_by(request, |out| Walk::new(snapshot, request)?.outbound(namespace, workload, out))
+}
+
+fn explain_by(request: &Request, walk: impl FnOnce(&mut Explanation) -> Result<(), Answer>) -> Explanation {
     let mut explanation = Explanation {
+        destination: None,
         request: format!("{} {}", request.method, request.url),
         listener: None,
         rule: None,
@@ -102,7 +116,7 @@ pub fn explain(snapshot: &Snapshot, request: &Request) -> Explanation {
         settings: Vec::new(),
         lost: Vec::new(),
     };
-    if let Err(answer) = Walk::new(snapshot, request).and_then(|walk| walk.run(&mut explanation)) {
+    if let Err(answer) = walk(&mut explanation) {
         explanation.answer = Some(answer);
     }
     explanation.lost.truncate(MAX_LOST);
@@ -168,6 +182,50 @@ impl<'a> Walk<'a> {
             Protocol::Outbound(_) | Protocol::Inbound(_) => {
                 Err(answer(404, format!("{} serves a workload's own connections, not those of a Gateway", socket.bind)))
             }
+        }
+    }
+
+    /// The way out of a workload.
+    fn outbound(&self, namespace: &str, workload: &str, out: &mut Explanation) -> Result<(), Answer> {
+        let found = self.snapshot.listeners.iter().find_map(|socket| match &socket.protocol {
+            Protocol::Outbound(it) if it.name.namespace == namespace && it.name.name == workload => Some((socket, it)),
+            _ => None,
+        });
+        let Some((socket, outbound)) = found else {
+            return Err(answer(0, format!("nothing is served for Workload {namespace}/{workload}: it does not exist")));
+        };
+        let identity = outbound.identity.as_ref().map_or("nobody", |id| id.as_str());
+        out.listener = Some(Chosen {
+            name: outbound.name.to_string(),
+            why: format!("{namespace}/{workload} calls as {identity}"),
+        });
+        let port = self.port.unwrap_or(host::default_port(self.secure));
+        let ip = self.host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
+        let found = match ip {
+            Some(ip) => outbound.destinations.addresses.get(&(ip, port)),
+            None => outbound.destinations.find_name(&self.host, port),
+        };
+        let Some(found) = found else {
+            let why = format!("nothing is known of {}:{port}", self.host);
+            return Err(match outbound.unknown {
+                Unknown::Pass => answer(0, format!("{why}: the connection is passed on to where it was going")),
+                Unknown::Refuse => answer(502, format!("{why}, and the Mesh lets workloads call only what it knows")),
+            });
+        };
+        out.destination = Some(Chosen {
+            name: found.name.clone(),
+            why: match (ip, found.speaks) {
+                (Some(_), _) => "it has that address".to_owned(),
+                (None, _) => format!("{} names it in namespace {namespace}", self.host),
+            },
+        });
+        match (&found.http, &found.tcp) {
+            (Some(http), _) if !self.secure => self.route(socket, http, out),
+            (_, Some(route)) => self.stream(Some(route), out),
+            (Some(_), None) => {
+                Err(answer(0, format!("port {port} is declared to speak HTTP in clear text, so that TLS fails there")))
+            }
+            (None, None) => Err(answer(0, "the connection is passed on to where it was going")),
         }
     }
 
@@ -424,6 +482,8 @@ impl<'a> Walk<'a> {
         let port = match (redirect.port, &redirect.scheme) {
             (Some(port), _) => port,
             (None, Some(_)) => standard,
+            // In a mesh the port is that of the destination.
+            (None, None) if matches!(socket.protocol, Protocol::Outbound(_)) => self.port.unwrap_or(standard),
             (None, None) => socket.bind.port,
         };
         let port = if port == standard { String::new() } else { format!(":{port}") };
@@ -454,15 +514,24 @@ impl<'a> Walk<'a> {
                 share.tls = cluster.tls.as_ref().map(|tls| format!("verified as {}", tls.sni));
                 share.endpoints = match &cluster.discovery {
                     Discovery::Static(list) if list.is_empty() => vec!["none: 503".to_owned()],
-                    Discovery::Static(list) => {
-                        list.iter().map(|e| format!("{} weight {}", e.address, e.weight)).collect()
-                    }
+                    Discovery::Static(list) => list.iter().map(endpoint).collect(),
                     Discovery::Dns { host, port } => vec![format!("{host}:{port} by DNS")],
                 };
             }
         }
         share
     }
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    let mut text = format!("{} weight {}", endpoint.address, endpoint.weight);
+    if endpoint.priority > 0 {
+        text.push_str(&format!(" priority {}", endpoint.priority));
+    }
+    if let Some(peer) = &endpoint.peer {
+        text.push_str(&format!(" {}", PeerText(peer)));
+    }
+    text
 }
 
 fn http_of(tls: &Arc<TlsListener>) -> Option<&Arc<HttpListener>> {
@@ -555,7 +624,7 @@ impl Explanation {
 
     fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "{}", self.request)?;
-        for (what, chosen) in [("listener", &self.listener), ("rule", &self.rule)] {
+        for (what, chosen) in [("listener", &self.listener), ("destination", &self.destination), ("rule", &self.rule)] {
             if let Some(chosen) = chosen {
                 writeln!(out, "  {what}  {}", chosen.name)?;
                 writeln!(out, "    because {}", chosen.why)?;

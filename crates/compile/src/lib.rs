@@ -41,9 +41,9 @@ mod summary;
 mod tls;
 mod traffic;
 
-pub use diff::{Change, ChangeKind, diff, diff_to_json};
 pub use access::{Question, Ruling, may};
-pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain};
+pub use diff::{Change, ChangeKind, diff, diff_to_json};
+pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain, explain_outbound};
 pub use position::{FixedPort, INBOUND_PORT, LocalWorkload, OUTBOUND_PORT, Ports, Position};
 pub use status::*;
 pub use summary::summary;

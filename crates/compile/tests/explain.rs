@@ -1,7 +1,10 @@
 //! What `explain` and `diff` say.
 
 use http::{HeaderMap, Method};
-use selvedge_compile::{Options, Request, compile, diff, explain, snapshot::Snapshot};
+use selvedge_compile::{
+    LocalWorkload, Options, Ports, Position, Request, compile, diff, explain, explain_outbound,
+    snapshot::{Netns, Snapshot},
+};
 use selvedge_model::{Limits, Resources, parse};
 
 const SHOP: &str = r#"
@@ -53,7 +56,8 @@ fn snapshot(text: &str) -> Snapshot {
 }
 
 fn ask(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
-    let request = Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None };
+    let request =
+        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None };
     explain(snapshot, &request)
 }
 
@@ -103,4 +107,100 @@ fn changes_are_told_in_words_about_traffic() {
     has("default/cart:80 9/10");
     has("+ shop.example /older/* on tcp://*:80");
     has("- shop.example /old/* on tcp://*:80");
+}
+
+const MESH: &str = r#"
+apiVersion: selvedge.dev/v1alpha1
+kind: Mesh
+metadata: {name: default}
+spec: {egress: RegistryOnly}
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: Workload
+metadata: {name: web, namespace: shop}
+spec: {addresses: [10.0.0.1], serviceAccount: web}
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: Workload
+metadata: {name: orders-1, namespace: shop, labels: {app: orders}}
+spec: {addresses: [10.0.0.2], serviceAccount: orders}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: orders, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: orders}, ports: [{name: http, port: 80}, {name: mysql, port: 3306}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: orders, namespace: shop}
+spec:
+  parentRefs: [{group: "", kind: Service, name: orders, port: 80}]
+  rules:
+  - matches: [{path: {value: /cart}}]
+    backendRefs: [{name: orders, port: 80}]
+  - matches: [{path: {value: /old}}]
+    filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplaceFullPath, replaceFullPath: /new}}}]
+"#;
+
+fn beside(text: &str) -> Snapshot {
+    let parsed = parse("test", text.as_bytes(), &Limits::default());
+    assert!(parsed.diagnostics.is_empty(), "{:?}", parsed.diagnostics);
+    let mut resources = Resources::default();
+    resources.extend(parsed.loaded.into_iter().filter_map(|l| l.resource));
+    let local = LocalWorkload {
+        namespace: "shop".to_owned(),
+        workload: "web".to_owned(),
+        own: None,
+        netns: Netns::default(),
+        ports: Ports { capture: true, ..Ports::default() },
+    };
+    compile(&resources, &Options { position: Position::Workloads(vec![local]), ..Options::default() }).snapshot
+}
+
+fn call(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
+    let request =
+        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None };
+    explain_outbound(snapshot, ("shop", "web"), &request)
+}
+
+#[test]
+fn a_call_of_a_workload_is_explained() {
+    let snapshot = beside(MESH);
+    let found = call(&snapshot, "http://orders/cart/1");
+    let text = found.to_text();
+    assert_eq!(found.destination.as_ref().map(|d| d.name.as_str()), Some("shop/orders:80"), "{text}");
+    assert_eq!(found.rule.as_ref().map(|r| r.name.as_str()), Some("HTTPRoute shop/orders#0"), "{text}");
+    assert_eq!(found.backends[0].to, "shop/orders:80~shop/web", "{text}");
+    let endpoint = "10.0.0.2:80 weight 1 spiffe://cluster.local/ns/shop/sa/orders by HBONE at 10.0.0.2:15008";
+    assert_eq!(found.backends[0].endpoints, [endpoint], "{text}");
+    assert!(text.contains("shop/web calls as spiffe://cluster.local/ns/shop/sa/web"), "{text}");
+    let status = |url: &str| call(&snapshot, url).answer.map(|a| (a.status, a.why));
+    assert_eq!(status("http://orders.shop.svc.cluster.local/none").map(|a| a.0), Some(404));
+    assert_eq!(status("http://elsewhere.example/").map(|a| a.0), Some(502));
+    let redirect = status("http://10.96.0.1/old").expect("an answer");
+    assert_eq!((redirect.0, redirect.1.as_str()), (302, "redirect to http://10.96.0.1/new"));
+    let bytes = call(&snapshot, "http://orders:3306/");
+    assert_eq!(bytes.backends[0].to, "shop/orders:3306+tcp~shop/web", "{}", bytes.to_text());
+    let request = Request {
+        method: Method::GET,
+        url: "http://orders/".to_owned(),
+        headers: HeaderMap::new(),
+        from: None,
+        identity: None,
+    };
+    assert!(explain_outbound(&snapshot, ("shop", "nobody"), &request).answer.is_some());
+}
+
+#[test]
+fn changes_of_a_mesh_are_told() {
+    let old = beside(MESH);
+    assert!(diff(&old, &beside(MESH)).is_empty());
+    let strict = MESH.replace("{egress: RegistryOnly}", "{mtls: {mode: Strict}}");
+    let told: Vec<String> = diff(&old, &beside(&strict)).iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|t| t == "~ mutual TLS of other ports of shop/web: Permissive becomes Strict"), "{told:?}");
+    assert!(told.iter().any(|t| t == "~ unknown destinations of shop/web: Refuse becomes Pass"), "{told:?}");
+    let alone = MESH.replace("labels: {app: orders}", "labels: {app: other}");
+    let told: Vec<String> = diff(&old, &beside(&alone)).iter().map(ToString::to_string).collect();
+    let gone = "~ endpoints of shop/orders:80~shop/web: 10.0.0.2:80 <spiffe://cluster.local/ns/shop/sa/orders by HBONE at 10.0.0.2:15008> becomes none";
+    assert!(told.iter().any(|t| t == gone), "{told:?}");
 }

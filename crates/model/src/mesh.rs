@@ -357,7 +357,7 @@ pub struct ExternalTls {
     /// Who speaks it.
     #[serde(default)]
     pub mode: ExternalTlsMode,
-    /// Name to ask for and to verify; without it, the first of `hosts`.
+    /// Name to ask for and to verify; without it, the host that is called, or for `Static` the first of `hosts`.
     #[schemars(length(min = 1, max = 253))]
     pub sni: Option<String>,
     /// A ConfigMap of the same namespace whose `ca.crt` holds the authorities to trust; without it, those of the operating

@@ -60,6 +60,7 @@ pub struct LiveEndpoint {
     pub counters: EndpointCounters,
     pub(crate) shelves: Shelves,
     weight: AtomicU32,
+    priority: AtomicU8,
     active: AtomicU32,
     /// When it last became able to take traffic, for slow start.
     warm_since: AtomicU64,
@@ -91,6 +92,7 @@ impl LiveEndpoint {
             counters: EndpointCounters::default(),
             shelves: Shelves::default(),
             weight: AtomicU32::new(weight),
+            priority: AtomicU8::new(0),
             active: AtomicU32::new(0),
             warm_since: AtomicU64::new(now),
             protocol: AtomicU8::new(0),
@@ -105,6 +107,15 @@ impl LiveEndpoint {
 
     pub fn weight(&self) -> u32 {
         self.weight.load(Ordering::Relaxed)
+    }
+
+    /// How far away it is; see [`selvedge_compile::snapshot::Endpoint`].
+    pub(crate) fn priority(&self) -> u8 {
+        self.priority.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_priority(&self, priority: u8) {
+        self.priority.store(priority, Ordering::Relaxed);
     }
 
     pub(crate) fn set_weight(&self, weight: u32) {

@@ -7,7 +7,7 @@ use super::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};
-use selvedge_compile::{BackendShare, Explanation, Request, explain};
+use selvedge_compile::{BackendShare, Explanation, LocalWorkload, Ports, Position, Request, explain, explain_outbound};
 use selvedge_model::{Code, diagnostic::nearest};
 use selvedge_wire::{
     forwarded::{self, Hop},
@@ -26,6 +26,7 @@ use std::{
 #[command(after_help = "Examples:
   selvedge explain -f conf GET https://shop.example/cart -H 'x-canary: 1' --from 10.0.0.1
   selvedge explain -f conf https://shop.example/admin --from-identity spiffe://cluster.local/ns/shop/sa/cart
+  selvedge explain -f conf --workload shop/web GET http://orders/cart
   selvedge explain SELV0204")]
 pub struct Args {
     /// Folder or file of YAML or JSON resources, or `-` for standard input; may be given several times.
@@ -34,6 +35,9 @@ pub struct Args {
     /// Method (GET when it is left out) and URL; or the code of a diagnostic.
     #[arg(value_names = ["METHOD", "URL"], num_args = 1..=2, required = true)]
     pub what: Vec<String>,
+    /// Workload of a mesh that makes the request; without it, a client of a Gateway does.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pub workload: Option<String>,
     /// Header of the request; may be given several times.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     pub headers: Vec<String>,
@@ -64,8 +68,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(!args.files.is_empty(), "name the folder with the resources: -f DIR");
     let mut request = request(method, url, &args.headers, args.from)?;
     request.identity.clone_from(&args.from_identity);
-    let input = input::read(&args.files)?;
-    let explanation = explain(&input.compiled.snapshot, &request);
+    let (input, explanation) = match &args.workload {
+        None => {
+            let input = input::read(&args.files)?;
+            let explanation = explain(&input.compiled.snapshot, &request);
+            (input, explanation)
+        }
+        Some(workload) => {
+            let (namespace, name) = workload.split_once('/').unwrap_or(("default", workload));
+            let input = input::read_for(&args.files, beside(namespace, name))?;
+            let explanation = explain_outbound(&input.compiled.snapshot, (namespace, name), &request);
+            (input, explanation)
+        }
+    };
     match args.format {
         Format::Json => print(&format!("{}\n", serde_json::to_string_pretty(&explanation)?))?,
         Format::Text => {
@@ -84,6 +99,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(if explanation.rule.is_some() { 0 } else { 2 }))
+}
+
+/// A proxy beside one workload that captures its connections.
+fn beside(namespace: &str, workload: &str) -> Position {
+    Position::Workloads(vec![LocalWorkload {
+        namespace: namespace.to_owned(),
+        workload: workload.to_owned(),
+        own: None,
+        netns: Default::default(),
+        ports: Ports { capture: true, ..Ports::default() },
+    }])
 }
 
 fn is_code(text: &str) -> bool {
@@ -177,7 +203,9 @@ fn with_host(url: &str, named: &HeaderValue) -> Result<String> {
 
 fn render(out: &mut String, explanation: &Explanation, from: &str, tint: Tint) -> fmt::Result {
     writeln!(out, "{}{from}\n", tint.bold(&explanation.request))?;
-    for (what, chosen) in [("listener", &explanation.listener), ("rule", &explanation.rule)] {
+    for (what, chosen) in
+        [("listener", &explanation.listener), ("destination", &explanation.destination), ("rule", &explanation.rule)]
+    {
         if let Some(chosen) = chosen {
             line(out, tint, what, &tint.cyan(&chosen.name))?;
             line(out, tint, "", &tint.dim(format!("because {}", chosen.why)))?;

@@ -1,7 +1,7 @@
 //! Reading and compiling what `-f` names, once.
 
 use anyhow::{Context, Result, bail};
-use selvedge_compile::{Compiled, Options, compile};
+use selvedge_compile::{Compiled, Options, Position, compile};
 use selvedge_control::{Folder, source::Changes};
 use selvedge_model::{Code, Diagnostic, Limits, ResourceKey, Severity};
 use std::{
@@ -28,6 +28,14 @@ pub struct Input {
 /// # Errors
 /// Something cannot be read at all; whatever is wrong in what was read is a diagnostic.
 pub fn read(paths: &[PathBuf]) -> Result<Input> {
+    read_for(paths, Position::Gateway)
+}
+
+/// The same for a proxy that stands elsewhere.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_for(paths: &[PathBuf], position: Position) -> Result<Input> {
     let mut roots = Vec::new();
     let mut texts = Vec::new();
     for path in paths {
@@ -53,7 +61,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Input> {
         bail!("there is no .yaml, .yml or .json file in {} (hidden files do not count)", all.join(", "));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-    let compiled = compile(folder.resources(), &Options { now, ..Options::default() });
+    let compiled = compile(folder.resources(), &Options { now, position, ..Options::default() });
     let mut about_resources = compiled.diagnostics.clone();
     blame_broken(&mut about_resources, &folder.broken().cloned().collect());
     folder.locate(&mut about_resources);

@@ -145,7 +145,11 @@ pub(crate) fn cluster(cx: &Context<'_>, wanted: &ClusterUse, blank: Cluster) -> 
     };
     match tls {
         None => {}
-        Some(Ok(tls)) => cluster.tls = Some(Arc::clone(tls)),
+        // The name that is called, unless another is given.
+        Some(Ok(tls)) => match host.filter(|_| port.tls.as_ref().is_none_or(|tls| tls.sni.is_none())) {
+            Some(host) => cluster.tls = Some(Arc::new(UpstreamTls { sni: host.to_owned(), ..(**tls).clone() })),
+            None => cluster.tls = Some(Arc::clone(tls)),
+        },
         // In clear text would be worse: no endpoints.
         Some(Err(_)) => return cluster,
     }

@@ -15,10 +15,6 @@ pub(super) struct Choice {
     pub(super) reason: String,
 }
 
-/// The own zone keeps all of its traffic while this many percent of its capacity suffice: with 140, until less than
-/// 71 % of it is healthy (Envoy's overprovisioning factor).
-const OVERPROVISIONING_PERCENT: u64 = 140;
-
 pub(super) fn choose(endpoints: &[Arc<LiveEndpoint>], config: &LoadBalancing, zone: Option<&str>) -> Choice {
     let mut all: Vec<Arc<LiveEndpoint>> = endpoints.iter().filter(|e| e.weight() > 0).cloned().collect();
     let zone = zone.filter(|_| config.zone != ZonePreference::Off);
@@ -38,19 +34,57 @@ pub(super) fn choose(endpoints: &[Arc<LiveEndpoint>], config: &LoadBalancing, zo
     let ejected = |e: &&Arc<LiveEndpoint>| !e.is_usable() && e.health.summary() != Summary::Unhealthy;
     let spared = all.iter().filter(ejected).cloned().collect();
     let reason = if usable.is_empty() { reason(endpoints, &all, strict, zone) } else { String::new() };
-    let prefers = zone.is_some() && config.zone == ZonePreference::Prefer;
-    if !prefers || !usable.iter().any(|e| own(e)) {
+    if config.zone != ZonePreference::Prefer {
         return Choice { near: usable, far: Vec::new(), spared, near_permille: 1000, panic: false, reason };
     }
-    let capacity: u64 = all.iter().filter(|e| own(e)).map(|e| u64::from(e.weight())).sum();
-    let (near, far): (Vec<_>, Vec<_>) = usable.into_iter().partition(|e| own(e));
-    let healthy: u64 = near.iter().map(|e| u64::from(e.weight())).sum();
-    let near_permille = if far.is_empty() {
-        1000
-    } else {
-        (healthy * OVERPROVISIONING_PERCENT * 10 / capacity.max(1)).min(1000) as u32
-    };
+    let (near, far, near_permille) = by_distance(&all, usable, config, zone);
     Choice { near, far, spared, near_permille, panic: false, reason }
+}
+
+/// How far away an endpoint is: 0 is the own zone.
+fn distance(endpoint: &LiveEndpoint, zone: Option<&str>) -> u8 {
+    match zone {
+        Some(_) if endpoint.zone.as_deref() == zone => 0,
+        Some(_) => endpoint.priority().max(1),
+        None => endpoint.priority(),
+    }
+}
+
+/// The nearest that are enough to be preferred, who helps out, and how much of the traffic (in a thousand) the nearest
+/// keep: all of it while enough of them are healthy. The next nearest help out, if they are healthy enough, else all others.
+fn by_distance(
+    all: &[Arc<LiveEndpoint>],
+    usable: Vec<Arc<LiveEndpoint>>,
+    config: &LoadBalancing,
+    zone: Option<&str>,
+) -> (Vec<Arc<LiveEndpoint>>, Vec<Arc<LiveEndpoint>>, u32) {
+    let mut distances: Vec<u8> = usable.iter().map(|e| distance(e, zone)).collect();
+    distances.sort_unstable();
+    distances.dedup();
+    let weight = |list: &[Arc<LiveEndpoint>], from: Option<u8>, to: u8| -> u64 {
+        let within =
+            |e: &&Arc<LiveEndpoint>| distance(e, zone) <= to && from.is_none_or(|from| distance(e, zone) > from);
+        list.iter().filter(within).map(|e| u64::from(e.weight())).sum()
+    };
+    // The share of all traffic that those within a range of distances can take.
+    let takes = |from: Option<u8>, to: u8| -> u32 {
+        let enough = weight(all, from, to) * u64::from(config.min_healthy_percent);
+        let share = (weight(&usable, from, to) * 100_000).checked_div(enough).unwrap_or(1000);
+        u32::try_from(share.min(1000)).unwrap_or(1000)
+    };
+    let count = |to: u8| usable.iter().filter(|e| distance(e, zone) <= to).count();
+    let wanted = usize::try_from(config.min_endpoints.max(1)).unwrap_or(usize::MAX);
+    let Some(edge) = distances.iter().copied().find(|&to| count(to) >= wanted) else {
+        return (usable, Vec::new(), 1000);
+    };
+    let next = distances.iter().copied().find(|&to| to > edge);
+    let Some(next) = next else { return (usable, Vec::new(), 1000) };
+    // Where nobody is left in the own zone, its size counts no more.
+    let near_permille = takes(distances[0].checked_sub(1), edge);
+    let limit = if takes(Some(edge), next) == 1000 { next } else { u8::MAX };
+    let (near, far): (Vec<_>, Vec<_>) = usable.into_iter().partition(|e| distance(e, zone) <= edge);
+    let far = far.into_iter().filter(|e| distance(e, zone) <= limit).collect();
+    (near, far, near_permille)
 }
 
 /// The healthy ones; while nobody is known to be healthy, those that no check has looked at yet.

@@ -247,6 +247,37 @@ fn the_own_zone_comes_first_as_far_as_it_reaches() {
     assert!(build(&zoned(&["a", "b"]), &off).far.endpoints.is_empty());
 }
 
+#[test]
+fn the_own_region_comes_before_the_rest() {
+    let endpoints = zoned(&["a", "b", "b", "c", "c"]);
+    [1, 1, 2, 2].iter().zip(&endpoints[1..]).for_each(|(priority, e)| e.set_priority(*priority));
+    let prefer = LoadBalancing { panic_threshold: 0, ..config(Algorithm::Random) };
+    let shares = |config: &LoadBalancing| spread(&build(&endpoints, config), 20_000, anything);
+    assert_eq!(shares(&prefer)[0], 1.0);
+    fail(&endpoints[0].health);
+    assert_eq!(shares(&prefer)[3..], [0.0, 0.0], "the own region suffices");
+    fail(&endpoints[1].health);
+    let region = shares(&prefer)[2];
+    assert!((region - 0.714).abs() < 0.02, "half of the capacity keeps 71 %: {region}");
+    let lenient = LoadBalancing { min_healthy_percent: 30, ..prefer.clone() };
+    assert_eq!(shares(&lenient)[2], 1.0, "half is enough where 30 % are asked for");
+    fail(&endpoints[2].health);
+    assert_eq!(shares(&prefer)[3..].iter().sum::<f64>(), 1.0);
+}
+
+#[test]
+fn a_zone_with_too_few_endpoints_is_not_preferred() {
+    let endpoints = zoned(&["a", "b", "b", "c"]);
+    [1, 1, 2].iter().zip(&endpoints[1..]).for_each(|(priority, e)| e.set_priority(*priority));
+    let two = LoadBalancing { panic_threshold: 0, min_endpoints: 2, ..config(Algorithm::Random) };
+    let shares = spread(&build(&endpoints, &two), 20_000, anything);
+    assert!(shares[..3].iter().all(|share| (share - 0.333).abs() < 0.02), "{shares:?}");
+    assert_eq!(shares[3], 0.0);
+    let many = LoadBalancing { min_endpoints: 9, ..two };
+    let shares = spread(&build(&endpoints, &many), 20_000, anything);
+    assert!(shares.iter().all(|share| (share - 0.25).abs() < 0.02), "{shares:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn new_endpoints_start_slowly() {
     let clock = Clock::default();

@@ -204,6 +204,7 @@ impl LiveCluster {
             let member = match kept {
                 Some(member) if member.endpoint.zone == wanted.zone && member.endpoint.peer == wanted.peer => {
                     member.endpoint.set_weight(wanted.weight);
+                    member.endpoint.set_priority(wanted.priority);
                     member
                 }
                 other => {
@@ -211,6 +212,7 @@ impl LiveCluster {
                     let (zone, now) = (wanted.zone.clone(), self.clock.millis());
                     let endpoint =
                         LiveEndpoint::new(wanted.address, wanted.weight, zone, now).with_peer(wanted.peer.clone());
+                    endpoint.set_priority(wanted.priority);
                     let endpoint = Arc::new(endpoint);
                     endpoint.health.expect(config.health_checks.len());
                     let checks = self.start_checks(&endpoint, config, runtime);
