@@ -9,7 +9,7 @@ use crate::{
     io::Io,
     tls::{
         Alpn, Connector,
-        mesh::{self, Guarded},
+        mesh::{self, Guarded, Proof},
     },
 };
 use selvedge_compile::snapshot::{
@@ -51,6 +51,8 @@ pub struct Connected {
     pub io: Io,
     /// HTTP/2 was agreed on (by ALPN, or beforehand).
     pub h2: bool,
+    /// When a member of a mesh is at the other end.
+    pub proof: Option<Proof>,
 }
 
 impl Plan {
@@ -128,28 +130,31 @@ impl Plan {
             Some(Err(reason)) => return Err(Error::new(Kind::Tls, Side::Us, reason.clone())),
         };
         let mut bytes = match (&self.identity, peer) {
-            (Some(own), Some(peer)) => Bytes::Member(self.member(own, address, peer, client).await?),
+            (Some(own), Some(peer)) => {
+                let (io, proof) = self.member(own, address, peer, client).await?;
+                Bytes::Member(io, proof)
+            }
             _ => Bytes::Tcp(self.tcp(address).await?),
         };
         if let Some(version) = self.proxy_protocol {
             let header = proxy_header(version, client)?;
             let written = match &mut bytes {
                 Bytes::Tcp(tcp) => tcp.write_all(&header).await,
-                Bytes::Member(io) => io.write_all(&header).await,
+                Bytes::Member(io, _) => io.write_all(&header).await,
             };
             written.map_err(|error| failed(address, error))?;
         }
         let h2 = self.protocol == UpstreamProtocol::Http2;
         match (connector, bytes) {
-            (None, Bytes::Tcp(tcp)) => Ok(Connected { io: tcp.into(), h2 }),
-            (None, Bytes::Member(io)) => Ok(Connected { io, h2 }),
+            (None, Bytes::Tcp(tcp)) => Ok(Connected { io: tcp.into(), h2, proof: None }),
+            (None, Bytes::Member(io, proof)) => Ok(Connected { io, h2, proof: Some(proof) }),
             (Some(connector), Bytes::Tcp(tcp)) => {
                 let (stream, negotiated) = connector.connect(tcp).await?;
-                Ok(Connected { io: stream.into(), h2: negotiated.h2 })
+                Ok(Connected { io: stream.into(), h2: negotiated.h2, proof: None })
             }
-            (Some(connector), Bytes::Member(io)) => {
+            (Some(connector), Bytes::Member(io, proof)) => {
                 let (stream, negotiated) = connector.over(io).await?;
-                Ok(Connected { io: Io::other(stream), h2: negotiated.h2 })
+                Ok(Connected { io: Io::other(stream), h2: negotiated.h2, proof: Some(proof) })
             }
         }
     }
@@ -167,7 +172,7 @@ impl Plan {
         target: SocketAddr,
         peer: &Peer,
         client: Option<ClientAddress>,
-    ) -> Result<Io, Error> {
+    ) -> Result<(Io, Proof), Error> {
         match peer.via {
             Via::Hbone(via) => {
                 let origin = client.map(|client| client.source.ip());
@@ -177,8 +182,8 @@ impl Plan {
             Via::MutualTls(address) => {
                 let tcp = self.tcp(address).await?;
                 let identities = &self.dial.identities;
-                let (stream, peer) = mesh::connect(identities, own, &peer.identity, alpn::MUTUAL_TLS, tcp).await?;
-                Ok(Io::other(Guarded::new(stream, identities.clone(), peer)))
+                let (stream, proof) = mesh::connect(identities, own, &peer.identity, alpn::MUTUAL_TLS, tcp).await?;
+                Ok((Io::other(Guarded::new(stream, proof.clone())), proof))
             }
         }
     }
@@ -195,7 +200,7 @@ impl Plan {
 /// What a connection consists of before TLS of the application.
 enum Bytes {
     Tcp(TcpStream),
-    Member(Io),
+    Member(Io, Proof),
 }
 
 fn failed(address: SocketAddr, error: std::io::Error) -> Error {

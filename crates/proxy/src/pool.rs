@@ -13,6 +13,7 @@ use crate::{
     endpoint::LiveEndpoint,
     error::{Kind, Side},
     gate::{Open, Place},
+    tls::mesh::Proof,
     worker::{WorkerCount, WorkerId},
 };
 use bytes::Bytes;
@@ -173,6 +174,8 @@ pub struct Ticket {
     /// Of the settings it was opened with: others may demand other certificates.
     epoch: u64,
     opened: Instant,
+    /// Who was at the other end, when that was proved.
+    proof: Option<Proof>,
     /// May be used by another request.
     pooled: bool,
     /// An HTTP/1.1 request is on its way, which the endpoint counts.
@@ -187,6 +190,7 @@ impl Ticket {
         endpoint: &Arc<LiveEndpoint>,
         settings: &Settings,
         place: (Place, WorkerId),
+        proof: Option<Proof>,
         open: Open,
     ) -> Arc<Self> {
         cluster.counters.connections_opened.fetch_add(1, Ordering::Relaxed);
@@ -199,6 +203,7 @@ impl Ticket {
             place: place.0,
             epoch: settings.epoch,
             opened: Instant::now(),
+            proof,
             pooled: !settings.plan.is_per_client(),
             busy: AtomicBool::new(false),
             me: me.clone(),
@@ -209,7 +214,8 @@ impl Ticket {
     fn is_expired(&self, settings: &Settings, now: Instant) -> bool {
         let max_age = settings.config.connections.max_age;
         let old = !max_age.is_zero() && now.saturating_duration_since(self.opened) >= max_age;
-        old || self.epoch != settings.epoch || !self.pooled
+        let outdated = self.proof.as_ref().is_some_and(|proof| !proof.is_current());
+        old || outdated || self.epoch != settings.epoch || !self.pooled
     }
 
     /// A request begins on this HTTP/1.1 connection.

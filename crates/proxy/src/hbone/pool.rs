@@ -9,13 +9,12 @@ use crate::{
     dial::Dial,
     error::{Kind, Side},
     io::Io,
-    tls::mesh,
+    tls::mesh::{self, Proof},
 };
 use ahash::AHashMap;
 use http::{Method, Uri, header};
 use http_body::Body as _;
 use selvedge_compile::snapshot::{Netns, alpn};
-use selvedge_identity::{Peer, Svid};
 use selvedge_wire::{hbone, spiffe::SpiffeId};
 use std::{
     fmt,
@@ -84,8 +83,7 @@ struct Slot {
 
 struct Link {
     connection: h2::Connection,
-    /// Ours, when it was made.
-    svid: Option<Arc<Svid>>,
+    proof: Proof,
 }
 
 /// How a flight ended; `None` while it is on its way.
@@ -103,7 +101,7 @@ impl Pool {
     ///
     /// # Errors
     /// When there is no connection, or the other side refuses the stream; nothing was sent on it then.
-    pub(crate) async fn open(dial: &Arc<Dial>, to: &Towards<'_>) -> Result<Io, Error> {
+    pub(crate) async fn open(dial: &Arc<Dial>, to: &Towards<'_>) -> Result<(Io, Proof), Error> {
         let key = Key {
             thread: thread::current().id(),
             own: to.own.clone(),
@@ -139,16 +137,15 @@ impl Pool {
                     return Err(Error::upstream(error.kind, message).with_source(error));
                 }
             };
-            return accepted(response, to).await;
+            return Ok((accepted(response, to).await?, link.proof.clone()));
         }
     }
 
     /// A connection with room for a stream, or the one that will have it.
     fn look(&self, dial: &Arc<Dial>, key: &Key) -> Look {
-        let svid = dial.identities.get(&key.own);
         let mut slots = self.lock();
         let slot = slots.entry(key.clone()).or_default();
-        let fits = |link: &Arc<Link>| link.connection.is_usable() && link.is_of(svid.as_ref());
+        let fits = |link: &Arc<Link>| link.connection.is_usable() && link.proof.is_current();
         let gone: Vec<_> = slot.open.extract_if(.., |link| !fits(link)).collect();
         let found = slot.open.iter().find(|link| link.connection.has_capacity()).cloned();
         let flight = slot.flight.clone().filter(|flight| flight.has_changed().is_ok());
@@ -159,7 +156,7 @@ impl Pool {
             (None, None) => {
                 let (land, flight) = watch::channel(None);
                 slot.flight = Some(flight.clone());
-                tokio::spawn(fly(dial.clone(), key.clone(), svid, land));
+                tokio::spawn(fly(dial.clone(), key.clone(), land));
                 Look::Flight(flight)
             }
         };
@@ -194,11 +191,6 @@ impl Pool {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn connections(&self) -> usize {
-        self.lock().values().map(|slot| slot.open.len()).sum()
-    }
-
     fn lock(&self) -> MutexGuard<'_, AHashMap<Key, Slot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -207,15 +199,6 @@ impl Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Pool")
-    }
-}
-
-impl Link {
-    fn is_of(&self, svid: Option<&Arc<Svid>>) -> bool {
-        match (&self.svid, svid) {
-            (Some(own), Some(newest)) => Arc::ptr_eq(own, newest),
-            _ => false,
-        }
     }
 }
 
@@ -231,7 +214,7 @@ async fn landed(mut flight: watch::Receiver<Landing>) -> Result<(), Error> {
 
 /// Opens a connection for all who wait, in a task of its own: that the first of them gives up does not take it from
 /// the others.
-async fn fly(dial: Arc<Dial>, key: Key, svid: Option<Arc<Svid>>, land: watch::Sender<Landing>) {
+async fn fly(dial: Arc<Dial>, key: Key, land: watch::Sender<Landing>) {
     let result = match timeout(CONNECT, establish(&dial, &key)).await {
         Ok(result) => result,
         Err(_) => {
@@ -240,10 +223,10 @@ async fn fly(dial: Arc<Dial>, key: Key, svid: Option<Arc<Svid>>, land: watch::Se
         }
     };
     let landing = match result {
-        Ok((connection, driver, peer)) => {
-            let link = Arc::new(Link { connection, svid });
+        Ok((connection, driver, proof)) => {
+            let link = Arc::new(Link { connection, proof: proof.clone() });
             dial.tunnels.add(&key, link.clone());
-            tokio::spawn(keep(Arc::downgrade(&dial), key.clone(), Arc::downgrade(&link), driver, peer));
+            tokio::spawn(keep(Arc::downgrade(&dial), key.clone(), Arc::downgrade(&link), driver, proof));
             Ok(())
         }
         Err(error) => Err((error.kind, error.side, error.to_string())),
@@ -254,13 +237,13 @@ async fn fly(dial: Arc<Dial>, key: Key, svid: Option<Arc<Svid>>, land: watch::Se
 
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-async fn establish(dial: &Arc<Dial>, key: &Key) -> Result<(h2::Connection, Driver, Arc<Peer>), Error> {
+async fn establish(dial: &Arc<Dial>, key: &Key) -> Result<(h2::Connection, Driver, Proof), Error> {
     let failed = |error: std::io::Error| {
         Error::upstream(Kind::Connect, format!("cannot connect to {} at {}", key.peer, key.via)).with_source(error)
     };
     let tcp = dial.tcp(key.via, key.netns).await.map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
-    let (stream, peer) = mesh::connect(&dial.identities, &key.own, &key.peer, alpn::HBONE, tcp).await?;
+    let (stream, proof) = mesh::connect(&dial.identities, &key.own, &key.peer, alpn::HBONE, tcp).await?;
     let options = h2::ClientOptions {
         max_streams: MAX_STREAMS,
         stream_window: STREAM_WINDOW,
@@ -270,15 +253,15 @@ async fn establish(dial: &Arc<Dial>, key: &Key) -> Result<(h2::Connection, Drive
         ..h2::ClientOptions::default()
     };
     let (connection, driver) = h2::connect(stream.into(), &options).await?;
-    Ok((connection, Box::pin(driver), peer))
+    Ok((connection, Box::pin(driver), proof))
 }
 
 /// Drives a connection to its end, and takes it out of the pool when it is to take no more streams. Only the pool and
 /// those who open a stream hold a [`Link`]; without them the connection ends with its last stream.
-async fn keep(dial: Weak<Dial>, key: Key, link: Weak<Link>, mut driver: Driver, peer: Arc<Peer>) {
+async fn keep(dial: Weak<Dial>, key: Key, link: Weak<Link>, mut driver: Driver, proof: Proof) {
     let Some(identities) = dial.upgrade().map(|dial| dial.identities.clone()) else { return };
     let mut changed = identities.changed();
-    let mut refused = pin!(identities.until_refused(&peer));
+    let mut refused = pin!(proof.until_refused());
     let mut seen = 0;
     let release = || {
         if let (Some(dial), Some(link)) = (dial.upgrade(), link.upgrade()) {
@@ -293,8 +276,7 @@ async fn keep(dial: Weak<Dial>, key: Key, link: Weak<Link>, mut driver: Driver, 
                 return release();
             }
             Ok(()) = changed.changed() => {
-                let svid = identities.get(&key.own);
-                if link.upgrade().is_some_and(|link| !link.is_of(svid.as_ref())) {
+                if !proof.is_current() {
                     release();
                 }
             }
@@ -303,7 +285,7 @@ async fn keep(dial: Weak<Dial>, key: Key, link: Weak<Link>, mut driver: Driver, 
                 let requests = link.connection.requests();
                 let idle = link.connection.active() == 0 && requests == std::mem::replace(&mut seen, requests);
                 drop(link);
-                if idle {
+                if idle || !proof.is_current() {
                     release();
                 }
             }

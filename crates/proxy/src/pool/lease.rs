@@ -157,8 +157,9 @@ impl Seeker<'_> {
     async fn connect(&self, open: Open) -> Result<(Connected, Arc<Ticket>), Error> {
         let place = (Place::new(self.endpoint, self.worker), self.worker);
         match self.settings.plan.connect(self.endpoint.address, self.endpoint.peer.as_deref(), self.client).await {
-            Ok(connected) => {
-                let ticket = Ticket::new(self.cluster, self.endpoint, self.settings, place, open);
+            Ok(mut connected) => {
+                let proof = connected.proof.take();
+                let ticket = Ticket::new(self.cluster, self.endpoint, self.settings, place, proof, open);
                 Ok((connected, ticket))
             }
             Err(error) => {

@@ -11,7 +11,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use rustls::HandshakeKind;
 use rustls_pki_types::{ServerName, UnixTime};
-use selvedge_identity::{Expect, Identities, Peer, Refused, Role, refused};
+use selvedge_identity::{Expect, Identities, Peer, Refused, Role, Svid, refused};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     future::Future,
@@ -19,6 +19,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::{Duration, SystemTime},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -89,17 +90,44 @@ async fn accepting(
     Ok(Member { io: Box::new(io), peer: Arc::new(peer), session })
 }
 
+/// What a connection to a member was made with.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    pub peer: Arc<Peer>,
+    identities: Arc<Identities>,
+    /// Ours.
+    svid: Option<Arc<Svid>>,
+}
+
+impl Proof {
+    /// Whether a connection made now would be made with the same: our certificate is the newest, and the peer's has not
+    /// ended. Otherwise the connection should take nothing new, so that none lives on by what is out of date, and a
+    /// root that goes after its certificates finds nobody.
+    pub fn is_current(&self) -> bool {
+        let Some(svid) = &self.svid else { return false };
+        self.identities.get(svid.id()).is_some_and(|newest| Arc::ptr_eq(&newest, svid))
+            // Certificates end with their last second.
+            && self.peer.not_after() + Duration::from_secs(1) > SystemTime::now()
+    }
+
+    /// Resolves when the peer is accepted no more.
+    pub async fn until_refused(&self) -> Refused {
+        self.identities.until_refused(&self.peer).await
+    }
+}
+
 /// Does the handshake as the client `own`; the server must prove to be exactly `expected`, and speak `alpn`. The caller
 /// holds the timer.
 pub async fn connect(
-    identities: &Identities,
+    identities: &Arc<Identities>,
     own: &SpiffeId,
     expected: &SpiffeId,
     alpn: &[u8],
     tcp: TcpStream,
-) -> Result<(ClientStream, Arc<Peer>), Error> {
+) -> Result<(ClientStream, Proof), Error> {
     let failed = |what: String| Error::upstream(Kind::Tls, format!("mutual TLS with {expected}: {what}"));
     let expect = Expect::Exactly(expected.clone());
+    let svid = identities.get(own);
     let config = identities
         .client_config(own, &expect, &[alpn])
         .map_err(|error| Error::new(Kind::Tls, Side::Us, error.to_string()))?;
@@ -116,7 +144,7 @@ pub async fn connect(
     let chain = session.peer_certificates().unwrap_or_default();
     let peer =
         identities.judge(chain, &expect, Role::Server, UnixTime::now()).map_err(|reason| failed(reason.to_string()))?;
-    Ok((stream, Arc::new(peer)))
+    Ok((stream, Proof { peer: Arc::new(peer), identities: identities.clone(), svid }))
 }
 
 fn client_error(failed: &impl Fn(String) -> Error, error: io::Error) -> Error {
@@ -140,8 +168,8 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    pub fn new(stream: ClientStream, identities: Arc<Identities>, peer: Arc<Peer>) -> Self {
-        Self { stream, refused: Box::pin(async move { identities.until_refused(&peer).await }) }
+    pub fn new(stream: ClientStream, proof: Proof) -> Self {
+        Self { stream, refused: Box::pin(async move { proof.until_refused().await }) }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
