@@ -126,6 +126,12 @@ pub fn connection(access: &Access, facts: &ConnectionFacts, http: bool, counts: 
     judge(access, &subject(access, facts, facts.client.ip(), layer7), counts).map(drop)
 }
 
+/// Whether a connection may be prepared for before it is known what it carries. Nothing is counted: it is judged later.
+pub fn may_prepare(access: &Access, facts: &ConnectionFacts, http: bool) -> bool {
+    let layer7 = if http { Layer7::Later } else { Layer7::Bytes };
+    access.decide(&subject(access, facts, facts.client.ip(), layer7)).allowed
+}
+
 fn subject<'a>(access: &Access, facts: &'a ConnectionFacts, client: IpAddr, layer7: Layer7<'a>) -> Subject<'a> {
     let tls = facts.tls.as_ref();
     Subject {

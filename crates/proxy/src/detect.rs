@@ -125,14 +125,16 @@ pub trait Ahead {
 }
 
 /// Listens to both sides until one has spoken. What was read is put back in front of the side that it came from.
-/// `open` makes the way to the server; it is not begun before the client has been silent for [`AHEAD`].
+/// `open` makes the way to the server; it is not begun before the client has been silent for [`AHEAD`], and not at all
+/// unless `ahead`.
 pub async fn detect<U: Ahead>(
     client: &mut Io,
     judge: impl Fn(&[u8]) -> Guess,
+    ahead: bool,
     open: impl Future<Output = U>,
 ) -> Detected<U> {
     let mut read = BytesMut::new();
-    let detected = listen(client, &mut read, judge, open).await;
+    let detected = listen(client, &mut read, judge, ahead, open).await;
     if !read.is_empty() {
         client.unread(read.freeze());
     }
@@ -170,13 +172,14 @@ async fn listen<U: Ahead>(
     client: &mut Io,
     read: &mut BytesMut,
     judge: impl Fn(&[u8]) -> Guess,
+    ahead: bool,
     open: impl Future<Output = U>,
 ) -> Detected<U> {
     let start = Instant::now();
     let mut open = pin!(open);
     let mut upstream: Option<U> = None;
     let mut timer = pin!(sleep_until(start + AHEAD));
-    let mut began = false;
+    let (mut began, mut silent) = (false, false);
     let mut unsure = None;
     loop {
         tokio::select! {
@@ -219,9 +222,9 @@ async fn listen<U: Ahead>(
             () = timer.as_mut() => match unsure {
                 Some(true) => return Detected::Http { http2: false },
                 Some(false) => break,
-                None if began => break,
+                None if silent => break,
                 None => {
-                    began = true;
+                    (began, silent) = (ahead, true);
                     timer.as_mut().reset(start + SILENCE);
                 }
             },
@@ -315,7 +318,7 @@ mod tests {
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("write");
         drop(client);
         let never = async { panic!("the server is not needed") };
-        let detected = detect::<Way>(&mut io, guess, never).await;
+        let detected = detect::<Way>(&mut io, guess, true, never).await;
         assert!(matches!(detected, Detected::Http { http2: false }));
         let mut all = Vec::new();
         io.read_to_end(&mut all).await.expect("read");
@@ -328,7 +331,8 @@ mod tests {
         let (mut server, upstream) = pipe();
         server.write_all(b"220 mail\r\n").await.expect("write");
         let start = Instant::now();
-        let Detected::Bytes(Some(Way(Some(mut upstream)))) = detect(&mut io, guess, ready(Way(Some(upstream)))).await
+        let Detected::Bytes(Some(Way(Some(mut upstream)))) =
+            detect(&mut io, guess, true, ready(Way(Some(upstream)))).await
         else {
             panic!("bytes");
         };
@@ -346,7 +350,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(20)).await;
             client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("write");
         };
-        let (detected, ()) = tokio::join!(detect(&mut io, guess, ready(Way(Some(upstream)))), late);
+        let (detected, ()) = tokio::join!(detect(&mut io, guess, true, ready(Way(Some(upstream)))), late);
         assert!(matches!(detected, Detected::Http { http2: false }));
     }
 
@@ -356,7 +360,7 @@ mod tests {
             let (mut client, mut io) = pipe();
             client.write_all(words.as_bytes()).await.expect("write");
             let start = Instant::now();
-            let detected = detect::<Way>(&mut io, guess, pending()).await;
+            let detected = detect::<Way>(&mut io, guess, true, pending()).await;
             assert_eq!(matches!(detected, Detected::Http { .. }), http, "{words}");
             assert!(start.elapsed() <= PATIENCE + Duration::from_millis(1), "{:?}", start.elapsed());
         }
@@ -366,11 +370,11 @@ mod tests {
     async fn silence_and_ends_are_bytes() {
         let (_client, mut io) = pipe();
         let (_server, upstream) = pipe();
-        assert!(matches!(detect(&mut io, guess, ready(Way(Some(upstream)))).await, Detected::Bytes(Some(_))));
+        assert!(matches!(detect(&mut io, guess, true, ready(Way(Some(upstream)))).await, Detected::Bytes(Some(_))));
         let (client, mut io) = pipe();
         drop(client);
-        assert!(matches!(detect::<Way>(&mut io, guess, pending()).await, Detected::Bytes(None)));
+        assert!(matches!(detect::<Way>(&mut io, guess, true, pending()).await, Detected::Bytes(None)));
         let (_client, mut io) = pipe();
-        assert!(matches!(detect(&mut io, guess, ready(Way(None))).await, Detected::Bytes(Some(Way(None)))));
+        assert!(matches!(detect(&mut io, guess, true, ready(Way(None))).await, Detected::Bytes(Some(Way(None)))));
     }
 }

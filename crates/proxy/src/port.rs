@@ -158,6 +158,13 @@ impl Site {
             .inspect_err(|error| self.record().failed(error))
     }
 
+    /// Whether the way to the server may be made before it is known what comes: an application does not even see a
+    /// connection of whom it does not let in.
+    fn may_prepare(&self, http: bool) -> bool {
+        let inbound = self.table.inbound();
+        inbound.is_none_or(|live| access::may_prepare(&live.config.access, &self.conn.facts, http))
+    }
+
     /// Whether nothing but bytes can come.
     pub fn is_bytes(&self) -> bool {
         self.port.speaks == Speaks::Tcp || self.port.http.is_none()
@@ -188,8 +195,9 @@ impl Visit {
             guess => guess,
         };
         let mut record = self.site.record();
+        let ahead = self.site.may_prepare(!bytes_only);
         let mut io = std::mem::replace(&mut self.io, Io::nothing());
-        let detected = detect::detect(&mut io, judge, async { Opened(self.site.open(&mut record).await) }).await;
+        let detected = detect::detect(&mut io, judge, ahead, async { Opened(self.site.open(&mut record).await) }).await;
         self.io = io;
         Ok(match detected {
             Detected::Http { http2 } => {
@@ -232,11 +240,7 @@ impl Visit {
                 connection::http(self.io, http2 && options.http2_enabled, self.site.conn, &options, self.drain).await
             }
             (Judged::Bytes(account), _) => {
-                let Account { mut record, upstream } = *account;
-                let upstream = match upstream {
-                    Some(upstream) => upstream,
-                    None => self.site.open(&mut record).await,
-                };
+                let Account { record, upstream } = *account;
                 self.carry(upstream, record).await;
                 Ok(())
             }
@@ -281,19 +285,26 @@ impl Visit {
         })
     }
 
-    async fn carry(self, upstream: Result<Upstream, Refusal>, mut record: Record) {
+    /// Passes bytes both ways, after the client has been judged.
+    async fn carry(self, upstream: Option<Result<Upstream, Refusal>>, mut record: Record) {
+        let Self { io, site, drain, .. } = self;
         let stream = l4::Stream {
-            io: self.io,
-            worker: self.site.conn.worker,
-            facts: self.site.conn.facts.clone(),
-            handle: self.site.port.handle.clone(),
-            metrics: self.site.port.route.clone(),
-            options: self.site.port.streams.clone(),
-            drain: self.drain,
-            live: self.site.live(),
+            io,
+            worker: site.conn.worker,
+            facts: site.conn.facts.clone(),
+            handle: site.port.handle.clone(),
+            metrics: site.port.route.clone(),
+            options: site.port.streams.clone(),
+            drain,
+            live: site.live(),
         };
-        if l4::admitted(&stream, &mut record) {
-            l4::carry(stream, upstream, record).await;
+        if !l4::admitted(&stream, &mut record) {
+            return;
         }
+        let upstream = match upstream {
+            Some(upstream) => upstream,
+            None => site.open(&mut record).await,
+        };
+        l4::carry(stream, upstream, record).await;
     }
 }

@@ -2,11 +2,18 @@
 
 use crate::support::{Make, at, counted, exchange, id, identities, install, metrics, request, start, until};
 use bytes::Bytes;
-use selvedge_compile::snapshot::{Arrive, MtlsMode, Speaks, alpn};
+use selvedge_compile::snapshot::{Access, Arrive, DefaultAccess, MtlsMode, Speaks, alpn};
 use selvedge_identity::{Expect, Identities};
 use selvedge_proxy::proxy::{Proxy, Settings};
 use selvedge_testkit::tcp::{Server, closed_port};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -198,6 +205,37 @@ async fn tunnels_lead_to_the_workload_and_nowhere_else() {
     // Draining: the peer is told, the silent tunnel ends before it would be cut, and nothing is left.
     assert_eq!(proxy.drain(Duration::from_secs(30)).await.cut, 0);
     let _ = connection.await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_sees_nothing_of_whom_it_does_not_let_in() {
+    let (seen, accepted) = (Arc::new(AtomicUsize::new(0)), Server::echo("220 mail\r\n").await);
+    let counter = seen.clone();
+    let app = Server::tcp(move |_stream| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(())
+    })
+    .await;
+    let proxy = start(Settings::default());
+    let snapshot = |default, app| {
+        let mut make = Make { access: Access { default, ..Access::default() }, ..Make::default() };
+        let ports = BTreeMap::from([(25, make.port(Speaks::Undeclared, MtlsMode::Permissive, app))]);
+        let inbound = make.inbound(Arrive::Port(25), None, Vec::new(), ports, make.other(MtlsMode::Permissive));
+        make.listen(BYTES.parse().ok(), 0, inbound);
+        make
+    };
+    install(&proxy, snapshot(DefaultAccess::Deny, app.address));
+    for words in ["", "\x16\x03\x01\0", "HELO\r\n"] {
+        exchange(at(&proxy, BYTES), words).await.expect_err("a reset");
+    }
+    assert_eq!(seen.load(Ordering::Relaxed), 0);
+    // A connection that is open is cut when it is no longer allowed.
+    install(&proxy, snapshot(DefaultAccess::Allow, accepted.address));
+    let mut stream = TcpStream::connect(at(&proxy, BYTES)).await.expect("a connection");
+    until(&mut stream, "220 mail\r\n").await;
+    install(&proxy, snapshot(DefaultAccess::Deny, accepted.address));
+    let end = stream.read(&mut [0; 8]).await;
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

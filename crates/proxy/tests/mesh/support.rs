@@ -39,6 +39,8 @@ pub struct Make {
     pub snapshot: Snapshot,
     pub log: Vec<Arc<AccessLog>>,
     pub netns: Netns,
+    /// Who may come to workloads.
+    pub access: Access,
 }
 
 pub fn listener_name(section: &str) -> ListenerName {
@@ -200,7 +202,7 @@ impl Make {
         ports: BTreeMap<u16, Arc<InboundPort>>,
         other: Arc<InboundPort>,
     ) -> Protocol {
-        let access = Arc::new(Access::default());
+        let access = Arc::new(self.access.clone());
         let name = listener_name("inbound");
         Protocol::Inbound(Arc::new(Inbound { name, identity, arrive, addresses, ports, other, access }))
     }
