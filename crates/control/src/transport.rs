@@ -129,7 +129,12 @@ impl Link {
         } else {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let now = rustls::pki_types::UnixTime::since_unix_epoch(now);
-            Some(mutual.identities.judge(chain, &Expect::Known, Role::Client, now).map_err(io::Error::other)?)
+            let peer = mutual.identities.judge(chain, &Expect::Known, Role::Client, now).map_err(io::Error::other)?;
+            // Domains that ours trusts may call its workloads, but have no part in how it is run.
+            if peer.id.trust_domain() != mutual.own.trust_domain() {
+                return Err(io::Error::other(format!("{} is of another trust domain", peer.id)));
+            }
+            Some(peer)
         };
         let info = PeerInfo { address: Some(address), proves: true, peer, identities: Some(mutual.identities) };
         Ok(Self { io: Io::Tls(Box::new(tls.into())), info })
