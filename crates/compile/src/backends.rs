@@ -73,12 +73,11 @@ pub(crate) struct Caller {
 
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.identity {
-            Some(id) => match (id.namespace(), id.account()) {
+        if let Some(id) = &self.identity {
+            match (id.namespace(), id.account()) {
                 (Some(namespace), Some(account)) => write!(f, "~{namespace}/{account}")?,
                 _ => write!(f, "~{id}")?,
-            },
-            None => {}
+            }
         }
         match self.netns {
             Netns(0) => Ok(()),
@@ -109,9 +108,8 @@ impl fmt::Display for ClusterUse {
             Wire::Passthrough => "+tls",
             Wire::Udp => "+udp",
         })?;
-        match &self.gateway {
-            Some((namespace, name)) => write!(f, "@{namespace}/{name}")?,
-            None => {}
+        if let Some((namespace, name)) = &self.gateway {
+            write!(f, "@{namespace}/{name}")?;
         }
         self.caller.as_ref().map_or(Ok(()), |caller| caller.fmt(f))
     }
