@@ -237,16 +237,14 @@ impl<'e> Check<'e> {
     }
 
     fn field(&mut self, name: &str, field: &str) -> Result<u64, String> {
-        for (variable, fields) in VARIABLES.iter().filter(|(variable, _)| *variable == name) {
-            match fields.iter().find(|known| **known == field) {
-                Some(known) => {
-                    self.reads.insert((variable, known));
-                    return Ok(if *known == "headers" { UNKNOWN_LENGTH } else { 1 });
-                }
-                None => return Err(format!("`{name}` has no `{field}`; it has {}", fields.join(", "))),
-            }
-        }
-        self.ident(name)
+        let Some((variable, fields)) = VARIABLES.iter().find(|(variable, _)| *variable == name) else {
+            return self.ident(name);
+        };
+        let Some(known) = fields.iter().find(|known| **known == field) else {
+            return Err(format!("`{name}` has no `{field}`; it has {}", fields.join(", ")));
+        };
+        self.reads.insert((variable, known));
+        Ok(if *known == "headers" { UNKNOWN_LENGTH } else { 1 })
     }
 }
 

@@ -372,7 +372,7 @@ proptest! {
         let list: Vec<_> = list.into_iter().map(|(n, matches)| (action(n), matches)).collect();
         let policies = list.iter().enumerate().map(|(i, one)| policy(i, *one)).collect();
         let access = Access { default, policies, ..Access::default() };
-        let has = |action, matches| list.iter().any(|one| *one == (action, matches));
+        let has = |action, matches| list.contains(&(action, matches));
         let wanted = if has(AccessAction::Deny, true) {
             false
         } else if has(AccessAction::Allow, true) {
