@@ -11,6 +11,7 @@ use crate::{
         mesh::{PeerText, by_destination},
         stream,
     },
+    words::{self, Settings},
 };
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -56,14 +57,20 @@ impl fmt::Display for Change {
 pub fn diff(old: &Snapshot, new: &Snapshot) -> Vec<Change> {
     let (before, after) = (Facts::of(old), Facts::of(new));
     let mut changes = Vec::new();
-    for (key, was) in &before.0 {
-        match after.0.get(key) {
+    for (key, was) in &before.texts {
+        match after.texts.get(key) {
             Some(is) if is == was => {}
             is => changes.push(change(key, Some(was), is)),
         }
     }
-    for (key, is) in after.0.iter().filter(|(key, _)| !before.0.contains_key(*key)) {
+    for (key, is) in after.texts.iter().filter(|(key, _)| !before.texts.contains_key(*key)) {
         changes.push(change(key, None, Some(is)));
+    }
+    for (key, was) in &before.settings {
+        if let Some(is) = after.settings.get(key).filter(|is| *is != was) {
+            let (was, is) = words::difference(was, is);
+            changes.push(change(key, Some(&was), Some(&is)));
+        }
     }
     changes.sort_by(|a, b| (a.kind, &a.subject).cmp(&(b.kind, &b.subject)));
     changes
@@ -80,7 +87,11 @@ fn change((kind, subject): &(ChangeKind, String), before: Option<&String>, after
 
 /// Everything that traffic can notice, one fact each, by subject.
 #[derive(Default)]
-struct Facts(BTreeMap<(ChangeKind, String), String>);
+struct Facts {
+    texts: BTreeMap<(ChangeKind, String), String>,
+    /// Of these only what differs is told, and nothing of what comes or goes as a whole.
+    settings: BTreeMap<(ChangeKind, String), Settings>,
+}
 
 impl Facts {
     fn of(snapshot: &Snapshot) -> Self {
@@ -99,12 +110,13 @@ impl Facts {
     }
 
     fn set(&mut self, kind: ChangeKind, subject: String, value: String) {
-        self.0.insert((kind, subject), value);
+        self.texts.insert((kind, subject), value);
     }
 
     fn socket(&mut self, snapshot: &Snapshot, listener: &Listener) {
         let bind = listener.bind.to_string();
-        self.set(ChangeKind::Settings, format!("connections of {bind}"), format!("{:?}", listener.options));
+        let key = (ChangeKind::Settings, format!("connections of {bind}"));
+        self.settings.insert(key, words::socket(&listener.options));
         match &listener.protocol {
             Protocol::Http(map) => {
                 for http in map.values() {
@@ -232,7 +244,8 @@ impl Facts {
 
     fn http(&mut self, snapshot: &Snapshot, bind: &str, http: &HttpListener) {
         let listener = http.hostname.as_deref().unwrap_or("every host");
-        self.set(ChangeKind::Settings, format!("HTTP of {bind} for {listener}"), format!("{:?}", http.options));
+        let key = (ChangeKind::Settings, format!("HTTP of {bind} for {listener}"));
+        self.settings.insert(key, words::http(&http.options));
         for (host, entries) in http.router.table() {
             let host = host.as_deref().unwrap_or("every host");
             let mut seen: BTreeMap<String, u32> = BTreeMap::new();
@@ -276,17 +289,7 @@ impl Facts {
             Discovery::Dns { host, port } => format!("{host}:{port} by DNS"),
         };
         self.set(ChangeKind::Endpoints, format!("endpoints of {}", cluster.key), endpoints);
-        let how = Cluster { discovery: Discovery::Static(Vec::new()), ..cluster.clone() };
-        let text = format!(
-            "{:?} as {:?} tls={:?} {:?} {:?} health checks {:?} {:?}",
-            how.protocol,
-            how.identity,
-            how.tls.as_ref().map(|t| (&t.sni, &t.trust, &t.subject_alt_names, &t.client_certificate)),
-            how.load_balancing,
-            how.connections,
-            how.health_checks,
-            how.outlier_detection
-        );
-        self.set(ChangeKind::Backend, format!("connections to {}", cluster.key), text);
+        let key = (ChangeKind::Backend, format!("connections to {}", cluster.key));
+        self.settings.insert(key, words::backend(cluster));
     }
 }

@@ -5,15 +5,22 @@ use crate::{
     hosts,
     router::{Candidate, HostMap, Lookup, Mismatch, Pattern},
     snapshot::{
-        Access, Action, Backend, Discovery, Endpoint, Filter, HttpListener, L4Route, Listener, PathChange, Protocol,
-        Redirect, Rule, Snapshot, Split, Target, TlsListener, TlsMode, Unknown,
+        Access, Action, Backend, Discovery, Endpoint, Filter, HttpListener, HttpOptions, L4Route, Listener, PathChange,
+        Protocol, Redirect, Rule, Snapshot, Split, Target, TlsListener, TlsMode, Unknown,
     },
-    summary::{FilterText, Match, RetryText, mesh::PeerText},
+    summary::{Match, mesh::PeerText},
+    words,
 };
 use http::{HeaderMap, Method};
-use selvedge_wire::{host, spiffe::SpiffeId, uri};
+use selvedge_wire::{
+    forwarded::{self, Source},
+    host,
+    spiffe::SpiffeId,
+    uri,
+};
 use serde::Serialize;
 use std::{
+    borrow::Cow,
     fmt::{self, Write},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -26,7 +33,7 @@ pub struct Request {
     /// Absolute: `https://shop.example/cart?x=1`. Scheme and port say which listener it comes to.
     pub url: String,
     pub headers: HeaderMap,
-    /// Address of the client.
+    /// Address of whoever connects: the client, or the last proxy in front. Loopback when it is not given.
     pub from: Option<IpAddr>,
     /// Of the client, as mutual TLS would prove it.
     pub identity: Option<SpiffeId>,
@@ -37,6 +44,8 @@ pub struct Request {
 pub struct Explanation {
     /// `GET https://shop.example/cart`.
     pub request: String,
+    /// Who counts as the client, and why; known once a listener is.
+    pub client: Option<Chosen>,
     /// In a mesh: what the URL names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<Chosen>,
@@ -106,6 +115,7 @@ fn explain_by(request: &Request, walk: impl FnOnce(&mut Explanation) -> Result<(
     let mut explanation = Explanation {
         destination: None,
         request: format!("{} {}", request.method, request.url),
+        client: None,
         listener: None,
         rule: None,
         access: None,
@@ -127,6 +137,7 @@ fn answer(status: u16, why: impl Into<String>) -> Answer {
     Answer { status, why: why.into() }
 }
 
+#[derive(Clone)]
 struct Walk<'a> {
     snapshot: &'a Snapshot,
     request: &'a Request,
@@ -136,11 +147,14 @@ struct Walk<'a> {
     port: Option<u16>,
     path: String,
     query: Option<String>,
+    /// As routes see them.
+    headers: Cow<'a, HeaderMap>,
+    client: IpAddr,
 }
 
 impl<'a> Walk<'a> {
     fn new(snapshot: &'a Snapshot, request: &'a Request) -> Result<Self, Answer> {
-        // Decoding escaped slashes is a setting of the listener; unless told it is left alone.
+        // How the path is treated is a setting of the listener, which is not known yet.
         let options = uri::PathOptions { escaped_slashes: uri::EscapedSlashes::Keep, ..uri::PathOptions::default() };
         let target =
             uri::parse(&request.method, request.url.as_bytes(), &options).map_err(|e| answer(400, e.to_string()))?;
@@ -156,6 +170,8 @@ impl<'a> Walk<'a> {
             port: authority.port,
             path: target.path().to_owned(),
             query: target.query().map(str::to_owned),
+            headers: Cow::Borrowed(&request.headers),
+            client: request.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         })
     }
 
@@ -165,7 +181,7 @@ impl<'a> Walk<'a> {
             path: &self.path,
             query: self.query.as_deref(),
             method: &self.request.method,
-            headers: &self.request.headers,
+            headers: &self.headers,
         }
     }
 
@@ -335,7 +351,7 @@ impl<'a> Walk<'a> {
         };
         let port = access.port.or(self.port).unwrap_or(host::default_port(self.secure));
         let subject =
-            Subject { identity, mtls: identity.is_some(), peer: from, client: from, port, claims: None, layer7 };
+            Subject { identity, mtls: identity.is_some(), peer: from, client: self.client, port, claims: None, layer7 };
         let verdict = access.decide(&subject);
         let mut why = verdict.by.to_string();
         for policy in &verdict.audited {
@@ -363,7 +379,45 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
+    /// The request as a listener with these options understands it.
+    fn under(&self, options: &HttpOptions, out: &mut Explanation) -> Result<Self, Answer> {
+        let bad = |error: uri::UriError| answer(400, error.to_string());
+        let target = uri::parse(&self.request.method, self.request.url.as_bytes(), &options.path()).map_err(bad)?;
+        let given = self.request.url.split_once("://").map_or("", |(_, rest)| rest);
+        let length = given.find(['/', '?']).map_or(0, |at| given.len() - at);
+        if length > options.max_target_bytes as usize {
+            let limit = options.max_target_bytes;
+            return Err(answer(414, format!("path and query have {length} bytes, more than the limit of {limit}")));
+        }
+        if target.redirect {
+            return Err(answer(307, format!("redirect to {}: it has escaped slashes", target.path_and_query)));
+        }
+        let (peer, trust) = (self.client, options.trust());
+        let mut headers = self.request.headers.clone();
+        let trusted = trust.trusts(peer);
+        if !trusted {
+            forwarded::strip_internal(&mut headers);
+        }
+        let source = if headers.contains_key("x-forwarded-for") { Source::XForwardedFor } else { Source::Forwarded };
+        let client = forwarded::client_ip(peer, &headers, source, &trust);
+        let port = self.port.unwrap_or(host::default_port(self.secure));
+        let hop = forwarded::Hop { peer, host: &self.host, secure: self.secure, port };
+        forwarded::write_x_forwarded(&mut headers, &hop);
+        let why = match (trusted, client == peer) {
+            (false, _) => "it connects, and no proxy in front is trusted".to_owned(),
+            (true, true) => format!("{peer} connects, which is trusted to tell the client but does not"),
+            (true, false) => format!("{peer} connects, which is trusted to tell the client"),
+        };
+        out.client = Some(Chosen { name: client.to_string(), why });
+        let (path, query) = (target.path().to_owned(), target.query().map(str::to_owned));
+        Ok(Self { path, query, headers: Cow::Owned(headers), client, ..self.clone() })
+    }
+
     fn route(&self, socket: &Listener, listener: &'a HttpListener, out: &mut Explanation) -> Result<(), Answer> {
+        self.under(&listener.options, out)?.routed(socket, listener, out)
+    }
+
+    fn routed(&self, socket: &Listener, listener: &'a HttpListener, out: &mut Explanation) -> Result<(), Answer> {
         let lookup = self.lookup();
         let candidates = listener.router.candidates(&lookup);
         let winner = candidates.iter().position(|c| c.mismatch.is_none());
@@ -441,7 +495,7 @@ impl<'a> Walk<'a> {
 
     fn rule(&self, socket: &Listener, found: &Candidate<'_>, out: &mut Explanation) {
         let rule = found.rule;
-        out.filters = rule.filters.iter().map(|f| FilterText(self.snapshot, f).to_string()).collect();
+        out.filters = rule.filters.iter().map(|f| words::filter(self.snapshot, f)).collect();
         let (mut host, mut path) = (self.host.clone(), self.path.clone());
         for filter in &rule.filters {
             match filter {
@@ -472,6 +526,13 @@ impl<'a> Walk<'a> {
             Action::Fixed { status, reason } => out.answer = Some(answer(*status, reason.clone())),
         }
         out.settings = settings(rule);
+        if let Action::Forward(split) = &rule.action {
+            let clusters = split.backends.iter().filter_map(|backend| match &backend.target {
+                Target::Cluster(id) => Some(self.snapshot.cluster(*id)),
+                Target::Invalid { .. } => None,
+            });
+            out.settings.extend(clusters.filter_map(|cluster| words::stickiness(cluster, self.client)));
+        }
     }
 
     /// Gateway API: the port of a redirect is the given one, else that of a given scheme, else that of the listener.
@@ -504,7 +565,7 @@ impl<'a> Walk<'a> {
             total,
             endpoints: Vec::new(),
             tls: None,
-            filters: backend.filters.iter().map(|f| FilterText(self.snapshot, f).to_string()).collect(),
+            filters: backend.filters.iter().map(|f| words::filter(self.snapshot, f)).collect(),
         };
         match &backend.target {
             Target::Invalid { status, reason } => share.to = format!("answer {status}: {reason}"),
@@ -602,9 +663,15 @@ fn settings(rule: &Rule) -> Vec<String> {
     for (name, time) in named.into_iter().filter_map(|(n, t)| t.map(|t| (n, t))) {
         list.push(if time.is_zero() { format!("no {name} timeout") } else { format!("{name} timeout {time:?}") });
     }
-    list.extend(rule.retry.as_ref().map(|retry| RetryText(retry).to_string()));
-    list.extend(rule.hedging.as_ref().map(|h| format!("hedged after {:?}, {} tries at most", h.delay, h.max_attempts)));
-    list.extend(rule.session.as_ref().map(|s| format!("session kept by {:?} {}", s.kind, s.name)));
+    list.extend(rule.retry.as_ref().map(words::retry));
+    list.extend(
+        rule.hedging
+            .as_ref()
+            .map(|h| format!("asked of another endpoint too after {:?}, of {} at most", h.delay, h.max_attempts)),
+    );
+    list.extend(
+        rule.session.as_ref().map(|s| format!("session kept by {} {}", format!("{:?}", s.kind).to_lowercase(), s.name)),
+    );
     list
 }
 
@@ -624,7 +691,13 @@ impl Explanation {
 
     fn write(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "{}", self.request)?;
-        for (what, chosen) in [("listener", &self.listener), ("destination", &self.destination), ("rule", &self.rule)] {
+        let chosen = [
+            ("client", &self.client),
+            ("listener", &self.listener),
+            ("destination", &self.destination),
+            ("rule", &self.rule),
+        ];
+        for (what, chosen) in chosen {
             if let Some(chosen) = chosen {
                 writeln!(out, "  {what}  {}", chosen.name)?;
                 writeln!(out, "    because {}", chosen.why)?;

@@ -40,6 +40,7 @@ mod status;
 mod summary;
 mod tls;
 mod traffic;
+mod words;
 
 pub use access::{Question, Ruling, may};
 pub use diff::{Change, ChangeKind, diff, diff_to_json};

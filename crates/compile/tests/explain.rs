@@ -204,3 +204,78 @@ fn changes_of_a_mesh_are_told() {
     let gone = "~ endpoints of shop/orders:80~shop/web: 10.0.0.2:80 <spiffe://cluster.local/ns/shop/sa/orders by HBONE at 10.0.0.2:15008> becomes none";
     assert!(told.iter().any(|t| t == gone), "{told:?}");
 }
+
+fn policed(settings: &str) -> Snapshot {
+    let policy = format!(
+        "{SHOP}---\napiVersion: selvedge.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: edge}}\nspec:\n  targetRefs: [{{kind: Gateway, name: edge}}]\n{settings}"
+    );
+    snapshot(&policy)
+}
+
+#[test]
+fn the_listener_says_how_paths_are_read() {
+    let answer = |settings: &str, url: &str| {
+        let found = ask(&policed(settings), url);
+        (found.final_url.clone(), found.answer.map(|a| a.status))
+    };
+    let url = "http://shop.example/cart%2F7//x";
+    assert_eq!(answer("", url), (None, Some(404)));
+    assert_eq!(
+        answer("  listener: {normalization: {escapedSlashes: Decode}}\n", url),
+        (Some("http://shop.example/v1/7/x".to_owned()), None)
+    );
+    assert_eq!(
+        answer("  listener: {normalization: {mergeSlashes: false}}\n", "http://shop.example/cart//7").0.as_deref(),
+        Some("http://shop.example/v1//7")
+    );
+    assert_eq!(answer("  listener: {normalization: {escapedSlashes: Reject}}\n", url).1, Some(400));
+    assert_eq!(answer("  listener: {normalization: {escapedSlashes: Redirect}}\n", url).1, Some(307));
+    assert_eq!(answer("  requestLimits: {maxTargetBytes: 64}\n", &format!("{url}{}", "x".repeat(64))).1, Some(414));
+}
+
+#[test]
+fn the_client_is_who_the_listener_believes() {
+    let client = |snapshot: &Snapshot, from: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", "6.6.6.6, 203.0.113.7".parse().unwrap());
+        let url = "http://shop.example/cart".to_owned();
+        let found =
+            explain(snapshot, &Request { method: Method::GET, url, headers, from: from.parse().ok(), identity: None });
+        (found.client.map(|c| c.name).unwrap_or_default(), found.settings.join("; "))
+    };
+    let trusting = policed(
+        "  listener: {trustedCidrs: [10.0.0.0/8]}
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: cart}
+spec:
+  targetRefs: [{kind: Service, name: cart}]
+  loadBalancing: {algorithm: RingHash, hashKeys: [{type: SourceIP}]}
+",
+    );
+    let (name, settings) = client(&trusting, "10.0.0.1");
+    assert_eq!(name, "203.0.113.7");
+    assert!(settings.contains("by ring hash of the client's address 203.0.113.7"), "{settings}");
+    assert_eq!(client(&trusting, "192.0.2.1").0, "192.0.2.1");
+    assert_eq!(client(&snapshot(SHOP), "10.0.0.1").0, "10.0.0.1");
+}
+
+#[test]
+fn settings_are_told_in_words() {
+    let text = |old: &Snapshot, new: &Snapshot| diff(old, new).iter().map(ToString::to_string).collect::<Vec<_>>();
+    let told = text(&policed(""), &policed("  listener: {maxConnections: 5, headers: {maxCount: 50}}\n"));
+    assert_eq!(
+        told,
+        [
+            "~ HTTP of tcp://*:80 for every host: max headers 100 becomes max headers 50",
+            "~ HTTP of tcp://*:80 for shop.example: max headers 100 becomes max headers 50",
+            "~ connections of tcp://*:80: max connections 10000 becomes max connections 5",
+        ]
+    );
+    let retry = policed("  retry: {attempts: 2, retryOn: [5xx], methods: [GET, POST]}\n");
+    let found = ask(&retry, "http://shop.example/cart");
+    let wanted = "sent again up to 2 times when the connection fails, or the stream is refused, or the connection is reset, or no answer comes in time, or the status is 500 to 599, for GET, POST only once it was sent";
+    assert!(found.settings.iter().any(|s| s == wanted), "{:#?}", found.settings);
+    assert_eq!(found.filters, ["rewrites the matched prefix to /v1"]);
+}

@@ -124,19 +124,6 @@ fn underscores(headers: &mut HeaderMap, wanted: Underscores) -> Result<(), Error
     Ok(())
 }
 
-fn path_options(options: &HttpOptions) -> PathOptions {
-    PathOptions {
-        merge_slashes: options.merge_slashes,
-        escaped_slashes: match options.escaped_slashes {
-            EscapedSlashes::Keep => uri::EscapedSlashes::Keep,
-            EscapedSlashes::Reject => uri::EscapedSlashes::Reject,
-            EscapedSlashes::Decode => uri::EscapedSlashes::Unescape,
-            EscapedSlashes::Redirect => uri::EscapedSlashes::UnescapeAndRedirect,
-        },
-        ..PathOptions::default()
-    }
-}
-
 /// Normalises path and query in place. Returns the authority of the target, and whether to redirect.
 fn canonical_path(
     request: &mut Request,
@@ -170,7 +157,7 @@ fn canonical_path(
         return Err(Error::bad_request(StatusCode::URI_TOO_LONG.as_u16(), "the request target is too long")
             .over(Limit::TargetBytes));
     }
-    let target = uri::parse(request.method(), raw, &path_options(options)).map_err(bad)?;
+    let target = uri::parse(request.method(), raw, &options.path()).map_err(bad)?;
     let authority = match (authority, target.authority) {
         (None, Some(named)) if target.form == Form::Absolute => {
             Some(host::parse(named).map_err(|e| Error::bad_request(400, e.to_string()))?.into_owned())
@@ -207,16 +194,6 @@ fn single_host(request: &Request) -> Result<Option<Authority<'static>>, Error> {
     }
     let host = host::parse(first.as_bytes()).map_err(|e| Error::bad_request(400, e.to_string()))?;
     Ok(Some(host.into_owned()))
-}
-
-/// Which proxies in front of a listener are believed.
-pub fn trust(options: &HttpOptions) -> Trust {
-    match (options.trusted_hops, options.trusted_cidrs.as_slice()) {
-        (0, []) => Trust::Nobody,
-        (hops, []) => Trust::Hops(hops),
-        // Whoever names networks does not want peers outside of them to be believed.
-        (_, networks) => Trust::Networks(networks.to_vec()),
-    }
 }
 
 /// Who sent a request, and how it is called from here on.

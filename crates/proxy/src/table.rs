@@ -239,11 +239,6 @@ impl LiveHttp {
         let rules = config.router.rules().iter().enumerate();
         let rules = rules.map(|(i, rule)| known(i, rule).unwrap_or_else(|| telemetry.route(&config.name, &rule.name)));
         let rules = rules.collect();
-        Self {
-            config: config.clone(),
-            rules,
-            handle: telemetry.listener(config),
-            trust: request::trust(&config.options),
-        }
+        Self { config: config.clone(), rules, handle: telemetry.listener(config), trust: config.options.trust() }
     }
 }

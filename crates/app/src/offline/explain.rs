@@ -9,15 +9,11 @@ use clap::{Args as ClapArgs, ValueEnum};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};
 use selvedge_compile::{BackendShare, Explanation, LocalWorkload, Ports, Position, Request, explain, explain_outbound};
 use selvedge_model::{Code, diagnostic::nearest};
-use selvedge_wire::{
-    forwarded::{self, Hop},
-    hop, host,
-    spiffe::SpiffeId,
-};
+use selvedge_wire::{hop, host, spiffe::SpiffeId};
 use std::{
     fmt::{self, Write},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
 };
@@ -41,7 +37,7 @@ pub struct Args {
     /// Header of the request; may be given several times.
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     pub headers: Vec<String>,
-    /// Address of the client.
+    /// Address of whoever connects: the client, or the last proxy in front of the gateway.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
     /// Identity of the client, as mutual TLS would prove it.
@@ -149,7 +145,7 @@ fn wrapped(text: &str, width: usize) -> String {
     out
 }
 
-/// The request as a route would see it: what the proxy takes out of the headers of a client is out, what it adds is in.
+/// The request without what concerns one connection only; what is believed of the rest is up to the listener.
 fn request(method: &str, url: &str, lines: &[String], from: Option<IpAddr>) -> Result<Request> {
     let method = Method::from_bytes(method.as_bytes()).with_context(|| format!("`{method}` is no HTTP method"))?;
     ensure!(
@@ -171,10 +167,6 @@ fn request(method: &str, url: &str, lines: &[String], from: Option<IpAddr>) -> R
         let text = HeaderValue::from_str(&authority.text(secure)).context("the host is not valid")?;
         headers.insert(HOST, text);
         hop::strip_request(&mut headers);
-        forwarded::strip_internal(&mut headers);
-        let peer = from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let hop = Hop { peer, host: &authority.host, secure, port: authority.effective_port(secure) };
-        forwarded::write_x_forwarded(&mut headers, &hop);
     }
     Ok(Request { method, url, headers, from, identity: None })
 }
@@ -203,9 +195,12 @@ fn with_host(url: &str, named: &HeaderValue) -> Result<String> {
 
 fn render(out: &mut String, explanation: &Explanation, from: &str, tint: Tint) -> fmt::Result {
     writeln!(out, "{}{from}\n", tint.bold(&explanation.request))?;
-    for (what, chosen) in
-        [("listener", &explanation.listener), ("destination", &explanation.destination), ("rule", &explanation.rule)]
-    {
+    for (what, chosen) in [
+        ("client", &explanation.client),
+        ("listener", &explanation.listener),
+        ("destination", &explanation.destination),
+        ("rule", &explanation.rule),
+    ] {
         if let Some(chosen) = chosen {
             line(out, tint, what, &tint.cyan(&chosen.name))?;
             line(out, tint, "", &tint.dim(format!("because {}", chosen.why)))?;
@@ -274,8 +269,7 @@ mod tests {
         assert_eq!(seen.headers["x-a"], "1");
         assert!(!seen.headers.contains_key("x-b"), "hop by hop");
         assert_eq!(seen.headers[HOST], "shop.example:8443");
-        assert_eq!(seen.headers["x-forwarded-for"], "10.1.2.3");
-        assert_eq!(seen.headers["x-forwarded-proto"], "https");
+        assert_eq!(seen.from, "10.1.2.3".parse().ok());
     }
 
     #[test]

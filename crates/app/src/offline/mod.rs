@@ -3,9 +3,9 @@
 pub mod check;
 pub mod diff;
 pub mod explain;
-pub mod may;
 mod github;
 mod input;
+pub mod may;
 pub mod schema;
 mod text;
 mod tint;

@@ -2,6 +2,10 @@
 
 use super::{Access, AccessLog, CertificateRef, ClientValidation, Inbound, L4Route, Netns, Outbound, Tracing};
 use crate::router::{HostMap, Router};
+use selvedge_wire::{
+    forwarded::Trust,
+    uri::{self, PathOptions},
+};
 use serde::Serialize;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -162,6 +166,32 @@ pub struct HttpOptions {
     /// `//` in paths becomes `/` before routing.
     pub merge_slashes: bool,
     pub escaped_slashes: EscapedSlashes,
+}
+
+impl HttpOptions {
+    /// Which proxies in front of a listener are believed.
+    pub fn trust(&self) -> Trust {
+        match (self.trusted_hops, self.trusted_cidrs.as_slice()) {
+            (0, []) => Trust::Nobody,
+            (hops, []) => Trust::Hops(hops),
+            // Whoever names networks does not want peers outside of them to be believed.
+            (_, networks) => Trust::Networks(networks.to_vec()),
+        }
+    }
+
+    /// How request targets are made canonical.
+    pub fn path(&self) -> PathOptions {
+        PathOptions {
+            merge_slashes: self.merge_slashes,
+            escaped_slashes: match self.escaped_slashes {
+                EscapedSlashes::Keep => uri::EscapedSlashes::Keep,
+                EscapedSlashes::Reject => uri::EscapedSlashes::Reject,
+                EscapedSlashes::Decode => uri::EscapedSlashes::Unescape,
+                EscapedSlashes::Redirect => uri::EscapedSlashes::UnescapeAndRedirect,
+            },
+            ..PathOptions::default()
+        }
+    }
 }
 
 /// What is done with header names that hold an underscore, which some backends take for a hyphen.
