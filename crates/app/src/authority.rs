@@ -71,7 +71,8 @@ pub struct Args {
 pub struct Authority {
     ca: Arc<Ca>,
     identities: Arc<Identities>,
-    _keeper: Keeper,
+    /// Renews the control plane's own certificate.
+    pub keeper: Arc<Keeper>,
 }
 
 impl Args {
@@ -99,12 +100,12 @@ impl Args {
             });
         }
         let issuer = Arc::new(LocalIssuer::new(Arc::clone(&ca)));
-        let keeper = Keeper::new(Arc::clone(identities), issuer, keeper::Options::new(None))?;
+        let keeper = Arc::new(Keeper::new(Arc::clone(identities), issuer, keeper::Options::new(None))?);
         let own = control_id(&self.trust_domain)?;
         keeper.keep(&own);
         let ready = tokio::time::timeout(FIRST, keeper.ready(&own)).await;
         ready.context("the control plane has no certificate of its own; see the log, and the clock of this machine")?;
-        Ok(Authority { ca, identities: Arc::clone(identities), _keeper: keeper })
+        Ok(Authority { ca, identities: Arc::clone(identities), keeper })
     }
 
     fn store(&self, state: Option<&Path>) -> Result<(Arc<dyn Store>, Key)> {

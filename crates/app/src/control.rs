@@ -25,6 +25,7 @@ use selvedge_control::{
     transport,
 };
 use selvedge_identity::Identities;
+use selvedge_mesh::identity;
 use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{
@@ -113,7 +114,8 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     tokio::spawn(publisher.clone().follow(current.clone()));
     tokio::spawn(publisher.clone().run());
     tokio::spawn(engine.run(reload.clone()));
-    serve_admin(args, &publisher, current, drain, level)?;
+    let keeper = authority.as_ref().map(|a| a.keeper.clone());
+    serve_admin(args, &publisher, current, drain, level, keeper)?;
     let address = listener.local_addr()?;
     let secure = if mutual.is_some() { "mutual TLS" } else { "CLEAR TEXT, nobody proves anything" };
     tracing::info!(%address, secure, "serving proxies");
@@ -161,13 +163,18 @@ fn serve_admin(
     current: watch::Receiver<Arc<Current>>,
     drain: Arc<Notify>,
     level: Level,
+    keeper: Option<Arc<identity::Keeper>>,
 ) -> Result<()> {
     let Some(socket) = args.admin.open(0)? else { return Ok(()) };
     let socket = TcpListener::from_std(socket).context("the admin listener cannot be served")?;
     tracing::info!(address = %socket.local_addr()?, "admin listener");
     let (status, config, publisher) = (current.clone(), current, publisher.clone());
+    let telemetry = Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current()));
+    if let Some(keeper) = keeper {
+        telemetry.registry.collect(move |out| keeper.encode(out));
+    }
     let state = AdminState {
-        telemetry: Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current())),
+        telemetry,
         readiness: Arc::new(Readiness::yes),
         status: Arc::new(move || admin::status(Some(&status.borrow()))),
         config: Arc::new(move || config.borrow().resources.to_value()),

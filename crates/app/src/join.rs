@@ -49,7 +49,7 @@ impl Args {
         control: &[String],
         state: Option<&Path>,
         identities: &Arc<Identities>,
-    ) -> Result<Option<SpiffeId>> {
+    ) -> Result<Option<(SpiffeId, Arc<Keeper>)>> {
         if self.identity.is_empty() {
             return Ok(None);
         }
@@ -72,18 +72,18 @@ impl Args {
         let folder = state.map(|s| s.join(FOLDER));
         let keeper = Keeper::new(Arc::clone(identities), issuer.clone(), Options::new(folder))
             .context("the folder for certificates cannot be made")?;
+        let keeper = Arc::new(keeper);
         for id in &ids {
             keeper.keep(id);
         }
         let own = ids[0].clone();
-        let follows = own.clone();
+        let (follows, kept) = (own.clone(), Arc::clone(&keeper));
         // Until the process ends.
         tokio::spawn(async move {
-            let kept = keeper;
             kept.ready(&follows).await;
             issuer.follow(&follows).await;
         });
-        Ok(Some(own))
+        Ok(Some((own, keeper)))
     }
 
     fn tokens(&self) -> Result<Vec<Token>> {

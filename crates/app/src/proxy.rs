@@ -134,9 +134,9 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
 fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     let identities = Arc::<Identities>::default();
     let state = (!args.common.no_state).then_some(args.common.state.as_path());
-    let own = match args.join.keep(&args.control, state, &identities)? {
-        Some(own) => Some(own),
-        None => args.certificate.follow(&identities)?,
+    let (own, keeper) = match args.join.keep(&args.control, state, &identities)? {
+        Some((own, keeper)) => (Some(own), Some(keeper)),
+        None => (args.certificate.follow(&identities)?, None),
     };
     args.join.serve_workloads(&identities, own.as_ref().map(|id| id.trust_domain()))?;
     ensure!(
@@ -198,6 +198,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         options,
         identities,
         discover: Some(Arc::new(OnDemand::new(handle))),
+        keeper,
         leave: Some(Box::pin(async move { leaving.leave().await })),
     })
 }

@@ -17,6 +17,7 @@ use selvedge_control::{
     source::{FolderSource, Source},
 };
 use selvedge_identity::Identities;
+use selvedge_mesh::identity::Keeper;
 use selvedge_proxy::{
     discover::Discover,
     overload::Limits,
@@ -91,6 +92,8 @@ pub struct Feed {
     pub options: Options,
     pub identities: Arc<Identities>,
     pub discover: Option<Arc<dyn Discover>>,
+    /// Renews what is in `identities`; for its metrics.
+    pub keeper: Option<Arc<Keeper>>,
     /// Is told when the process ends, before it drains.
     pub leave: Option<Leave>,
 }
@@ -112,6 +115,7 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
             options: common.options(),
             identities: Arc::default(),
             discover: None,
+            keeper: None,
             leave: None,
         })
     })
@@ -155,6 +159,9 @@ async fn serve(
     let settings = settings(args, &feed);
     let proxy =
         Arc::new(Proxy::start(&settings, tokio::runtime::Handle::current()).context("cannot start the workers")?);
+    if let Some(keeper) = feed.keeper.take() {
+        proxy.shared().telemetry.registry.collect(move |out| keeper.encode(out));
+    }
     let parts = Parts { proxy, phase: Arc::new(Phase::default()), current: Arc::new(OnceLock::new()), drain, level };
     let (old_admin, sockets, old) =
         inherited.map(Inherited::split).map_or((None, Vec::new(), None), |(a, s, o)| (a, s, Some(o)));

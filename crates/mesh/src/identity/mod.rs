@@ -18,6 +18,7 @@ pub use life::Alarm;
 use life::{Life, Span};
 use saved::Folder;
 use selvedge_identity::{Expect, Identities, Issued, Issuer, KeyPair, NotIssued, Role, Svid, Trust};
+use selvedge_proxy::telemetry::{encode::Encoder, families::Family};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     collections::BTreeMap,
@@ -178,6 +179,24 @@ impl Keeper {
             last_error: kept.last_error.clone(),
         });
         statuses.collect()
+    }
+
+    /// Adds the metrics of all identities.
+    pub fn encode(&self, out: &mut Encoder) {
+        for status in self.statuses() {
+            let id = [status.id.as_str()];
+            let since = |end: SystemTime| end.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            out.sample(Family::IdentityExpiry, &id, status.not_after.map_or(0, since));
+            let alarm: u64 = match status.alarm {
+                Alarm::None => 0,
+                Alarm::Half => 1,
+                Alarm::Urgent => 2,
+                Alarm::Without => 3,
+            };
+            out.sample(Family::IdentityAlarm, &id, alarm);
+            out.sample(Family::IdentityRenewals, &id, status.renewals);
+            out.sample(Family::IdentityFailures, &id, u64::from(status.failures));
+        }
     }
 
     /// Tells when [`Self::statuses`] should be looked at.

@@ -120,6 +120,14 @@ families! {
         "When a configuration was last installed, in seconds since the epoch.";
     CertificateExpiry Gauge "selvedge_certificate_expiry_timestamp_seconds" ["secret", "fingerprint"]
         "When a served certificate expires, in seconds since the epoch; fingerprint is the start of its SHA-256.";
+    IdentityExpiry Gauge "selvedge_identity_expiry_timestamp_seconds" ["identity"]
+        "When the certificate of an identity of this process expires, in seconds since the epoch; 0 when there is none.";
+    IdentityAlarm Gauge "selvedge_identity_alarm" ["identity"]
+        "0: well; renewing fails and 1: half, 2: four fifths of the certificate's life is over; 3: there is no valid certificate.";
+    IdentityRenewals Counter "selvedge_identity_renewals_total" ["identity"]
+        "Certificates obtained.";
+    IdentityFailures Gauge "selvedge_identity_failures" ["identity"]
+        "Tries to obtain a certificate that failed since the last one was obtained.";
     Draining Gauge "selvedge_draining" []
         "1 while the process drains its connections to end.";
     OverloadShed Counter "selvedge_overload_shed_total" ["what"]
