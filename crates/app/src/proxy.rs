@@ -1,5 +1,6 @@
 //! `selvedge proxy`: the data plane of a fleet.
 
+pub mod beside;
 mod discover;
 mod register;
 
@@ -9,6 +10,7 @@ use crate::{
     run::{self, Common, Feed},
 };
 use anyhow::{Context, Result, bail, ensure};
+use beside::{Beside, Local, local};
 use clap::{Args as ClapArgs, ValueEnum};
 use discover::OnDemand;
 use register::Registration;
@@ -20,6 +22,7 @@ use selvedge_control::{
     transport::Dialer,
 };
 use selvedge_identity::Identities;
+use selvedge_proxy::discover::Discover;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     net::SocketAddr,
@@ -39,9 +42,10 @@ pub struct Args {
     /// Name of this proxy, unique in the fleet; role and machine when not given.
     #[arg(long, value_name = "NAME")]
     pub id: Option<String>,
-    /// Workload beside this proxy; may be given several times for role node.
-    #[arg(long, value_name = "NAMESPACE/NAME")]
-    pub workload: Vec<String>,
+    /// Workload beside this proxy, with its network namespace when it has one of its own (a name as in `ip netns list`, the
+    /// path of a namespace file, or a process id); may be given several times for role node.
+    #[arg(long, value_name = "NAMESPACE/NAME[@NETNS]", value_parser = local)]
+    pub workload: Vec<Local>,
     /// Gateway to serve; all that its identity may serve when not given.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub gateway: Vec<String>,
@@ -51,6 +55,8 @@ pub struct Args {
     pub register: Option<PathBuf>,
     #[command(flatten)]
     pub ports: PortArgs,
+    #[command(flatten)]
+    pub beside: beside::Args,
     #[command(flatten)]
     pub certificate: Files,
     #[command(flatten)]
@@ -125,9 +131,6 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
         bail!("a proxy beside workloads needs to know them: give --workload NAMESPACE/NAME, or --register FILE");
     }
     let registration = args.register.as_deref().map(Registration::read).transpose()?;
-    for workload in &args.workload {
-        ensure!(workload.split('/').count() == 2, "--workload {workload}: write NAMESPACE/NAME");
-    }
     run::process(&args.common, log, || feed(args, registration))
 }
 
@@ -143,9 +146,14 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         own.is_some() || args.control.iter().all(|url| url.starts_with("http://")),
         "mutual TLS needs an identity: give --identity and --join-token-file, or --cert, --key and --trust"
     );
-    let mut workloads = args.workload.clone();
-    workloads.extend(registration.as_ref().map(Registration::name));
-    workloads.dedup();
+    let mut locals = args.workload.clone();
+    if let Some(name) = registration.as_ref().map(Registration::name)
+        && !locals.iter().any(|local| local.name == name)
+    {
+        locals.push(Local::named(name));
+    }
+    let (mut beside, numbers) = Beside::open(&args.beside, &args.ports, &locals)?;
+    let workloads: Vec<String> = locals.into_iter().map(|local| local.name).collect();
     let host = fleet::host();
     let role = args.role.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
     let hello = Hello {
@@ -166,7 +174,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         host,
     };
     let options = Options {
-        position: position(args, &hello.workloads, registration.as_ref()),
+        position: position(args, hello.workloads.iter().zip(&numbers), registration.as_ref()),
         identity: own.clone().filter(|_| args.role == Role::Gateway),
         ..args.common.options()
     };
@@ -193,27 +201,39 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         tokio::spawn(handle.want(wanted));
     }
     let leaving = handle.clone();
+    let discover: Arc<dyn Discover> = Arc::new(OnDemand::new(handle));
+    beside.start(&args.beside, &args.ports, &numbers, &discover)?;
+    let release = beside.release();
     Ok(Feed {
         source: Box::new(source),
         options,
         identities,
-        discover: Some(Arc::new(OnDemand::new(handle))),
+        discover: Some(discover),
         keeper,
-        leave: Some(Box::pin(async move { leaving.leave().await })),
+        beside,
+        leave: Some(Box::pin(async move {
+            let released = tokio::task::spawn_blocking(release);
+            leaving.leave().await;
+            let _ = released.await;
+        })),
     })
 }
 
-fn position(args: &Args, workloads: &[String], registration: Option<&Registration>) -> Position {
+fn position<'a>(
+    args: &Args,
+    workloads: impl Iterator<Item = (&'a String, &'a Netns)>,
+    registration: Option<&Registration>,
+) -> Position {
     if args.role == Role::Gateway {
         return Position::Gateway;
     }
-    let local = workloads.iter().filter_map(|workload| {
+    let local = workloads.filter_map(|(workload, netns)| {
         let (namespace, name) = workload.split_once('/')?;
         Some(LocalWorkload {
             namespace: namespace.to_owned(),
             workload: name.to_owned(),
             own: registration.filter(|r| r.name() == *workload).map(Registration::workload),
-            netns: Netns::default(),
+            netns: *netns,
             ports: args.ports.ports(),
         })
     });

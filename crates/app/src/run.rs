@@ -6,7 +6,10 @@ pub mod handover;
 pub mod service_manager;
 pub mod signals;
 
-use crate::logging::{self, Level};
+use crate::{
+    logging::{self, Level},
+    proxy::beside::Beside,
+};
 use admin::{Address, Parts, Phase};
 use anyhow::{Context, Result, ensure};
 use clap::Args as ClapArgs;
@@ -17,7 +20,7 @@ use selvedge_control::{
     source::{FolderSource, Source},
 };
 use selvedge_identity::Identities;
-use selvedge_mesh::identity::Keeper;
+use selvedge_mesh::{dns::Dns, identity::Keeper};
 use selvedge_proxy::{
     discover::Discover,
     overload::Limits,
@@ -94,6 +97,8 @@ pub struct Feed {
     pub discover: Option<Arc<dyn Discover>>,
     /// Renews what is in `identities`; for its metrics.
     pub keeper: Option<Arc<Keeper>>,
+    /// What only a proxy beside workloads has.
+    pub beside: Beside,
     /// Is told when the process ends, before it drains.
     pub leave: Option<Leave>,
 }
@@ -116,6 +121,7 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
             identities: Arc::default(),
             discover: None,
             keeper: None,
+            beside: Beside::default(),
             leave: None,
         })
     })
@@ -199,6 +205,8 @@ fn settings(args: &Common, feed: &Feed) -> Settings {
         zone: args.zone.clone(),
         identities: feed.identities.clone(),
         discover: feed.discover.clone(),
+        mark: feed.beside.mark,
+        spaces: Some(feed.beside.spaces.clone()),
         ..Settings::default()
     };
     if let Some(workers) = args.workers {
@@ -220,7 +228,10 @@ fn serve_admin(parts: &Parts, socket: Option<&TcpListener>, end: &watch::Sender<
 /// Installs the first configuration and follows the source from then on.
 fn start_engine(args: &Common, feed: Feed, parts: &Parts, reload: &Arc<Notify>) -> watch::Receiver<u64> {
     let target = parts.proxy.clone();
+    let names = feed.beside.names.clone();
+    target.shared().telemetry.registry.collect(Dns::samples_of(&names));
     let install: Install = Box::new(move |snapshot: &Snapshot| {
+        names.iter().for_each(|server| server.set(snapshot.dns.clone()));
         let problem = |p: selvedge_proxy::proxy::ListenerProblem| Problem {
             listener: p.bind.to_string(),
             message: p.message,

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
-    /// Admin listener of the control plane.
+    /// Admin listener of the control plane: HOST:PORT, or http://HOST:PORT.
     #[arg(long, default_value = "127.0.0.1:15014", value_name = "ADDRESS")]
     pub control: String,
     /// As JSON.
@@ -30,10 +30,9 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let address = address(&args.control)?;
     let body = runtime.block_on(async {
-        tokio::time::timeout(LIMIT, get(&args.control))
-            .await
-            .with_context(|| format!("{} does not answer", args.control))?
+        tokio::time::timeout(LIMIT, get(address)).await.with_context(|| format!("{address} does not answer"))?
     })?;
     let nodes: Vec<NodeStatus> =
         serde_json::from_slice(&body).context("the answer is not that of a control plane's admin listener")?;
@@ -44,6 +43,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let fine = nodes.iter().all(|node| node.in_sync);
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// HOST:PORT of what was given, as a URL or not.
+fn address(given: &str) -> Result<&str> {
+    ensure!(
+        !given.starts_with("https://"),
+        "--control {given}: the admin listener speaks clear text; write HOST:PORT or http://HOST:PORT"
+    );
+    Ok(given.strip_prefix("http://").unwrap_or(given).trim_end_matches('/'))
 }
 
 async fn get(address: &str) -> Result<Bytes> {
@@ -104,5 +112,17 @@ fn ago(seconds: i64) -> String {
         60..3600 => format!("{} min", seconds / 60),
         3600..86_400 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_control_plane_is_an_address_or_a_url() {
+        assert_eq!(address("127.0.0.1:15014").expect("an address"), "127.0.0.1:15014");
+        assert_eq!(address("http://control.example:15014/").expect("a URL"), "control.example:15014");
+        assert!(address("https://control.example").expect_err("TLS").to_string().contains("clear text"));
     }
 }

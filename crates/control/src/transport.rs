@@ -4,17 +4,21 @@ use futures_util::Stream;
 use hyper_util::rt::TokioIo;
 use selvedge_identity::{Expect, Identities, Peer, Role};
 use selvedge_wire::spiffe::SpiffeId;
+use socket2::SockRef;
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, rustls};
@@ -238,6 +242,33 @@ impl Dial for Dialer {
     }
 }
 
+/// SO_MARK of connections to control planes; 0 is none.
+static MARK: AtomicU32 = AtomicU32::new(0);
+
+/// Marks connections of this process to control planes from now on, so that whoever redirects connections of the machine
+/// leaves them alone. Needs CAP_NET_ADMIN.
+pub fn mark(mark: Option<u32>) {
+    MARK.store(mark.unwrap_or(0), Relaxed);
+}
+
+/// Connects to the first address of a host that answers.
+pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mark = MARK.load(Relaxed);
+    if mark == 0 {
+        return TcpStream::connect((host, port)).await;
+    }
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+    for address in tokio::net::lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        SockRef::from(&socket).set_mark(mark)?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// The innermost causes of an error say what is wrong.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
@@ -280,7 +311,7 @@ impl tonic::codegen::Service<http::Uri> for Connector {
             let config = config?;
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
             let port = uri.port_u16().unwrap_or(if config.is_some() { 443 } else { 80 });
-            let stream = TcpStream::connect((host.as_str(), port)).await?;
+            let stream = connect(&host, port).await?;
             stream.set_nodelay(true)?;
             let Some(config) = config else { return Ok(TokioIo::new(Io::Clear(stream))) };
             let name = rustls::pki_types::ServerName::try_from(host).map_err(io::Error::other)?;

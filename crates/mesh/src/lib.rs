@@ -1,8 +1,8 @@
 //! What only a member of a mesh needs: keeping its identity fresh, capturing a workload's traffic, names.
 
 pub mod capture;
-pub mod identity;
 pub mod dns;
+pub mod identity;
 pub mod spaces;
 pub mod workload_api;
 

@@ -5,7 +5,7 @@ use crate::{
     ca::Token,
     proto::identity::{self as wire, JoinRequest, RenewRequest, WatchBundleRequest, identity_client::IdentityClient},
     source::stream::Dial,
-    transport::{Dialer, Io},
+    transport::{self, Dialer, Io},
 };
 use hyper_util::rt::TokioIo;
 use selvedge_identity::{
@@ -22,7 +22,7 @@ use std::{
     task::{Context, Poll},
     time::{Duration, SystemTime},
 };
-use tokio::{net::TcpStream, sync::watch};
+use tokio::sync::watch;
 use tokio_rustls::{TlsConnector, rustls};
 use tonic::{
     Code, Status,
@@ -267,7 +267,7 @@ impl tonic::codegen::Service<tonic::codegen::http::Uri> for Pinned {
         let config = Arc::clone(&self.config);
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-            let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+            let stream = transport::connect(&host, uri.port_u16().unwrap_or(443)).await?;
             stream.set_nodelay(true)?;
             let name = rustls::pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
             let tls = TlsConnector::from(config).connect(name, stream).await?;

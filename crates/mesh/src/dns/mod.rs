@@ -30,7 +30,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -152,10 +152,20 @@ impl Dns {
 
     /// Source of samples for [`selvedge_proxy::telemetry::Registry::collect`]; it ends with the server.
     pub fn samples(&self) -> impl Fn(&mut Encoder) + Send + Sync + 'static {
-        let shared = Arc::downgrade(&self.shared);
+        Self::samples_of(std::slice::from_ref(self))
+    }
+
+    /// The same for several servers of a process, added up.
+    pub fn samples_of(servers: &[Self]) -> impl Fn(&mut Encoder) + Send + Sync + use<> + 'static {
+        let servers: Vec<_> = servers.iter().map(|server| Arc::downgrade(&server.shared)).collect();
         move |out| {
-            if let Some(shared) = shared.upgrade() {
-                shared.counts.encode(out);
+            let live: Vec<_> = servers.iter().filter_map(Weak::upgrade).collect();
+            if live.is_empty() {
+                return;
+            }
+            for (index, name) in OUTCOMES.iter().enumerate() {
+                let count: u64 = live.iter().map(|server| server.counts.0[index].load(Relaxed)).sum();
+                out.sample(Family::DnsQueries, &[name], count);
             }
         }
     }
@@ -191,12 +201,6 @@ struct Counts([AtomicU64; OUTCOMES.len()]);
 impl Counts {
     fn add(&self, outcome: Outcome) {
         self.0[outcome as usize].fetch_add(1, Relaxed);
-    }
-
-    fn encode(&self, out: &mut Encoder) {
-        for (name, count) in OUTCOMES.iter().zip(&self.0) {
-            out.sample(Family::DnsQueries, &[name], count.load(Relaxed));
-        }
     }
 }
 
