@@ -1,0 +1,112 @@
+"""The meshes that tests share."""
+import subprocess
+
+import pytest
+from conftest import BIN, wait_for
+from mesh import Loopback, Mesh, Spaces, service, why_not, workload
+
+# A proxy whose own sockets are not marked would be captured itself.
+HAS_MARK = "--apply-capture" in subprocess.run([BIN, "proxy", "--help"], capture_output=True, text=True).stdout
+
+
+def capture(mesh, name, *args):
+    mesh.run(name, BIN, "capture", "apply", *args, *([] if HAS_MARK else ["--exclude-out", "15008,15012"]))
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory):
+    """Network namespaces with captured connections. `web` and `guest` call; `apps` and `apps2` serve; `outside` is not meshed.
+
+    Services: `app` 10.96.0.1 (both), `app-v1`, `app-v2` 10.96.0.2, .3, `files` .4, `cache` .5, `mail` .6, `grpc` .7, `db` .8.
+    """
+    if why := why_not():
+        pytest.skip(why)
+    net = Spaces()
+    mesh = None
+    try:
+        for name in ["web", "guest", "apps", "apps2", "outside"]:
+            net.add(name)
+        mesh = Mesh(tmp_path_factory.mktemp("shop"), net)
+        mesh.write("shop", resources(net))
+        for name in ["web", "guest", "apps", "apps2"]:
+            capture(mesh, name)
+            mesh.proxy(name, wait=False)
+        mesh.peer("apps", "http", "::", 8080, "v1", label="v1")
+        mesh.peer("apps2", "http", "::", 8080, "v2", label="v2")
+        mesh.peer("apps", "smtp", "0.0.0.0", 2525, label="smtp")
+        mesh.peer("apps", "grpc", "0.0.0.0", 50051, label="grpc")
+        for name in ["web", "guest", "apps", "apps2"]:
+            wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
+        wait_for(lambda: mesh.code("web", "http://10.96.0.2/") == "200", "the first request", 20)
+        wait_for(lambda: mesh.code("web", "http://10.96.0.3/") == "200", "the first request", 20)
+        yield mesh
+    finally:
+        if mesh:
+            mesh.stop()
+        net.close()
+
+
+def resources(net):
+    port = lambda name, number, **more: {"name": name, "port": number, **more}
+    address = lambda name: [net.address(name), net.address(name).replace("10.99.0.", "fd99::")]
+    apps = [port("http", 8080), port("files", 8000, appProtocol="http"), port("cache", 6379), port("mail", 2525),
+            port("grpc", 50051), port("db", 5432)]
+    return "".join([
+        workload("web", address("web"), []),
+        workload("guest", address("guest"), []),
+        workload("apps", address("apps"), apps, app="app"),
+        workload("apps2", address("apps2"), [port("http", 8080)], app="app"),
+        service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"),
+        service("app-v1", 80, 8080, {"name": "apps"}, "10.96.0.2", "http", ["10.96.0.2", "fd96::2"]),
+        service("app-v2", 80, 8080, {"name": "apps2"}, "10.96.0.3", "http"),
+        service("files", 80, 8000, {"name": "apps"}, "10.96.0.4", "http"),
+        service("cache", 6379, 6379, {"name": "apps"}, "10.96.0.5"),
+        service("mail", 25, 2525, {"name": "apps"}, "10.96.0.6"),
+        service("grpc", 80, 50051, {"name": "apps"}, "10.96.0.7", "grpc"),
+        service("db", 5432, 5432, {"name": "apps"}, "10.96.0.8"),
+    ])
+
+
+@pytest.fixture
+def extra(shop):
+    """Resources of one test, gone after it."""
+    names = []
+
+    def write(text, name="extra"):
+        names.append(name)
+        shop.write(name, text)
+
+    yield write
+    for name in names:
+        shop.remove(name)
+
+
+@pytest.fixture
+def local(tmp_path):
+    """Makes meshes on loopback: `local(ttl=..)` has `web`, `app` and `app2` with an HTTP server each on port 8080 of `app`s."""
+    made = []
+
+    def make(*control_args, callers=("web",), servers=("app",), ttl="24h", peers=True, **kwargs):
+        net = Loopback()
+        for name in [*callers, *servers]:
+            net.add(name)
+        folder = tmp_path / f"mesh{len(made)}"
+        folder.mkdir()
+        mesh = Mesh(folder, net, *control_args, ttl=ttl)
+        made.append(mesh)
+        text = "".join(workload(name, net.address(name), []) for name in callers)
+        text += "".join(workload(name, net.address(name), [{"name": "http", "port": 8080}], app="app") for name in servers)
+        mesh.write("shop", text + service("app", 80, 8080, {"app": "app"}, None, "http"))
+        for name in servers:
+            mesh.peer(name, "http", net.address(name), 8080, name)
+        for name in [*callers, *servers]:
+            mesh.proxy(name, wait=False, **kwargs)
+        for name in [*callers, *servers]:
+            wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
+        for name in callers:
+            wait_for(lambda: mesh.code(name, "http://app.shop/") == "200", "the first request", 20)
+        return mesh
+
+    yield make
+    for mesh in made:
+        mesh.stop()

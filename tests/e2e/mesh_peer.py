@@ -1,0 +1,122 @@
+"""Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`, `grpc ADDRESS PORT`."""
+import http.server
+import json
+import socket
+import socketserver
+import sys
+import threading
+import time
+from concurrent import futures
+
+
+class Http(http.server.BaseHTTPRequestHandler):
+    """Tells what it got, as JSON. /slow waits for a second; /fail/N fails N times with 503; /ws echoes lines."""
+
+    protocol_version = "HTTP/1.1"
+    name = ""
+    failures = {}
+    lock = threading.Lock()
+
+    def do_GET(self):
+        length = int(self.headers.get("content-length", 0))
+        self.rfile.read(length)
+        if "upgrade" in self.headers.get("connection", "").lower():
+            return self.echo()
+        status = 200
+        if self.path.startswith("/slow"):
+            time.sleep(1)
+        if self.path.startswith("/fail/"):
+            with self.lock:
+                left = self.failures.setdefault(self.path, int(self.path.split("/")[2]))
+                self.failures[self.path] = left - 1
+                status = 503 if left > 0 else 200
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = json.dumps({"name": self.name, "path": self.path, "method": self.command, "headers": headers}).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_DELETE = do_PUT = do_GET
+
+    def echo(self):
+        """Not the frames of a WebSocket, only what matters to a proxy: an upgrade, then bytes both ways."""
+        self.send_response(101)
+        self.send_header("connection", "upgrade")
+        self.send_header("upgrade", self.headers["upgrade"])
+        self.end_headers()
+        self.close_connection = True
+        while line := self.rfile.readline():
+            self.wfile.write(line)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
+def serve_http(address, port, name):
+    Http.name = name
+    Server.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    Server((address, port), Http).serve_forever()
+
+
+class Smtp(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(b"220 mail.shop ESMTP ready\r\n")
+        while line := self.rfile.readline():
+            if line.upper().startswith(b"QUIT"):
+                self.wfile.write(b"221 bye\r\n")
+                return
+            self.wfile.write(b"250 heard " + line)
+
+
+def serve_smtp(address, port):
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    socketserver.ThreadingTCPServer((address, port), Smtp).serve_forever()
+
+
+def serve_grpc(address, port):
+    import grpc
+
+    def unary(request, context):
+        return b"hello " + request
+
+    def stream(request, context):
+        for index in range(5):
+            yield b"%s %d" % (request, index)
+
+    handlers = {
+        "Unary": grpc.unary_unary_rpc_method_handler(unary),
+        "Stream": grpc.unary_stream_rpc_method_handler(stream),
+    }
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Echo", handlers)])
+    assert server.add_insecure_port(f"{address}:{port}") == port
+    server.start()
+    server.wait_for_termination()
+
+
+def call_grpc(target):
+    """A client: prints what it got."""
+    import grpc
+
+    with grpc.insecure_channel(target) as channel:
+        said = channel.unary_unary("/test.Echo/Unary")(b"mesh", timeout=10)
+        heard = list(channel.unary_stream("/test.Echo/Stream")(b"part", timeout=10))
+    print(json.dumps([said.decode(), *[part.decode() for part in heard]]))
+
+
+if __name__ == "__main__":
+    what, address, *rest = sys.argv[1:]
+    if what == "http":
+        serve_http(address, int(rest[0]), rest[1])
+    elif what == "smtp":
+        serve_smtp(address, int(rest[0]))
+    elif what == "grpc":
+        serve_grpc(address, int(rest[0]))
+    else:
+        call_grpc(address)

@@ -1,0 +1,117 @@
+"""Unmodified programs in network namespaces, captured: what they speak passes as they speak it, and nobody on the way reads it."""
+import json
+import pathlib
+import shutil
+import socket
+import sys
+import time
+
+import pytest
+from conftest import wait_for
+from mesh import PEER, Wire, inside
+from mesh_fixtures import shop
+
+SECRET = "the-quick-brown-fox-on-the-wire"
+
+
+def sealed(mesh, work):
+    """What `work` returns; fails when the secret is seen on the wire, or when nothing is."""
+    wire = Wire(mesh.net)
+    result = work()
+    seen = wire.stop()
+    assert len(seen) > 1000, "nothing was on the wire"
+    assert SECRET.encode() not in seen, "clear text on the wire"
+    return result
+
+
+def test_curl_and_python_http_server(shop):
+    folder = shop.folder / "files"
+    folder.mkdir(exist_ok=True)
+    (folder / "page.txt").write_text(SECRET * 100)
+    shop.spawn("files", "apps", sys.executable, "-m", "http.server", 8000, "--directory", folder)
+    wait_for(lambda: shop.code("web", "http://10.96.0.4/page.txt") == "200", "http.server answering")
+    got = sealed(shop, lambda: shop.curl("web", "http://10.96.0.4/page.txt", check=True).stdout)
+    assert got == SECRET * 100
+    # The same bytes are seen when nobody hides them: the check can fail.
+    wire = Wire(shop.net)
+    shop.run("outside", "curl", "-sS", "http://%s:8000/page.txt" % shop.net.address("apps"))
+    assert SECRET.encode() in wire.stop()
+
+
+def test_the_server_learns_who_calls_and_nobody_else_can_say_so(shop):
+    fake = "By=spiffe://mesh.example/ns/shop/sa/apps;URI=spiffe://mesh.example/ns/shop/sa/admin"
+    seen = shop.says("web", "-H", f"x-forwarded-client-cert: {fake}", "http://10.96.0.2/who")
+    assert "URI=spiffe://mesh.example/ns/shop/sa/web" in seen["headers"]["x-forwarded-client-cert"]
+    assert "admin" not in seen["headers"]["x-forwarded-client-cert"]
+    clear = shop.run("outside", "curl", "-sS", "-H", f"x-forwarded-client-cert: {fake}",
+                     f"http://{shop.net.address('apps')}:8080/who").stdout
+    assert "x-forwarded-client-cert" not in json.loads(clear)["headers"]
+
+
+def test_redis(shop):
+    shop.spawn("redis", "apps", "redis-server", "--port", 6379, "--bind", "0.0.0.0", "--save", "", "--protected-mode", "no")
+    cli = lambda *args: shop.run("web", "redis-cli", "-h", "10.96.0.5", *args, check=False).stdout.strip()
+    wait_for(lambda: cli("PING") == "PONG", "redis answering")
+
+    def work():
+        assert cli("SET", "key", SECRET) == "OK"
+        return cli("GET", "key")
+
+    assert sealed(shop, work) == SECRET
+
+
+def postgres_programs():
+    found = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found or not shutil.which("psql"):
+        pytest.skip("PostgreSQL is not installed")
+    return found[-1].parent
+
+
+def test_postgresql(shop, tmp_path):
+    programs = postgres_programs()
+    folder = pathlib.Path(f"/tmp/sv-e2e-pg-{shop.folder.parent.name}-{time.monotonic_ns()}")
+    folder.mkdir()
+    try:
+        shutil.chown(folder, "nobody")
+        as_nobody = ["setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups"]
+        shop.run(None, *as_nobody, programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "shop", "-N", timeout=60)
+        (folder / "data/pg_hba.conf").write_text("host all all 0.0.0.0/0 trust\n")
+        server = shop.spawn("postgres", "apps", *as_nobody, programs / "postgres", "-D", folder / "data", "-h", "0.0.0.0",
+                            "-p", 5432, "-k", folder, "-F")
+        psql = lambda text: shop.run(
+            "web", "psql", "-h", "10.96.0.8", "-U", "shop", "-d", "postgres", "-Atc", text, check=False).stdout.strip()
+        wait_for(lambda: psql("select 1") == "1", "PostgreSQL answering", 30)
+        assert sealed(shop, lambda: psql(f"select repeat('{SECRET}', 50)")) == SECRET * 50
+        shop.kill(server)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_grpc_unary_and_stream(shop):
+    done = shop.run("web", sys.executable, PEER, "call-grpc", "10.96.0.7:80")
+    assert json.loads(done.stdout) == ["hello mesh", *[f"part {index}" for index in range(5)]]
+
+
+def test_a_server_that_speaks_first_undeclared(shop):
+    begin = time.monotonic()
+
+    def talk():
+        with socket.create_connection(("10.96.0.6", 25), timeout=10) as s:
+            greeting = s.recv(100)
+            took = time.monotonic() - begin
+            s.sendall(b"EHLO web\r\n")
+            heard = s.recv(100)
+            return greeting, heard, took
+
+    greeting, heard, took = inside(shop.net.space("web"), talk)
+    assert greeting == b"220 mail.shop ESMTP ready\r\n" and heard == b"250 heard EHLO web\r\n"
+    assert took < 3, f"the greeting came after {took:.2f} s"
+
+
+def test_ipv6(shop):
+    service = shop.says("web", "http://[fd96::2]/six")
+    assert service["name"] == "v1" and service["path"] == "/six"
+    assert "sa/web" in service["headers"]["x-forwarded-client-cert"]
+    address = "fd99::" + shop.net.address("apps").rsplit(".", 1)[1]
+    direct = shop.says("web", f"http://[{address}]:8080/direct")
+    assert "sa/web" in direct["headers"]["x-forwarded-client-cert"]
