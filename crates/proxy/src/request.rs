@@ -14,14 +14,14 @@ use http::{
     header::{AUTHORIZATION, CONTENT_LENGTH, EXPECT, HOST},
     uri::PathAndQuery,
 };
-use selvedge_compile::snapshot::{EscapedSlashes, HttpOptions, Underscores};
+use selvedge_compile::snapshot::{HttpOptions, Underscores};
 use selvedge_wire::{
     forwarded::{self, Hop, Source, Trust},
     hop,
     host::{self, Authority},
     http1::Framing,
     spiffe::SpiffeId,
-    uri::{self, Form, PathOptions},
+    uri::{self, Form},
     websocket,
 };
 use std::net::IpAddr;
@@ -300,6 +300,7 @@ pub fn sanitise_response(response: &mut Response) {
 mod tests {
     use super::*;
     use crate::Body;
+    use selvedge_compile::snapshot::EscapedSlashes;
 
     fn understand(request: &mut Request, secure: bool) -> Result<Target, Error> {
         super::understand(request, secure, &HttpOptions::default())
