@@ -225,8 +225,8 @@ async fn a_restart_while_control_is_away() {
     assert_eq!(svid.serial(), first.serial());
     node.accepts(&node, &id("orders")).unwrap();
     drop(node);
-    let file = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path());
-    let file = file.filter(|p| p.extension().is_some_and(|e| e == "pem")).next().unwrap();
+    let mut files = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().path());
+    let file = files.find(|p| p.extension().is_some_and(|e| e == "pem")).unwrap();
     std::fs::write(&file, "damaged").unwrap();
     let node = Node::new(issuer.clone(), &time, Some(folder.path()));
     node.keeper.keep(&id("orders"));

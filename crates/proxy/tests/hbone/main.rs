@@ -220,13 +220,13 @@ async fn the_wrong_identity_is_not_spoken_to() {
     let far = Far::start(&ca, other, behind.address).await;
     for hbone in [true, false] {
         let near = Near::new(&ca, config(behind.address, UpstreamProtocol::Http1, far.peer(hbone)));
-        let error = near.send(post(Body::empty())).await.err().expect("refused").error;
+        let error = near.send(post(Body::empty())).await.expect_err("refused").error;
         assert_eq!((error.kind, error.side), (Kind::Tls, Side::Upstream));
         let message = error.to_string();
         assert!(message.contains(&format!("expected {ORDERS}, but the peer presented {other}")), "{message}");
         // Without a certificate of ours nothing is sent either.
         near.identities.remove(&id(CART));
-        let error = near.send(post(Body::empty())).await.err().expect("refused").error;
+        let error = near.send(post(Body::empty())).await.expect_err("refused").error;
         assert_eq!((error.kind, error.side), (Kind::Tls, Side::Us));
         assert!(error.to_string().contains("there is no certificate for"), "{error}");
     }
@@ -244,7 +244,7 @@ async fn refusals_are_told() {
     let nowhere = tcp::closed_port().await;
     let far = Far::start(&ca, ORDERS, nowhere).await;
     let near = Near::new(&ca, config(nowhere, UpstreamProtocol::Http1, far.peer(true)));
-    let error = near.send(post(Body::empty())).await.err().expect("refused").error;
+    let error = near.send(post(Body::empty())).await.expect_err("refused").error;
     assert_eq!(error.kind, Kind::Connect);
     let message = error.to_string();
     assert!(message.contains("503") && message.contains("the workload does not listen"), "{message}");
@@ -253,7 +253,7 @@ async fn refusals_are_told() {
     let mut peer = (*far.peer(true)).clone();
     peer.via = selvedge_compile::snapshot::Via::Hbone(nowhere);
     let near = Near::new(&ca, config(nowhere, UpstreamProtocol::Http1, Arc::new(peer)));
-    let error = near.send(post(Body::empty())).await.err().expect("refused").error;
+    let error = near.send(post(Body::empty())).await.expect_err("refused").error;
     assert_eq!(error.kind, Kind::Connect);
     assert!(error.to_string().contains(&format!("cannot connect to {ORDERS} at {nowhere}")), "{error}");
 }
