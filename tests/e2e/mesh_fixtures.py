@@ -13,7 +13,7 @@ def capture(mesh, name, *args):
     mesh.run(name, BIN, "capture", "apply", *args, *([] if HAS_MARK else ["--exclude-out", "15008,15012"]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     """Network namespaces with captured connections. `web` and `guest` call; `apps` and `apps2` serve; `outside` is not meshed.
 
@@ -86,7 +86,7 @@ def local(tmp_path):
     """Makes meshes on loopback: `local(ttl=..)` has `web`, `app` and `app2` with an HTTP server each on port 8080 of `app`s."""
     made = []
 
-    def make(*control_args, callers=("web",), servers=("app",), ttl="24h", peers=True, **kwargs):
+    def make(*control_args, callers=("web",), servers=("app",), ttl="24h", zones={}, **kwargs):
         net = Loopback()
         for name in [*callers, *servers]:
             net.add(name)
@@ -97,10 +97,9 @@ def local(tmp_path):
         text = "".join(workload(name, net.address(name), []) for name in callers)
         text += "".join(workload(name, net.address(name), [{"name": "http", "port": 8080}], app="app") for name in servers)
         mesh.write("shop", text + service("app", 80, 8080, {"app": "app"}, None, "http"))
-        for name in servers:
-            mesh.peer(name, "http", net.address(name), 8080, name)
+        mesh.apps = {name: mesh.peer(name, "http", net.address(name), 8080, name) for name in servers}
         for name in [*callers, *servers]:
-            mesh.proxy(name, wait=False, **kwargs)
+            mesh.proxy(name, *(["--zone", zones[name]] if name in zones else []), wait=False, **kwargs)
         for name in [*callers, *servers]:
             wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
         for name in callers:

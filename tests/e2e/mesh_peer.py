@@ -1,4 +1,6 @@
 """Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`, `grpc ADDRESS PORT`."""
+import base64
+import hashlib
 import http.server
 import json
 import socket
@@ -44,6 +46,8 @@ class Http(http.server.BaseHTTPRequestHandler):
         self.send_response(101)
         self.send_header("connection", "upgrade")
         self.send_header("upgrade", self.headers["upgrade"])
+        key = self.headers["sec-websocket-key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_header("sec-websocket-accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
         self.end_headers()
         self.close_connection = True
         while line := self.rfile.readline():

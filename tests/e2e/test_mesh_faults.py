@@ -1,0 +1,151 @@
+"""Parts of a mesh that die, hang or come in the wrong order: what goes on, and how it comes together again."""
+import signal
+import time
+
+import pytest
+from conftest import wait_for
+from mesh import Mesh, Spaces, mesh_resource, resource, service, why_not, workload
+from mesh_fixtures import capture, local
+
+
+def test_control_killed_while_everything_goes_on(local):
+    mesh = local()
+    mesh.in_sync("web", "app")
+    load = mesh.load("web", "app.shop")
+    load.more(20)
+    mesh.kill(mesh.control)
+    load.more(100)
+    mesh.start_control()
+    mesh.in_sync("web", "app")
+    # Changes arrive again.
+    mesh.write("deny", mesh_deny())
+    wait_for(lambda: any(f[1] == 403 for f in load.failed), "a change arriving")
+    load.stop()
+    assert {failure[1] for failure in load.failed} == {403}, load.failed[:5]
+
+
+def mesh_deny():
+    return resource("AccessPolicy", "nobody", {"action": "Deny", "rules": [{"to": [{"paths": ["/load"]}]}]})
+
+
+def test_sidecars_killed_serve_from_what_they_saved_without_control(local):
+    mesh = local()
+    mesh.in_sync("web", "app")
+    for name, kind in [("web", '"Service"'), ("app", '"Workload"')]:
+        file = mesh.folder / f"{name}.state/last-good.json"
+        wait_for(lambda: kind in file.read_text(), f"what {name} uses being saved")
+    mesh.kill(mesh.control)
+    for name in ("app", "web"):
+        mesh.kill(mesh.proxies[name])
+        mesh.proxy(name, token=False)
+    wait_for(lambda: mesh.code("web", "http://app.shop/") == "200", "the saved state being served")
+    load = mesh.load("web", "app.shop")
+    load.more(50)
+    mesh.start_control()
+    mesh.in_sync("web", "app")
+    load.none_failed()
+
+
+def test_a_registered_workload_that_dies_is_out_everywhere_within_a_second(local):
+    mesh = local(callers=("web", "guest"))
+    net = mesh.net
+    net.add("extra")
+    file = mesh.folder / "extra.workload"
+    check = {"type": "TCP", "interval": "100ms", "timeout": "1s", "unhealthyThreshold": 1, "healthyThreshold": 1}
+    file.write_text(workload("extra", net.address("extra"), [{"name": "http", "port": 8080}], app="app", healthCheck=check))
+    app = mesh.peer("extra", "http", net.address("extra"), 8080, "extra")
+    mesh.proxy("extra", "--register", file, workload=False)
+    callers = ("web", "guest")
+    seen = lambda caller: {mesh.says(caller, "http://app.shop/")["name"] for _ in range(4)}
+    for caller in callers:
+        wait_for(lambda: "extra" in seen(caller), "the new workload being called")
+
+    def known(name):
+        return net.address("extra") in mesh.admin_get(name, "/status") + mesh.admin_get(name, "/clusters")
+
+    wait_for(lambda: all(known(name) for name in callers), "the address being known")
+    mesh.kill(app)
+    killed = time.monotonic()
+    wait_for(lambda: not any(known(name) for name in callers), "the dead application being out")
+    assert time.monotonic() - killed < 1, time.monotonic() - killed
+    app = mesh.peer("extra", "http", net.address("extra"), 8080, "extra")
+    wait_for(lambda: all(known(name) for name in callers), "the workload being back")
+    mesh.kill(mesh.proxies["extra"])
+    killed = time.monotonic()
+    wait_for(lambda: not any(known(name) for name in callers), "the workload of a dead proxy being out")
+    assert time.monotonic() - killed < 1, time.monotonic() - killed
+    assert all(mesh.code("web", "http://app.shop/") == "200" for _ in range(6))
+
+
+def test_the_proxy_first_and_the_application_first(local):
+    mesh = local()
+    mesh.kill(mesh.apps["app"])
+    wait_for(lambda: mesh.code("web", "http://app.shop/") in ("502", "503"), "an error without the application")
+    # The application again, beside the proxy that was first.
+    mesh.apps["app"] = mesh.peer("app", "http", mesh.net.address("app"), 8080, "app")
+    wait_for(lambda: mesh.code("web", "http://app.shop/") == "200", "the application being found")
+    # The proxy again, beside an application that was first.
+    mesh.kill(mesh.proxies["app"])
+    mesh.proxy("app")
+    wait_for(lambda: mesh.code("web", "http://app.shop/") == "200", "the proxy being found")
+
+
+def test_drain_under_load_loses_nothing(local):
+    mesh = local(servers=("app", "app2"))
+    load = mesh.load("web", "app.shop", threads=4)
+    load.more(100)
+    process = mesh.proxies["app2"]
+    # Leaves the mesh first, as an orchestrator does it, then ends.
+    process.send_signal(signal.SIGTERM)
+    load.more(100)
+    assert process.wait(40) == 0
+    load.more(100)
+    mesh.proxy("app2")
+    load.more(100)
+    load.none_failed()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two captured workloads in network namespaces of their own, web and app."""
+    if why := why_not():
+        pytest.skip(why)
+    net, mesh = Spaces(), None
+    try:
+        net.add("web")
+        net.add("app")
+        mesh = Mesh(tmp_path, net)
+        mesh.write("shop", workload("web", net.address("web"), []) + workload("app", net.address("app"), [{"name": "http", "port": 8080}])
+                   + service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"))
+        for name in ("web", "app"):
+            capture(mesh, name)
+        yield mesh
+    finally:
+        if mesh:
+            mesh.stop()
+        net.close()
+
+
+def test_in_any_order_and_through_a_partition(pair):
+    mesh = pair
+    # The application before its proxy: captured and without a proxy, nothing gets through, and nothing passes in clear text.
+    mesh.peer("app", "http", "0.0.0.0", 8080, "app")
+    assert mesh.code("web", "http://10.96.0.1/") == "000"
+    mesh.proxy("app")
+    mesh.proxy("web")
+    wait_for(lambda: mesh.code("web", "http://10.96.0.1/") == "200", "the first request")
+    mesh.in_sync("web", "app")
+    load = mesh.load("web", "app.shop", address="10.96.0.1")
+    load.more(20)
+    # The control plane is cut off, without a word.
+    hub = mesh.net.hub
+    rule = "add rule ip cut input tcp dport 15012 drop"
+    for line in ["add table ip cut", "add chain ip cut input { type filter hook input priority 0 ; }", rule]:
+        mesh.run(None, "nft", line)
+    wait_for(lambda: not any(n.get("in_sync") for n in mesh.status().values()) or not mesh.status(), "the partition being noticed", 40)
+    load.more(50)
+    mesh.write("mesh", mesh_resource("Strict"))
+    mesh.run(None, "nft", "delete table ip cut")
+    wait_for(lambda: (nodes := mesh.status()) and len(nodes) == 2 and all(n["in_sync"] for n in nodes.values()), "in sync again", 40)
+    load.more(20)
+    load.none_failed()

@@ -1,0 +1,83 @@
+"""Routes of Services (GAMMA) and policies of the client's side, between captured workloads."""
+import collections
+import time
+
+import pytest
+from conftest import BIN, wait_for
+from mesh import resource, route
+from mesh_fixtures import extra, local, shop
+
+
+def names(shop, caller, count, path="/", *args):
+    url = f"http://10.96.0.1{path}"
+    return collections.Counter(shop.says(caller, *args, url)["name"] for _ in range(count))
+
+
+def backend(name, weight=1):
+    return {"name": name, "port": 80, "weight": weight}
+
+
+def test_canary_by_weight_and_header(shop, extra):
+    rules = [
+        {"matches": [{"headers": [{"name": "x-canary", "value": "yes"}]}], "backendRefs": [backend("app-v2")]},
+        {"backendRefs": [backend("app-v1", 1), backend("app-v2", 0)]},
+    ]
+    extra(route("canary", rules, "app"))
+    wait_for(lambda: names(shop, "web", 6) == {"v1": 6}, "everything going to v1")
+    assert names(shop, "web", 6, "/", "-H", "x-canary: yes") == {"v2": 6}
+    rules[1]["backendRefs"] = [backend("app-v1", 1), backend("app-v2", 1)]
+    extra(route("canary", rules, "app"))
+    wait_for(lambda: names(shop, "web", 8).get("v2"), "the canary taking its share")
+    share = names(shop, "web", 40)
+    assert share["v1"] >= 8 and share["v2"] >= 8, share
+    rules[1]["backendRefs"] = [backend("app-v2")]
+    extra(route("canary", rules, "app"))
+    wait_for(lambda: names(shop, "web", 6) == {"v2": 6}, "everything going to v2")
+
+
+def test_a_consumer_route_is_for_its_namespace_only(shop, extra):
+    """`shop/web` is of the namespace that produces; a route of namespace `other` must not touch what it calls."""
+    header = {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [{"name": "x-by", "value": "consumer"}]}}
+    rules = [{"filters": [header], "backendRefs": [backend("app-v1") | {"namespace": "shop"}]}]
+    grant = {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "other"}],
+             "to": [{"group": "", "kind": "Service"}]}
+    namespaces = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n"
+    extra(namespaces + resource("ReferenceGrant", "other", grant, api="gateway.networking.k8s.io/v1beta1")
+          + route("mine", rules, "app", namespace="other")
+          + route("ours", [{"matches": [{"path": {"value": "/ours"}}], "backendRefs": [backend("app-v2")]}], "app"))
+    wait_for(lambda: names(shop, "web", 4, "/ours") == {"v2": 4}, "the producer's route being in effect")
+    assert "x-by" not in shop.curl("web", "-i", "http://10.96.0.1/ours", check=True).stdout
+
+
+def test_timeouts_and_retries_are_the_clients(shop, extra):
+    rules = [
+        {"matches": [{"path": {"value": "/slow"}}], "timeouts": {"request": "300ms"}, "backendRefs": [backend("app-v1")]},
+        {"matches": [{"path": {"value": "/fail"}}], "retry": {"codes": [503], "attempts": 3, "backoff": "10ms"},
+         "backendRefs": [backend("app-v1")]},
+        {"backendRefs": [backend("app-v1")]},
+    ]
+    extra(route("careful", rules, "app"))
+    wait_for(lambda: names(shop, "web", 4) == {"v1": 4}, "the route being in effect")
+    begin = time.monotonic()
+    assert shop.code("web", "http://10.96.0.1/slow") == "504"
+    assert time.monotonic() - begin < 0.95
+    assert shop.code("web", f"http://10.96.0.1/fail/2/{time.monotonic_ns()}") == "200"
+    assert shop.code("web", f"http://10.96.0.2/fail/2/{time.monotonic_ns()}") == "503", "another Service, without retries"
+
+
+def test_near_endpoints_first_and_the_far_ones_when_they_fail(local):
+    from mesh import service, workload
+
+    mesh = local(servers=("near", "far"), zones={"web": "a"})
+    port = [{"name": "http", "port": 8080}]
+    place = lambda name, zone: workload(name, mesh.net.address(name), port, app="app", zone=zone, region="r")
+    mesh.write("shop", workload("web", mesh.net.address("web"), [], zone="a", region="r") + place("near", "a") + place("far", "b")
+               + service("app", 80, 8080, {"app": "app"}, None, "http"))
+    who = lambda: mesh.says("web", "http://app.shop/")["name"]
+    wait_for(lambda: {who() for _ in range(8)} == {"near"}, "only the near one being called")
+    mesh.kill(mesh.apps["near"])
+    mesh.kill(mesh.proxies["near"])
+    wait_for(lambda: {who() for _ in range(8)} == {"far"}, "the far one taking over")
+    mesh.apps["near"] = mesh.peer("near", "http", mesh.net.address("near"), 8080, "near")
+    mesh.proxy("near")
+    wait_for(lambda: {who() for _ in range(8)} == {"near"}, "the near one being called again", 30)
