@@ -8,8 +8,8 @@ import time
 
 import pytest
 from conftest import wait_for
-from mesh import PEER, Wire, inside
-from mesh_fixtures import shop
+from mesh import PEER, Wire, inside, mesh_resource
+from mesh_fixtures import resources, shop
 
 SECRET = "the-quick-brown-fox-on-the-wire"
 
@@ -115,3 +115,37 @@ def test_ipv6(shop):
     address = "fd99::" + shop.net.address("apps").rsplit(".", 1)[1]
     direct = shop.says("web", f"http://[{address}]:8080/direct")
     assert "sa/web" in direct["headers"]["x-forwarded-client-cert"]
+
+
+def test_names_of_the_mesh(shop):
+    for name in ["app-v1.shop", "app-v1", "app-v1.shop.svc.cluster.local"]:
+        seen = shop.says("web", f"http://{name}/named")
+        assert (seen["name"], seen["path"]) == ("v1", "/named"), name
+    cli = shop.run("web", "getent", "ahostsv4", "app-v2.shop")
+    assert cli.stdout.split()[0] == "10.96.0.3"
+
+
+def test_mutual_tls_without_a_tunnel(shop):
+    count = lambda: shop.metric("apps2", "selvedge_mesh_connections_total", 'security="mutual_tls"')
+    before = count()
+    shop.write("shop", resources(shop.net, tunnel="MutualTLS"))
+    try:
+        wait_for(lambda: shop.says("web", "http://10.96.0.3/")["name"] == "v2" and count() > before, "the change")
+        seen = sealed(shop, lambda: shop.says("web", "-d", SECRET * 30, f"http://10.96.0.3/{SECRET}"))
+        assert seen["path"] == f"/{SECRET}" and "sa/web" in seen["headers"]["x-forwarded-client-cert"]
+    finally:
+        shop.write("shop", resources(shop.net))
+
+
+def test_what_nobody_knows_is_reached_unless_only_the_registry_is(shop):
+    url = f"http://{shop.net.address('outside')}:8080/out"
+    shop.peer("outside", "http", "0.0.0.0", 8080, "outside")
+    wait_for(lambda: shop.code("web", url) == "200", "what is outside answering")
+    assert "x-forwarded-client-cert" not in shop.says("web", url)["headers"]
+    try:
+        shop.write("mesh", mesh_resource(egress="RegistryOnly"))
+        wait_for(lambda: shop.code("web", url) != "200", "only the registry being reached")
+        assert shop.code("web", "http://10.96.0.2/") == "200"
+        assert shop.metric("web", "selvedge_mesh_refused_total", 'reason="unknown_destination"') >= 1
+    finally:
+        shop.write("mesh", mesh_resource())

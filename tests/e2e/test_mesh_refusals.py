@@ -1,11 +1,12 @@
 """What is wrong is named, with the way out, and nothing opens that was closed."""
+import json
 import os
 import socket
 import subprocess
 import time
 
 import pytest
-from conftest import BIN, wait_for
+from conftest import BIN, free_port, wait_for
 from mesh import DOMAIN, Loopback, Mesh, Spaces, mesh_resource, resource, service, sh, why_not, workload
 from mesh_fixtures import local
 
@@ -156,3 +157,35 @@ def test_a_full_disk_under_the_ca(tmp_path):
         if mesh:
             mesh.stop()
         sh(f"umount {disk}", check=False)
+
+
+def test_a_resource_that_a_proxy_refuses(local, tmp_path):
+    from test_mesh_certificates import Authority
+
+    mesh = local()
+    port, authority = free_port(), Authority("edge")
+    cert, key = authority.leaf(tmp_path, "edge", "https://edge.example")
+    listener = {"name": "https", "port": port, "protocol": "HTTPS", "tls": {"certificateRefs": [{"name": "edge"}]}}
+    gateway = resource("Gateway", "edge", {"gatewayClassName": "selvedge", "listeners": [listener]}, api="gateway.networking.k8s.io/v1")
+
+    def secret(certificate):
+        data = {"tls.crt": certificate, "tls.key": key.read_text()}
+        return "---\n" + json.dumps({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "stringData": data,
+                                     "metadata": {"name": "edge", "namespace": "shop"}})
+
+    mesh.write("edge", gateway)
+    mesh.write("secret", secret(cert.read_text()))
+    (tmp_path / "edge.token").write_text(mesh.token("edge"))
+    mesh.spawn("edge", None, BIN, "proxy", "--control", f"https://{mesh.net.control}:{mesh.port}", "--role", "gateway", "--id", "edge",
+               "--identity", "shop/edge", "--join-token-file", tmp_path / "edge.token", "--no-state", "--admin", "off", "--workers", 1)
+    shakes = lambda: "issuer=CN = edge" in subprocess.run(
+        ["openssl", "s_client", "-connect", f"127.0.0.1:{port}"], input="", capture_output=True, text=True, timeout=20).stdout
+    wait_for(shakes, "the certificate being served")
+    mesh.in_sync("edge")
+    mesh.write("secret", secret("no certificate"))
+    status = lambda: subprocess.run([BIN, "status", "--control", f"{mesh.net.control}:{mesh.admin}"], capture_output=True, text=True, timeout=20)
+    stale = wait_for(lambda: (done := status()).returncode == 1 and "last refusal" in done.stdout and done, "the refusal")
+    assert "STALE" in stale.stdout and "Secret shop/edge" in stale.stdout, stale.stdout
+    assert shakes(), "the last good one is served"
+    mesh.write("secret", secret(cert.read_text()))
+    wait_for(lambda: status().returncode == 0, "all being in sync again")
