@@ -173,9 +173,9 @@ class Mesh:
         wait_for(lambda: self.ask("ca", "show").returncode == 0, f"the control plane answering; {self.folder}/control.log")
         return self.control
 
-    def proxy(self, name, *args, account=None, workload=True, wait=True, token=True):
+    def proxy(self, name, *args, account=None, namespace="shop", workload=True, wait=True, token=True):
         """Starts the proxy beside a workload, with a token at its first start."""
-        account = account or name
+        account = f"{namespace}/{account or name}"
         where = ["--capture"]
         if not self.net.captured:
             port = self.http_proxies.setdefault(name, free_port())
@@ -184,10 +184,10 @@ class Mesh:
         if token and not file.exists():
             file.write_text(self.token(account))
         admin = ("127.0.0.1", 15000 if self.net.captured else free_port())
-        more = ["--workload", f"shop/{name}"] if workload else []
+        more = ["--workload", f"{namespace}/{name}"] if workload else []
         process = self.spawn(
             name, name, BIN, "proxy", "--control", f"https://{self.net.control}:{self.port}", "--role", "sidecar", "--id", name,
-            "--identity", f"shop/{account}", "--trust-domain", DOMAIN, "--join-token-file", file, "--workers", 1,
+            "--identity", account, "--trust-domain", DOMAIN, "--join-token-file", file, "--workers", 1,
             "--state", self.folder / f"{name}.state", "--admin", f"{admin[0]}:{admin[1]}", *more, *where, *args)
         process.admin = admin
         self.proxies[name] = process
@@ -214,7 +214,9 @@ class Mesh:
         return subprocess.run(command, capture_output=True, text=True, timeout=30)
 
     def token(self, account, *args):
-        made = self.ask("token", "create", "--identity", f"shop/{account}", *args)
+        """For `account` of namespace `shop`, or NAMESPACE/ACCOUNT."""
+        account = account if "/" in account else f"shop/{account}"
+        made = self.ask("token", "create", "--identity", account, *args)
         assert made.returncode == 0, made.stderr
         return made.stdout
 
@@ -377,10 +379,10 @@ def resource(kind, name, spec, labels=None, api="selvedge.dev/v1alpha1", namespa
     return "---\n" + json.dumps({"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}) + "\n"
 
 
-def workload(name, addresses, ports, app=None, account=None, **more):
+def workload(name, addresses, ports, app=None, account=None, namespace="shop", **more):
     addresses = [addresses] if isinstance(addresses, str) else addresses
     spec = {"addresses": addresses, "serviceAccount": account or name, "ports": ports, **more}
-    return resource("Workload", name, spec, {"app": app or name, "name": name})
+    return resource("Workload", name, spec, {"app": app or name, "name": name}, namespace=namespace)
 
 
 def service(name, port, target, selector, ip=None, app_protocol=None, ips=None):

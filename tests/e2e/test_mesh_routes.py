@@ -2,9 +2,8 @@
 import collections
 import time
 
-import pytest
-from conftest import BIN, wait_for
-from mesh import resource, route
+from conftest import wait_for
+from mesh import resource, route, service, workload
 from mesh_fixtures import extra, local, shop
 
 
@@ -35,18 +34,22 @@ def test_canary_by_weight_and_header(shop, extra):
     wait_for(lambda: names(shop, "web", 6) == {"v2": 6}, "everything going to v2")
 
 
-def test_a_consumer_route_is_for_its_namespace_only(shop, extra):
-    """`shop/web` is of the namespace that produces; a route of namespace `other` must not touch what it calls."""
+def test_a_consumer_route_is_for_its_namespace_only(local):
+    mesh = local()
+    mesh.net.add("buyer")
     header = {"type": "ResponseHeaderModifier", "responseHeaderModifier": {"set": [{"name": "x-by", "value": "consumer"}]}}
-    rules = [{"filters": [header], "backendRefs": [backend("app-v1") | {"namespace": "shop"}]}]
     grant = {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "other"}],
              "to": [{"group": "", "kind": "Service"}]}
-    namespaces = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n"
-    extra(namespaces + resource("ReferenceGrant", "other", grant, api="gateway.networking.k8s.io/v1beta1")
-          + route("mine", rules, "app", namespace="other")
-          + route("ours", [{"matches": [{"path": {"value": "/ours"}}], "backendRefs": [backend("app-v2")]}], "app"))
-    wait_for(lambda: names(shop, "web", 4, "/ours") == {"v2": 4}, "the producer's route being in effect")
-    assert "x-by" not in shop.curl("web", "-i", "http://10.96.0.1/ours", check=True).stdout
+    mesh.write("other", "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n"
+               + workload("buyer", mesh.net.address("buyer"), [], namespace="other")
+               + resource("ReferenceGrant", "other", grant, api="gateway.networking.k8s.io/v1beta1")
+               + route("mine", [{"filters": [header], "backendRefs": [backend("app") | {"namespace": "shop"}]}], "app", namespace="other"))
+    mesh.proxy("buyer", namespace="other")
+    wait_for(lambda: "x-by: consumer" in mesh.curl("buyer", "-i", "http://app.shop/").stdout, "the consumer's route being in effect")
+    assert "sa/buyer" in mesh.says("buyer", "http://app.shop/")["headers"]["x-forwarded-client-cert"]
+    mesh.in_sync("web", "buyer")
+    others = mesh.curl("web", "-i", "http://app.shop/", check=True).stdout
+    assert "200 OK" in others and "x-by" not in others
 
 
 def test_timeouts_and_retries_are_the_clients(shop, extra):
@@ -66,8 +69,6 @@ def test_timeouts_and_retries_are_the_clients(shop, extra):
 
 
 def test_near_endpoints_first_and_the_far_ones_when_they_fail(local):
-    from mesh import service, workload
-
     mesh = local(servers=("near", "far"), zones={"web": "a"})
     port = [{"name": "http", "port": 8080}]
     place = lambda name, zone: workload(name, mesh.net.address(name), port, app="app", zone=zone, region="r")
