@@ -189,6 +189,27 @@ pub fn is_forbidden_trailer(name: &HeaderName) -> bool {
     forbidden(name.as_str())
 }
 
+/// Removes from the trailers of a request what may not come there: besides [`is_forbidden_trailer`] everything that only
+/// a trusted peer may say of a client, and names that CGI-style servers read as another. Servers that merge trailers into
+/// the head would believe it.
+pub fn strip_request_trailers(trailers: &mut HeaderMap) {
+    remove(trailers, |name| {
+        is_forbidden_trailer(name) || crate::forwarded::is_internal(name) || name.as_str().contains('_')
+    });
+}
+
+/// Removes what may not come in the trailers of any message.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    remove(trailers, is_forbidden_trailer);
+}
+
+fn remove(trailers: &mut HeaderMap, refused: impl Fn(&HeaderName) -> bool) {
+    let found: Vec<HeaderName> = trailers.keys().filter(|name| refused(name)).cloned().collect();
+    for name in found {
+        trailers.remove(name);
+    }
+}
+
 fn forbidden(name: &str) -> bool {
     FORBIDDEN.iter().any(|f| f.as_str().eq_ignore_ascii_case(name))
         || name.get(..3).is_some_and(|p| p.eq_ignore_ascii_case("if-"))
@@ -388,5 +409,16 @@ mod tests {
             prop_assert_eq!(done, Some(trailers));
             prop_assert!(decoder.is_done() && buffer.is_empty());
         }
+    }
+
+    #[test]
+    fn trailers_of_requests_say_nothing_about_the_client() {
+        let mut trailers = HeaderMap::new();
+        for name in ["x-real-ip", "x-original-url", "x-forwarded-for", "remote-user", "x_real_ip", "if-match", "x-sum"]
+        {
+            trailers.insert(HeaderName::from_static(name), http::HeaderValue::from_static("x"));
+        }
+        strip_request_trailers(&mut trailers);
+        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-sum"]);
     }
 }

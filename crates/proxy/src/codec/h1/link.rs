@@ -12,7 +12,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use selvedge_wire::http1::{ChunkError, Decoded};
+use selvedge_wire::http1::{ChunkError, Decoded, strip_request_trailers};
 use std::{
     io,
     pin::Pin,
@@ -331,7 +331,10 @@ impl Body for RequestBody {
         this.left = wire.left();
         Poll::Ready(match decoded {
             Ok(Decoded::Data(data)) => Some(Ok(Frame::data(data))),
-            Ok(Decoded::Done(Some(trailers))) => Some(Ok(Frame::trailers(trailers))),
+            Ok(Decoded::Done(Some(mut trailers))) => {
+                strip_request_trailers(&mut trailers);
+                (!trailers.is_empty()).then(|| Ok(Frame::trailers(trailers)))
+            }
             Ok(Decoded::Done(None) | Decoded::Incomplete) => None,
             Err(error) => Some(Err(error)),
         })

@@ -8,8 +8,9 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::RecvStream;
-use http::{HeaderMap, HeaderName, header};
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use selvedge_wire::http1::{strip_request_trailers, strip_trailers};
 use std::{
     any::Any,
     pin::Pin,
@@ -19,18 +20,6 @@ use std::{
     },
     task::{Context, Poll, Waker, ready},
 };
-
-/// Fields that say how a message is framed, routed or authorised, and so may not come after it (RFC 9110 section 6.5.1).
-const NOT_IN_TRAILERS: [HeaderName; 8] = [
-    header::CONTENT_LENGTH,
-    header::HOST,
-    header::AUTHORIZATION,
-    header::PROXY_AUTHORIZATION,
-    header::COOKIE,
-    header::SET_COOKIE,
-    header::TE,
-    header::TRAILER,
-];
 
 /// DATA and trailers of a stream. Windows open as frames are taken, so a reader that waits makes the sender wait.
 pub(super) struct Incoming {
@@ -147,8 +136,10 @@ impl Incoming {
             let limit = if self.side == Side::Downstream { Limit::HeaderCount } else { Limit::ResponseHead };
             return Err(Error::new(Kind::TooLarge { status: 431 }, self.side, message).over(limit));
         }
-        for name in &NOT_IN_TRAILERS {
-            trailers.remove(name);
+        if self.side == Side::Downstream {
+            strip_request_trailers(&mut trailers);
+        } else {
+            strip_trailers(&mut trailers);
         }
         Ok(trailers)
     }
