@@ -13,7 +13,7 @@ use crate::{
     balance::{Pick, Picker},
     breaker::{Budget, Limit, Permit},
     codec::{Progress, SendError, h1, h2},
-    connect::{ClientAddress, FreshConnection, Plan},
+    connect::{ClientAddress, FreshConnection, Http1Only, Plan},
     endpoint::{Clock, LiveEndpoint},
     error::Kind,
     gate::Gate,
@@ -180,8 +180,8 @@ impl LiveCluster {
 
     /// One exchange with an endpoint, on a connection of this worker's pool or a new one.
     ///
-    /// Of the request's extensions [`ClientAddress`] and [`FreshConnection`] are looked at. A response whose
-    /// connection has changed its protocol carries [`Held`] in its extensions, to be kept with the tunnel. Nothing
+    /// Of the request's extensions [`ClientAddress`], [`FreshConnection`] and [`Http1Only`] are looked at. A response
+    /// whose connection has changed its protocol carries [`Held`] in its extensions, to be kept with the tunnel. Nothing
     /// is replayed here: the request has been given away by then, and what is safe is known to the caller.
     pub async fn send(
         self: &Arc<Self>,
@@ -197,6 +197,7 @@ impl LiveCluster {
             endpoint,
             client: request.extensions().get().copied(),
             fresh: request.extensions().get::<FreshConnection>().is_some(),
+            http1: request.extensions().get::<Http1Only>().is_some(),
         };
         let unsent = |error| SendFailure { error, progress: Progress::Unsent, reused: false };
         match pool::lease(seeker).await.map_err(unsent)? {
@@ -231,7 +232,8 @@ impl LiveCluster {
         client: Option<ClientAddress>,
     ) -> Result<(Io, Held), Error> {
         let settings = self.settings();
-        let seeker = Seeker { cluster: self, settings: &settings, worker: WorkerId(0), endpoint, client, fresh: true };
+        let worker = WorkerId(0);
+        let seeker = Seeker { cluster: self, settings: &settings, worker, endpoint, client, fresh: true, http1: false };
         pool::raw(seeker).await
     }
 

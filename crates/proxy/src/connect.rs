@@ -32,11 +32,18 @@ pub struct ClientAddress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreshConnection;
 
+/// In a request's extensions: it must go out over HTTP/1.1, even where the endpoint would rather speak HTTP/2. For
+/// handshakes that change the protocol of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http1Only;
+
 /// How connections of a cluster are made; prepared once when it is linked.
 #[derive(Debug)]
 pub struct Plan {
     pub(crate) protocol: UpstreamProtocol,
     tls: Option<Result<Connector, String>>,
+    /// For [`Http1Only`], where `tls` would leave the choice to the endpoint.
+    tls_http1: Option<Result<Connector, String>>,
     timeout: Duration,
     keepalive: Option<TcpKeepalive>,
     proxy_protocol: Option<ProxyProtocolVersion>,
@@ -64,16 +71,21 @@ impl Plan {
             UpstreamProtocol::Raw => Alpn::None,
         };
         // A cluster whose TLS cannot be set up refuses every connection, rather than fall back to plaintext.
-        let tls = config.tls.as_ref().map(|tls| {
-            Connector::new(tls, alpn).map_err(|error| {
-                tracing::error!(cluster = config.key, %error, "TLS to this cluster cannot be set up");
-                error.to_string()
+        let connector = |alpn| {
+            config.tls.as_ref().map(|tls| {
+                Connector::new(tls, alpn).map_err(|error| {
+                    tracing::error!(cluster = config.key, %error, "TLS to this cluster cannot be set up");
+                    error.to_string()
+                })
             })
-        });
+        };
+        let tls = connector(alpn);
+        let tls_http1 = if alpn == Alpn::Both { connector(Alpn::Http1) } else { None };
         let Connections { connect_timeout, proxy_protocol, .. } = config.connections;
         Self {
             protocol: config.protocol,
             tls,
+            tls_http1,
             timeout: connect_timeout,
             keepalive: keepalive(&config.connections),
             proxy_protocol,
@@ -109,7 +121,26 @@ impl Plan {
         peer: Option<&Peer>,
         client: Option<ClientAddress>,
     ) -> Result<Connected, Error> {
-        match timeout(self.timeout, self.establish(address, peer, client)).await {
+        self.within(address, self.establish(address, peer, client, self.tls.as_ref())).await
+    }
+
+    /// The same for [`Http1Only`].
+    pub(crate) async fn connect_http1(
+        &self,
+        address: SocketAddr,
+        peer: Option<&Peer>,
+        client: Option<ClientAddress>,
+    ) -> Result<Connected, Error> {
+        let tls = self.tls_http1.as_ref().or(self.tls.as_ref());
+        self.within(address, self.establish(address, peer, client, tls)).await
+    }
+
+    async fn within(
+        &self,
+        address: SocketAddr,
+        connecting: impl Future<Output = Result<Connected, Error>>,
+    ) -> Result<Connected, Error> {
+        match timeout(self.timeout, connecting).await {
             Ok(result) => result,
             Err(_) => {
                 let message = format!("no connection to {address} within {:?}", self.timeout);
@@ -123,8 +154,9 @@ impl Plan {
         address: SocketAddr,
         peer: Option<&Peer>,
         client: Option<ClientAddress>,
+        tls: Option<&Result<Connector, String>>,
     ) -> Result<Connected, Error> {
-        let connector = match &self.tls {
+        let connector = match tls {
             None => None,
             Some(Ok(connector)) => Some(connector),
             Some(Err(reason)) => return Err(Error::new(Kind::Tls, Side::Us, reason.clone())),

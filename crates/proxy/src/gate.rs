@@ -70,7 +70,26 @@ pub(crate) enum Grant {
     /// Open one.
     Open(Open),
     /// A stream of a shared connection has ended: look again.
-    Recheck,
+    Recheck(Recheck),
+}
+
+/// The word that a shared connection has room. It goes to the next in the queue when whoever it was for has left.
+#[derive(Debug)]
+pub(crate) struct Recheck(Option<(Arc<Gate>, Place)>);
+
+impl Recheck {
+    /// Somebody looks.
+    pub(crate) fn taken(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Recheck {
+    fn drop(&mut self) {
+        if let Some((gate, place)) = self.0.take() {
+            gate.capacity(place);
+        }
+    }
 }
 
 /// How far down the queue somebody is looked for who can use a connection as it is.
@@ -103,8 +122,15 @@ impl Gate {
         Some(Open(Some(self.clone())))
     }
 
-    /// Waits for a connection, at most for `limit`.
-    pub(crate) async fn wait(self: &Arc<Self>, cluster: &str, place: Place, limit: Duration) -> Result<Grant, Error> {
+    /// Waits for a connection, at most for `limit`. `queued` is called once others can see that somebody waits: it looks
+    /// again for what the caller has found nothing of, as it may have come in between.
+    pub(crate) async fn wait(
+        self: &Arc<Self>,
+        cluster: &str,
+        place: Place,
+        limit: Duration,
+        queued: impl FnOnce(),
+    ) -> Result<Grant, Error> {
         let (grant, granted) = oneshot::channel();
         {
             let mut queue = self.lock();
@@ -122,6 +148,7 @@ impl Gate {
         }
         // Somebody may have left between the caller's look and our place in the queue.
         self.serve();
+        queued();
         match tokio::time::timeout(limit, granted).await {
             Ok(Ok(grant)) => Ok(grant),
             _ => Err(self.refuse(format!(
@@ -152,17 +179,16 @@ impl Gate {
     }
 
     /// A stream of a shared connection has ended. True when only others wait, who need a connection of their own.
-    pub(crate) fn capacity(&self, place: Place) -> bool {
+    pub(crate) fn capacity(self: &Arc<Self>, place: Place) -> bool {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return false;
         }
         loop {
             match self.take(place) {
-                Taken::Same(grant) => {
-                    if grant.send(Grant::Recheck).is_ok() {
-                        return false;
-                    }
-                }
+                Taken::Same(grant) => match grant.send(Grant::Recheck(Recheck(Some((self.clone(), place))))) {
+                    Err(Grant::Recheck(recheck)) => recheck.taken(),
+                    _ => return false,
+                },
                 Taken::Nobody => return false,
                 Taken::Other => return true,
             }
@@ -267,5 +293,65 @@ impl Drop for Open {
             gate.open.fetch_sub(1, Ordering::SeqCst);
             gate.serve();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        future::Future,
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+
+    const PLACE: Place = Place { endpoint: 1, worker: 0 };
+
+    fn full() -> (Arc<Gate>, Open) {
+        let gate = Gate::new();
+        gate.set_limits(1, 8);
+        let open = gate.try_open().expect("a place");
+        (gate, open)
+    }
+
+    #[tokio::test]
+    async fn room_on_a_shared_connection_is_not_forgotten_by_who_leaves() {
+        let (gate, _open) = full();
+        let wait = || Box::pin(gate.wait("shop", PLACE, Duration::from_secs(60), || {}));
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut first, mut second) = (wait(), wait());
+        assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
+        assert!(!gate.capacity(PLACE));
+        // It was the first one's turn, but its client goes away before it runs.
+        drop(first);
+        assert!(matches!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(Grant::Recheck(_)))));
+        drop(second);
+        assert_eq!(gate.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_place_that_nobody_takes_goes_to_the_next() {
+        let (gate, open) = full();
+        let wait = || Box::pin(gate.wait("shop", PLACE, Duration::from_secs(60), || {}));
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut first, mut second) = (wait(), wait());
+        assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
+        drop(open);
+        drop(first);
+        assert!(matches!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(Grant::Open(_)))));
+        assert_eq!(gate.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_looks_again_once_it_can_be_seen() {
+        let (gate, open) = full();
+        let mut open = Some(open);
+        // What makes room just now has not seen anybody wait.
+        let mut waiting = pin!(gate.wait("shop", PLACE, Duration::from_secs(60), || {
+            assert_eq!(gate.waiting(), 1);
+            drop(open.take());
+        }));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(matches!(waiting.as_mut().poll(&mut cx), Poll::Ready(Ok(Grant::Open(_)))));
     }
 }

@@ -254,6 +254,11 @@ impl h1::Home for Ticket {
         if shelf.idle.len() < MAX_IDLE {
             shelf.idle.push(Idle { connection, ticket: me, since: now });
         }
+        drop(shelf);
+        // Somebody of another worker who has begun to wait in between may have looked too early to find it.
+        if cluster.gate.waiting() > 0 {
+            cluster.evict_idle();
+        }
     }
 }
 

@@ -306,11 +306,11 @@ async fn waiting_for_a_connection_ends() {
     let held = gate.try_open().unwrap();
     assert!(gate.try_open().is_none());
     let place = crate::gate::Place::nowhere();
-    let error = gate.wait("shop/cart:80", place, Duration::from_secs(5)).await.unwrap_err();
+    let error = gate.wait("shop/cart:80", place, Duration::from_secs(5), || {}).await.unwrap_err();
     assert_eq!(error.to_string(), "a request waited 5s for one of the 1 connections of cluster shop/cart:80");
     let (gate2, waiter) = (gate.clone(), gate.clone());
-    let waiting = tokio::spawn(async move { waiter.wait("", place, Duration::from_secs(5)).await });
-    let abandoned = tokio::spawn(async move { gate2.wait("", place, Duration::from_secs(5)).await });
+    let waiting = tokio::spawn(async move { waiter.wait("", place, Duration::from_secs(5), || {}).await });
+    let abandoned = tokio::spawn(async move { gate2.wait("", place, Duration::from_secs(5), || {}).await });
     settle().await;
     assert_eq!(gate.waiting(), 2);
     drop(held);

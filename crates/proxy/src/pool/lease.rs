@@ -31,6 +31,8 @@ pub(crate) struct Seeker<'a> {
     pub(crate) client: Option<ClientAddress>,
     /// Only a connection that nothing was sent on.
     pub(crate) fresh: bool,
+    /// Only HTTP/1.1, whatever the endpoint would choose.
+    pub(crate) http1: bool,
 }
 
 /// What a look at the shelf came to.
@@ -63,7 +65,10 @@ pub(crate) async fn lease(seeker: Seeker<'_>) -> Result<Lease, Error> {
         let open = match Box::pin(seeker.open(place)).await? {
             Grant::Open(open) => open,
             Grant::Connection(connection, ticket) => return Ok(Lease::Http1 { connection, ticket, reused: true }),
-            Grant::Recheck => continue,
+            Grant::Recheck(recheck) => {
+                recheck.taken();
+                continue;
+            }
         };
         if !shared {
             return Box::pin(seeker.dedicated(open)).await;
@@ -80,7 +85,7 @@ pub(crate) async fn raw(seeker: Seeker<'_>) -> Result<(Io, Held), Error> {
                 let (connected, ticket) = seeker.connect(open).await?;
                 return Ok((connected.io, Held::new(ticket)));
             }
-            Grant::Connection(..) | Grant::Recheck => {}
+            Grant::Connection(..) | Grant::Recheck(_) => {}
         }
     }
 }
@@ -89,6 +94,7 @@ impl Seeker<'_> {
     fn protocol(&self) -> Protocol {
         match self.settings.plan.protocol {
             UpstreamProtocol::Http2 => Protocol::Http2,
+            _ if self.http1 => Protocol::Http1,
             UpstreamProtocol::Auto if self.settings.plan.negotiates() => self.endpoint.protocol(),
             _ => Protocol::Http1,
         }
@@ -151,12 +157,21 @@ impl Seeker<'_> {
                 return Ok(Grant::Open(open));
             }
         }
-        gate.wait(self.cluster.key(), place, self.settings.plan.timeout()).await
+        // A connection of another worker that has become idle since has seen nobody wait.
+        let evict = || {
+            self.cluster.evict_idle();
+        };
+        gate.wait(self.cluster.key(), place, self.settings.plan.timeout(), evict).await
     }
 
     async fn connect(&self, open: Open) -> Result<(Connected, Arc<Ticket>), Error> {
         let place = (Place::new(self.endpoint, self.worker), self.worker);
-        match self.settings.plan.connect(self.endpoint.address, self.endpoint.peer.as_deref(), self.client).await {
+        let (plan, address, peer) = (&self.settings.plan, self.endpoint.address, self.endpoint.peer.as_deref());
+        let connected = match self.http1 {
+            true => plan.connect_http1(address, peer, self.client).await,
+            false => plan.connect(address, peer, self.client).await,
+        };
+        match connected {
             Ok(mut connected) => {
                 let proof = connected.proof.take();
                 let ticket = Ticket::new(self.cluster, self.endpoint, self.settings, place, proof, open);
@@ -187,7 +202,7 @@ impl Seeker<'_> {
 
     /// Remembers what the endpoint speaks.
     fn learn(&self, connected: &Connected) {
-        if self.settings.plan.negotiates() {
+        if self.settings.plan.negotiates() && !self.http1 {
             self.endpoint.set_protocol(if connected.h2 { Protocol::Http2 } else { Protocol::Http1 });
         }
     }
@@ -228,8 +243,15 @@ impl Seeker<'_> {
         let (cluster, settings) = (self.cluster.clone(), self.settings.clone());
         let (endpoint, worker, client) = (self.endpoint.clone(), self.worker, self.client);
         tokio::spawn(async move {
-            let seeker =
-                Seeker { cluster: &cluster, settings: &settings, worker, endpoint: &endpoint, client, fresh: false };
+            let seeker = Seeker {
+                cluster: &cluster,
+                settings: &settings,
+                worker,
+                endpoint: &endpoint,
+                client,
+                fresh: false,
+                http1: false,
+            };
             let result = seeker.fly(open).await;
             endpoint.shelves.of(worker, cluster.workers).flight = None;
             land.send_replace(Some(result.map_err(|error| Missed {

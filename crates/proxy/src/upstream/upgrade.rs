@@ -7,7 +7,7 @@ use crate::{
     breaker::Permit,
     cluster::LiveCluster,
     codec::{ExtendedConnect, Progress},
-    connect::ClientAddress,
+    connect::{ClientAddress, Http1Only},
     error::Kind,
     pool::Held,
     reply,
@@ -94,7 +94,7 @@ pub(super) async fn send(
     };
     tracing::debug!(cluster = cluster.key(), endpoint = %endpoint.address, "websocket established");
     let mut response = handshake.answer(response);
-    let idle = exchange.http.config.options.stream_idle_timeout;
+    let idle = exchange.stream_idle;
     let progress = record.progress().clone();
     let drain = exchange.conn.listener.drainer.subscribe();
     let live = exchange.live.cloned();
@@ -153,6 +153,8 @@ impl Handshake {
         }
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        // An endpoint that chose HTTP/2 would know nothing of an upgrade.
+        request.extensions_mut().insert(Http1Only);
     }
 
     fn accepted(&self, response: &Response) -> bool {

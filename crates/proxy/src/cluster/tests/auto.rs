@@ -145,3 +145,21 @@ async fn untrusted_backends_get_nothing() {
     health.health_checks = vec![check(Check::Grpc { service: "up".to_owned() })];
     assert_eq!(first_result(&health).await, Ok(()), "checks use the same TLS");
 }
+
+#[tokio::test]
+async fn an_upgrade_goes_over_http1_whatever_was_agreed_on() {
+    let ca = Ca::new("test");
+    let server = tls_server(&ca, true).await;
+    let clusters = clusters();
+    let cluster = link(&clusters, &tls_config(&ca, server.address, UpstreamProtocol::Auto));
+    hello(&cluster, 0).await;
+    for _ in 0..2 {
+        let mut upgrade = request("/");
+        upgrade.extensions_mut().insert(crate::connect::Http1Only);
+        let response = get_from(&cluster, 0, upgrade).await.unwrap();
+        assert_eq!(response.version(), http::Version::HTTP_11);
+    }
+    assert_eq!((server.accepted(), cluster.endpoints()[0].protocol()), (2, Protocol::Http2));
+    hello(&cluster, 0).await;
+    assert_eq!(server.accepted(), 2);
+}
