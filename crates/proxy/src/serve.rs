@@ -17,6 +17,7 @@ use crate::{
 use http::{
     HeaderValue, StatusCode,
     header::{LOCATION, SERVER},
+    uri::PathAndQuery,
 };
 use http_body::Body as _;
 use selvedge_compile::{
@@ -38,6 +39,8 @@ pub struct Exchange<'a> {
     pub grpc: bool,
     /// When the whole request, answer included, must be done.
     pub deadline: Option<Instant>,
+    /// The client has set that deadline (`grpc-timeout`): no endpoint is to blame for missing it.
+    pub hurried: bool,
     pub stream_idle: Duration,
     pub informational: Option<Informational>,
     /// To be judged again when policies change.
@@ -161,6 +164,7 @@ async fn route(
         let kept = KeptRequest::new(&request, &target.host, rule, access.map(Arc::as_ref), long);
         Live::request(&at, access, http, client, kept)
     });
+    let timeout = timeout(rule, options.request_timeout, grpc, &request);
     let exchange = Exchange {
         conn,
         table,
@@ -170,11 +174,15 @@ async fn route(
         facts,
         client,
         grpc,
-        deadline: deadline(rule, options.request_timeout, grpc, &request),
+        deadline: timeout.and_then(|(timeout, _)| Instant::now().checked_add(timeout)),
+        hurried: timeout.is_some_and(|(_, hurried)| hurried),
         stream_idle: rule.timeouts.stream_idle.unwrap_or(options.stream_idle_timeout),
         informational: request.extensions_mut().remove(),
         live: live.as_ref(),
     };
+    if let (Some(limit), Some(informational)) = (rule.timeouts.stream_idle, &exchange.informational) {
+        informational.set_stream_idle(limit);
+    }
     let mut chain = Chain::default();
     if options.max_body_bytes > 0 {
         chain.body_limit = Some(options.max_body_bytes);
@@ -253,21 +261,23 @@ async fn act<'e>(
     }
 }
 
-/// The earliest of the rule's timeout (or the listener's) and what a gRPC client asked for.
-fn deadline(rule: &Rule, listener: Duration, grpc: bool, request: &Request) -> Option<Instant> {
+/// The shorter of the rule's timeout (or the listener's) and what a gRPC client asked for, and whether it is the client's.
+fn timeout(rule: &Rule, listener: Duration, grpc: bool, request: &Request) -> Option<(Duration, bool)> {
     let configured = rule.timeouts.request.or(Some(listener)).filter(|d| !d.is_zero());
     let asked = if grpc { selvedge_wire::grpc::timeout(request.headers()) } else { None };
-    let timeout = match (configured, asked) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-    timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+    match (configured, asked) {
+        (Some(ours), Some(theirs)) if theirs < ours => Some((theirs, true)),
+        (Some(ours), _) => Some((ours, false)),
+        (None, theirs) => theirs.map(|timeout| (timeout, true)),
+    }
 }
 
 /// Escaped slashes were decoded: the client is told the path that was judged, so that nothing in front of us or
 /// behind us reads it differently. gRPC clients follow no redirects.
 fn to_normal_form(request: &Request, grpc: bool) -> Response {
-    let location = request.uri().path_and_query().and_then(|p| HeaderValue::from_str(p.as_str()).ok());
+    let path = request.uri().path_and_query().map(PathAndQuery::as_str);
+    // What begins with two slashes would send the client to another host.
+    let location = path.filter(|path| !path.starts_with("//")).and_then(|path| HeaderValue::from_str(path).ok());
     match location {
         Some(location) if !grpc => {
             let mut response = Response::new(Body::empty());

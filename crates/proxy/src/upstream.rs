@@ -177,7 +177,10 @@ impl<'e> Tries<'e> {
         loop {
             let result = self.attempt(&tried, record).await;
             let replayable = self.replayable();
-            let verdict = wish.judge(&result, &self.parts.method, replayable, self.exchange.grpc);
+            let verdict = match self.exchange.deadline {
+                Some(at) if Instant::now() >= at => Verdict::Done,
+                _ => wish.judge(&result, &self.parts.method, replayable, self.exchange.grpc),
+            };
             let reason = match (verdict, result) {
                 (Verdict::Done, Ok((mut answer, _))) => {
                     if wish.exhausted(&answer.response) {
@@ -386,9 +389,16 @@ impl<'e> One<'e> {
         let address = self.endpoint.address;
         let start = Instant::now();
         let sending = self.cluster.send(self.exchange.conn.worker, &self.endpoint, request);
-        let result = match per_try {
-            Some(limit) => match tokio::time::timeout(limit, sending).await {
+        let own = per_try.and_then(|limit| start.checked_add(limit));
+        // The end of the whole request ends its last try too: who had not answered by then has to hear of it.
+        let whole = self.exchange.deadline.filter(|at| !self.exchange.hurried && own.is_none_or(|own| *at <= own));
+        let result = match whole.or(own) {
+            Some(at) => match tokio::time::timeout_at(at, sending).await {
                 Ok(result) => result,
+                Err(_) if whole.is_some() => {
+                    Limit::RequestTimeout.hit();
+                    Err(timed_out("the request timeout ran out"))
+                }
                 Err(_) => {
                     Limit::BackendRequestTimeout.hit();
                     Err(timed_out("the backend request timeout ran out"))

@@ -284,7 +284,7 @@ async fn heads_take_the_form_of_http2() {
         async { Response::new(Body::empty()) }
     }))
     .await;
-    let request = http::Request::get("/path?q")
+    let request = http::Request::post("/path?q")
         .header("host", "shop.example:8080")
         .header("connection", "keep-alive, x-hop")
         .header("x-hop", "1")

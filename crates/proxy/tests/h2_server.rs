@@ -391,6 +391,32 @@ async fn malformed_requests_never_reach_the_service() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_get_has_no_body_as_over_http1() {
+    let served = serve(
+        service(|request| async move { Response::new(Body::full(format!("empty {}", request.body().is_empty()))) }),
+        HttpOptions { stream_idle_timeout: Duration::from_secs(30), ..HttpOptions::default() },
+    );
+    let (mut sender, _connection) = client(served.io).await;
+    let (ended, mut stream) = sender.send_request(get("/"), false).unwrap();
+    stream.send_data(Bytes::new(), true).unwrap();
+    let (body, _) = collect(ended.await.unwrap().into_body()).await.unwrap();
+    assert_eq!(body, "empty true", "an empty frame is no body");
+    let (ended, mut stream) = sender.send_request(get("/"), false).unwrap();
+    stream.send_trailers(HeaderMap::from_iter([(http::header::ETAG, HeaderValue::from_static("x"))])).unwrap();
+    let (body, _) = collect(ended.await.unwrap().into_body()).await.unwrap();
+    assert_eq!(body, "empty true");
+    // A server that does not read it would take it for the next request of the connection it came by.
+    let (refused, mut stream) = sender.send_request(get("/"), false).unwrap();
+    stream.send_data("GET /admin HTTP/1.1\r\n".into(), false).unwrap();
+    assert_eq!(refused.await.unwrap().status(), 400);
+    let announced = http::Request::get("http://a/").header("content-length", "1").body(()).unwrap();
+    let (refused, _stream) = sender.send_request(announced, false).unwrap();
+    assert_eq!(refused.await.unwrap().status(), 400);
+    let (late, _stream) = sender.send_request(get("/"), false).unwrap();
+    assert_eq!(late.await.unwrap().status(), 408);
+}
+
+#[tokio::test(start_paused = true)]
 async fn data_must_be_as_long_as_announced() {
     let served = serve(echo(), HttpOptions::default());
     let mut raw = Raw::client(served.io, &[]).await;
@@ -550,6 +576,25 @@ async fn a_request_that_stalls_is_timed_out() {
     let (response, mut stream) = sender.send_request(post(), false).unwrap();
     stream.send_data("a".into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 408);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_may_be_more_patient_than_its_connection() {
+    let served = serve(
+        service(|request| async move {
+            if request.uri().path() == "/patient" {
+                request.extensions().get::<Informational>().unwrap().set_stream_idle(Duration::ZERO);
+            }
+            tokio::time::sleep(Duration::from_secs(500)).await;
+            Response::new(Body::full("late"))
+        }),
+        HttpOptions { stream_idle_timeout: Duration::from_secs(30), ..HttpOptions::default() },
+    );
+    let (mut sender, _connection) = client(served.io).await;
+    let (patient, _) = sender.send_request(get("/patient"), true).unwrap();
+    let (other, _) = sender.send_request(get("/"), true).unwrap();
+    assert_eq!(other.await.unwrap().status(), 504);
+    assert_eq!(patient.await.unwrap().status(), 200);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::{
     future::Future,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 /// What a codec calls for each request of a connection. One instance per connection.
@@ -26,8 +27,9 @@ pub trait Service: Send + Sync + 'static {
     fn rejected(&self, status: StatusCode, error: &Error);
 }
 
-/// In the request's extensions: passes interim (1xx) responses from the upstream to the client.
-/// Holds a few; more are dropped (a flood of 103 is the upstream's problem, not our memory's).
+/// In the request's extensions: passes interim (1xx) responses from the upstream to the client, and tells the codec how
+/// long the exchange may be silent.
+/// Holds a few responses; more are dropped (a flood of 103 is the upstream's problem, not our memory's).
 #[derive(Debug, Clone, Default)]
 pub struct Informational(Arc<Mutex<Interim>>);
 
@@ -35,6 +37,7 @@ pub struct Informational(Arc<Mutex<Interim>>);
 struct Interim {
     queue: VecDeque<http::Response<()>>,
     waker: Option<Waker>,
+    stream_idle: Option<Duration>,
 }
 
 /// Interim responses that wait for the client at once.
@@ -55,6 +58,19 @@ impl Informational {
         } else {
             Limit::InterimResponses.hit();
         }
+    }
+
+    /// The route of the request has a limit of its own for an exchange on which nothing moves (zero: none); the codec
+    /// heeds it instead of that of its connection.
+    pub fn set_stream_idle(&self, limit: Duration) {
+        if let Ok(mut interim) = self.0.lock() {
+            interim.stream_idle = Some(limit);
+        }
+    }
+
+    /// What [`Informational::set_stream_idle`] has set.
+    pub(crate) fn stream_idle(&self) -> Option<Duration> {
+        self.0.lock().ok()?.stream_idle
     }
 
     /// Called by the codec that talks to the client, while it waits for the final response.

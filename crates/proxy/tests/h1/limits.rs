@@ -4,7 +4,7 @@ use crate::support::*;
 use http::header;
 use http_body_util::BodyExt;
 use selvedge_compile::snapshot::HttpOptions;
-use selvedge_proxy::{Response, error::Kind};
+use selvedge_proxy::{Response, codec::Informational, error::Kind};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -235,4 +235,46 @@ async fn an_idle_connection_is_small() {
     let io = selvedge_proxy::io::Io::other(tokio::io::empty());
     let size = size_of_val(&selvedge_proxy::codec::h1::serve(io, handler, &options, drainer.subscribe()));
     assert!(size <= 1024, "the future of a connection has {size} bytes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_upload_leaves_the_answer_its_time() {
+    let options = HttpOptions { stream_idle_timeout: Duration::from_secs(30), ..HttpOptions::default() };
+    let (mut served, _) = serve_with(options, |request| {
+        Box::pin(async move {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            reply(body)
+        })
+    });
+    served.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await;
+    for byte in b"abcd" {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        served.send([*byte]).await;
+    }
+    let answer = served.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_may_be_more_patient_than_its_connection() {
+    let options = HttpOptions { stream_idle_timeout: Duration::from_secs(30), ..HttpOptions::default() };
+    let (mut served, _) = serve_with(options, |request| {
+        let route = request.extensions().get::<Informational>().cloned();
+        let patient = request.uri().path() == "/patient";
+        Box::pin(async move {
+            if patient {
+                route.unwrap().set_stream_idle(Duration::ZERO);
+            }
+            tokio::time::sleep(Duration::from_secs(500)).await;
+            reply("late")
+        })
+    });
+    for version in ["1.1", "1.0"] {
+        served.send(format!("GET /patient HTTP/{version}\r\nHost: a\r\nConnection: keep-alive\r\n\r\n")).await;
+        assert!(served.until("late").await.starts_with("HTTP/1.1 200 "));
+    }
+    // Its patience ends with it.
+    served.send(GET).await;
+    assert!(served.rest().await.starts_with("HTTP/1.1 504 "));
 }

@@ -22,8 +22,8 @@ pub(super) struct Asked {
     pub(super) keep: bool,
     /// The client can take trailers.
     pub(super) trailers: bool,
-    /// Interim responses for the client; HTTP/1.0 knows none.
-    pub(super) informational: Option<Informational>,
+    /// What the service has to say while it works; HTTP/1.0 knows no interim responses.
+    pub(super) informational: Informational,
 }
 
 /// Makes the request that the service is called with.
@@ -47,16 +47,14 @@ pub(super) fn request(
         version,
         keep: persistent(version, connection_options(&headers)) && method != Method::CONNECT,
         trailers: version == Version::HTTP_11 && accepts_trailers(&headers),
-        informational: (version == Version::HTTP_11).then(Informational::default),
+        informational: Informational::default(),
     };
     let mut request = Request::new(body(framing, expects, link, options));
     *request.method_mut() = method;
     *request.uri_mut() = uri;
     *request.version_mut() = version;
     *request.headers_mut() = headers;
-    if let Some(informational) = &asked.informational {
-        request.extensions_mut().insert(informational.clone());
-    }
+    request.extensions_mut().insert(asked.informational.clone());
     if let Some(raw) = raw {
         request.extensions_mut().insert(raw);
     }

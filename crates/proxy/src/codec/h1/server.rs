@@ -110,6 +110,8 @@ struct Server<'a> {
     streams: bool,
     /// Since when the connection waits for what it waits for.
     since: Instant,
+    /// How long the request at hand may be silent.
+    stream_idle: Duration,
 }
 
 /// A response that is being written.
@@ -165,6 +167,7 @@ impl<'a> Server<'a> {
             requests: 0,
             streams: false,
             since,
+            stream_idle: options.stream_idle_timeout,
         }
     }
 
@@ -226,6 +229,7 @@ impl<'a> Server<'a> {
         self.requests = self.requests.saturating_add(1);
         self.streams = self.link.lock().is_open();
         self.since = Instant::now();
+        self.stream_idle = self.options.stream_idle_timeout;
         Ok((Box::pin(service.call(request)), asked))
     }
 
@@ -242,6 +246,9 @@ impl<'a> Server<'a> {
         loop {
             let answer = call.as_mut().poll(cx);
             self.interim(asked, cx);
+            if let Some(limit) = asked.informational.stream_idle() {
+                self.stream_idle = limit;
+            }
             if let Poll::Ready(response) = answer {
                 return Poll::Ready(Ok(self.begin(response, asked)));
             }
@@ -256,7 +263,7 @@ impl<'a> Server<'a> {
                 return Poll::Ready(Err(lost_in("an interim response", Some(error))));
             }
             if wire.is_open() {
-                ready!(self.timer.poll(due(wire.moved(), self.options.stream_idle_timeout), cx));
+                ready!(self.timer.poll(due(wire.moved(), self.stream_idle), cx));
                 // The body fails, and the service answers to that.
                 wire.time_out();
                 self.since = Instant::now();
@@ -267,7 +274,8 @@ impl<'a> Server<'a> {
             {
                 return Poll::Ready(Err(cancelled(gone.err())));
             }
-            ready!(self.timer.poll(due(self.since, self.options.stream_idle_timeout), cx));
+            // A body that took its time to come must not have used up the time of the answer.
+            ready!(self.timer.poll(due(self.since.max(wire.moved()), self.stream_idle), cx));
             break;
         }
         Limit::StreamIdle.hit();
@@ -276,9 +284,8 @@ impl<'a> Server<'a> {
 
     /// Takes the interim responses that wait.
     fn interim(&mut self, asked: &Asked, cx: &mut Context<'_>) {
-        let Some(informational) = &asked.informational else { return };
-        while let Poll::Ready(interim) = informational.poll_next(cx) {
-            if !self.out.is_full() {
+        while let Poll::Ready(interim) = asked.informational.poll_next(cx) {
+            if !self.out.is_full() && asked.version == Version::HTTP_11 {
                 let (status, headers) = (interim.status(), interim.headers());
                 write_response(status, headers, WriteLength::Omit, Persist::Keep, self.out.small());
             }
@@ -400,7 +407,7 @@ impl<'a> Server<'a> {
                 return Poll::Ready(Err(cancelled(gone.err())));
             }
             let since = self.since.max(wire.moved());
-            ready!(self.timer.poll(due(since, self.options.stream_idle_timeout), cx));
+            ready!(self.timer.poll(due(since, self.stream_idle), cx));
             return Poll::Ready(Err(stalled()));
         }
     }

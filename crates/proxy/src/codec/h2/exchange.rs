@@ -2,6 +2,7 @@
 
 use super::{
     duplex::H2Stream,
+    head::{body_refused, is_bodiless},
     incoming::{Incoming, Upload},
     pump::{Pump, Stop},
     server::{Limits, OpenStream},
@@ -10,7 +11,7 @@ use super::{
 use crate::{
     Body, Response,
     codec::{Informational, Service},
-    error::Side,
+    error::{Error, Side},
     io::Io,
     telemetry::Limit,
 };
@@ -57,6 +58,15 @@ async fn drain(mut recv: RecvStream) {
     let _ = tokio::time::timeout(DRAIN_TIME, rest).await;
 }
 
+/// What came where no body may come.
+enum Ended {
+    Empty,
+    Data,
+    /// The client reset the stream or is gone.
+    Gone,
+    Late,
+}
+
 /// How waiting for the service ended.
 enum Outcome {
     Answered(Response),
@@ -71,16 +81,26 @@ impl<S: Service> Exchange<S> {
     }
 
     /// `length` is the content-length of the request.
-    pub(super) async fn run(mut self, mut parts: Parts, recv: RecvStream, length: Option<u64>) {
+    pub(super) async fn run(mut self, mut parts: Parts, mut recv: RecvStream, length: Option<u64>) {
         let method = parts.method.clone();
         let mut upload = None;
         let mut tunnel = None;
         let expects =
             parts.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        // Some clients say that there is no body by an empty DATA frame.
+        let mut empty = recv.is_end_stream();
+        if is_bodiless(&method) && !empty {
+            match self.end_of(&mut recv).await {
+                Ended::Empty => empty = true,
+                Ended::Data => return self.refuse(&body_refused()),
+                Ended::Gone => return self.open.cancelled(),
+                Ended::Late => return self.time_out(Some(Arc::default())),
+            }
+        }
         let body = if method == Method::CONNECT {
             tunnel = Some(recv);
             Body::empty()
-        } else if recv.is_end_stream() {
+        } else if empty {
             Body::empty()
         } else {
             let watch = Arc::new(Upload::default());
@@ -99,9 +119,44 @@ impl<S: Service> Exchange<S> {
             upload,
         };
         match self.answer(request, &mut wait).await {
-            Outcome::Answered(response) => self.respond(response, &method, tunnel, wait.upload).await,
+            Outcome::Answered(response) => {
+                self.limits.stream_idle = wait.limit();
+                self.respond(response, &method, tunnel, wait.upload).await;
+            }
             Outcome::Gone => self.open.cancelled(),
             Outcome::Idle => self.time_out(wait.upload),
+        }
+    }
+
+    /// Waits for the end of a body that must be empty.
+    async fn end_of(&mut self, recv: &mut RecvStream) -> Ended {
+        let timer = pin!(sleep(self.limits.stream_idle));
+        let mut idle = Idle::new(timer, self.limits.stream_idle);
+        poll_fn(|cx| {
+            if self.respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(Ended::Gone);
+            }
+            while let Poll::Ready(data) = recv.poll_data(cx) {
+                match data {
+                    Some(Ok(data)) if data.is_empty() => {}
+                    Some(Ok(_)) => return Poll::Ready(Ended::Data),
+                    Some(Err(_)) => return Poll::Ready(Ended::Gone),
+                    None => return Poll::Ready(Ended::Empty),
+                }
+            }
+            idle.poll(false, cx).map(|()| Ended::Late)
+        })
+        .await
+    }
+
+    /// Answers instead of the service.
+    fn refuse(mut self, error: &Error) {
+        let status = crate::reply::status(error);
+        self.service.rejected(status, error);
+        let mut response = http::Response::new(());
+        *response.status_mut() = status;
+        if self.respond.send_response(response, true).is_err() {
+            self.respond.send_reset(Reason::PROTOCOL_ERROR);
         }
     }
 
@@ -122,6 +177,7 @@ impl<S: Service> Exchange<S> {
             }
             wait.pass_interim(respond, cx);
             let moved = wait.upload.as_ref().is_some_and(|upload| upload.moved());
+            idle.change(wait.limit());
             idle.poll(moved, cx).map(|()| Outcome::Idle)
         })
         .await
@@ -239,6 +295,11 @@ struct Wait {
 }
 
 impl Wait {
+    /// How long the exchange may be silent: its route may know better than its connection.
+    fn limit(&self) -> Duration {
+        self.informational.stream_idle().unwrap_or(self.idle)
+    }
+
     fn pass_interim(&mut self, respond: &mut SendResponse<Bytes>, cx: &mut Context<'_>) {
         if self.continues.as_ref().is_some_and(|upload| upload.poll_wanted(cx).is_ready()) {
             self.continues = None;
@@ -280,6 +341,13 @@ struct Idle<'a> {
 impl<'a> Idle<'a> {
     fn new(sleep: Pin<&'a mut Sleep>, limit: Duration) -> Self {
         Self { sleep, limit, moved: false }
+    }
+
+    fn change(&mut self, limit: Duration) {
+        if limit != self.limit {
+            self.limit = limit;
+            self.sleep.as_mut().reset(Instant::now() + limit);
+        }
     }
 
     fn poll(&mut self, moved: bool, cx: &mut Context<'_>) -> Poll<()> {

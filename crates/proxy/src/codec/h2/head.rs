@@ -11,6 +11,7 @@ use crate::{
 use h2::ext::Protocol;
 use http::{HeaderMap, HeaderValue, Method, header, request::Parts};
 use selvedge_compile::snapshot::HttpOptions;
+use selvedge_wire::http1::FramingError;
 
 /// The limits of one request, copied out of the options.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,9 @@ impl HeadLimits {
             content_length(&parts.headers).map_err(|()| Error::bad_request(400, "content-length is not one number"))?;
         if end && length.is_some_and(|length| length > 0) {
             return Err(Error::bad_request(400, "content-length announces a body, but the stream ended with the head"));
+        }
+        if is_bodiless(&parts.method) && length.is_some_and(|length| length > 0) {
+            return Err(body_refused());
         }
         if parts.method == Method::CONNECT && length.is_some() {
             return Err(Error::bad_request(400, "CONNECT has no content, so it cannot have a content-length"));
@@ -72,6 +76,17 @@ impl HeadLimits {
         }
         Ok(())
     }
+}
+
+/// Requests whose body some servers do not read: on a shared HTTP/1.1 connection they would take it for the next request.
+/// It is refused over HTTP/2 as it is over HTTP/1.1.
+pub(super) fn is_bodiless(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+pub(super) fn body_refused() -> Error {
+    let refused = FramingError::GetBody;
+    Error::bad_request(refused.status().as_u16(), refused.to_string())
 }
 
 /// RFC 9113 section 8.2.3: before anything that is not HTTP/2 sees them, crumbs become one field.
@@ -134,6 +149,8 @@ mod tests {
     fn a_body_that_cannot_come_is_refused() {
         let mut head = parts(&[("content-length", "5")]);
         assert!(limits().accept(&mut head, true).is_err());
+        assert!(limits().accept(&mut head, false).is_err(), "GET has no body");
+        head.method = Method::POST;
         assert_eq!(limits().accept(&mut head, false).unwrap(), Some(5));
         let mut head = parts(&[("content-length", "0")]);
         assert_eq!(limits().accept(&mut head, true).unwrap(), Some(0));
