@@ -98,6 +98,7 @@ pub(crate) fn snapshot<'a>(
         clusters: clusters.list.clone(),
         telemetry: cx.options.telemetry.clone(),
         dns: Arc::default(),
+        federation: BTreeMap::new(),
     }
 }
 

@@ -153,8 +153,9 @@ impl Compiler {
         };
         self.tls.retain(&cx.index);
         self.memory.prepare(resources, options);
+        let federation = mesh::federation(&mut cx, &mut self.tls);
         if let Position::Workloads(locals) = &options.position {
-            let snapshot = mesh::snapshot(&mut cx, self, locals);
+            let snapshot = Snapshot { federation, ..mesh::snapshot(&mut cx, self, locals) };
             return Compiled { snapshot, status: cx.status, diagnostics: cx.report.finish() };
         }
         let gateways = gateways::gateways(&mut cx, &mut self.tls);
@@ -163,6 +164,7 @@ impl Compiler {
         let sockets = conflicts::resolve(&mut cx, &gateways, &mut listeners);
         let access = access::Accesses::new(&mut cx, &mut self.access);
         let snapshot = assemble::snapshot(&mut cx, self, &access, &gateways, &sets, &mut listeners, &sockets);
+        let snapshot = Snapshot { federation, ..snapshot };
         front::write(&mut cx, &gateways, &sets, &listeners);
         Compiled { snapshot, status: cx.status, diagnostics: cx.report.finish() }
     }

@@ -36,24 +36,25 @@ pub(crate) fn certificate(secret: &Secret) -> Result<Certificate, String> {
 
 /// CA certificates of a ConfigMap (`ca.crt`).
 pub(crate) fn ca_of_config_map(map: &ConfigMap) -> Result<CaBundle, String> {
-    ca(map.get("ca.crt"), format!("ConfigMap {}/{}", map.metadata.namespace, map.metadata.name))
+    ca(map.get("ca.crt"), format!("ConfigMap {}/{}", map.metadata.namespace, map.metadata.name), "ca.crt")
 }
 
 /// CA certificates of a Secret (`ca.crt`).
 pub(crate) fn ca_of_secret(secret: &Secret) -> Result<CaBundle, String> {
-    ca(secret.get("ca.crt"), format!("Secret {}/{}", secret.metadata.namespace, secret.metadata.name))
+    ca(secret.get("ca.crt"), format!("Secret {}/{}", secret.metadata.namespace, secret.metadata.name), "ca.crt")
 }
 
-fn ca(pem: Option<&[u8]>, origin: String) -> Result<CaBundle, String> {
-    let pem = pem.ok_or_else(|| format!("{origin} has no `ca.crt`: put the CA certificates there, as PEM"))?;
-    let certificates = certificates(pem, "ca.crt").map_err(|e| format!("{origin}: {e}"))?;
+/// The CA certificates that an entry of a resource holds as PEM.
+pub(crate) fn ca(pem: Option<&[u8]>, origin: String, entry: &str) -> Result<CaBundle, String> {
+    let pem = pem.ok_or_else(|| format!("{origin} has no `{entry}`: put the CA certificates there, as PEM"))?;
+    let certificates = certificates(pem, entry).map_err(|e| format!("{origin}: {e}"))?;
     for der in &certificates {
         X509Certificate::from_der(der)
-            .map_err(|e| format!("{origin}: `ca.crt` has what is no X.509 certificate: {e}"))?;
+            .map_err(|e| format!("{origin}: `{entry}` has what is no X.509 certificate: {e}"))?;
     }
     match certificates.len() {
-        0 => Err(format!("{origin}: `ca.crt` holds no certificate")),
-        n if n > MAX_CA => Err(format!("{origin}: `ca.crt` holds {n} certificates, at most {MAX_CA} are used")),
+        0 => Err(format!("{origin}: `{entry}` holds no certificate")),
+        n if n > MAX_CA => Err(format!("{origin}: `{entry}` holds {n} certificates, at most {MAX_CA} are used")),
         _ => Ok(CaBundle { origin, fingerprint: fingerprint(certificates.iter()), certificates }),
     }
 }

@@ -28,6 +28,8 @@ pub(crate) type Live = Arc<ArcSwap<State>>;
 pub(crate) struct State {
     pub(crate) svids: BTreeMap<SpiffeId, Arc<Svid>>,
     pub(crate) bundles: Arc<Bundles>,
+    /// Those of other trust domains, as the mesh names them; in `bundles` unless a domain is our own.
+    federated: BTreeMap<String, Bundle>,
     /// Counts changes of the bundles.
     pub(crate) trust: u64,
 }
@@ -57,9 +59,15 @@ impl Identities {
         self.change(|state| state.svids.remove(id).is_some())
     }
 
-    /// Trusts these and no others from now on.
-    pub fn set_bundles(&self, bundles: Bundles) {
+    /// Trusts these and no others from now on, besides those of [`Self::federate`].
+    pub fn set_bundles(&self, mut bundles: Bundles) {
         self.change(|state| {
+            for (domain, bundle) in &state.federated {
+                if bundles.get(domain).is_none() {
+                    // A name that was taken once is sound.
+                    let _ = bundles.insert(domain, bundle.clone());
+                }
+            }
             let changed = *state.bundles != bundles;
             if changed {
                 state.bundles = Arc::new(bundles);
@@ -73,8 +81,10 @@ impl Identities {
     pub fn set_bundle(&self, domain: &str, bundle: Bundle) -> Result<(), Error> {
         let mut failed = Ok(());
         self.change(|state| {
+            // Our own CA decides about our own domain, whatever was said of it before.
+            let other = state.federated.remove(domain).is_some();
             if state.bundles.get(domain) == Some(&bundle) {
-                return false;
+                return other;
             }
             let mut bundles = Bundles::clone(&state.bundles);
             failed = bundles.insert(domain, bundle);
@@ -83,6 +93,37 @@ impl Identities {
                 state.trust += 1;
             }
             failed.is_ok()
+        });
+        failed
+    }
+
+    /// Believes identities of these other trust domains from now on, and no longer those of a former call. Our own domains,
+    /// which have their bundles otherwise, stay as they are.
+    ///
+    /// # Errors
+    /// When a name is no trust domain; then nothing has changed.
+    pub fn federate(&self, others: BTreeMap<String, Bundle>) -> Result<(), Error> {
+        let mut failed = Ok(());
+        self.change(|state| {
+            let own = |domain: &String| {
+                let has = state.svids.keys().any(|id| id.trust_domain() == domain);
+                has || (state.bundles.get(domain).is_some() && !state.federated.contains_key(domain))
+            };
+            let others: BTreeMap<String, Bundle> = others.into_iter().filter(|(domain, _)| !own(domain)).collect();
+            if others == state.federated {
+                return false;
+            }
+            let mut bundles = Bundles::default();
+            let kept = state.bundles.iter().filter(|(domain, _)| !state.federated.contains_key(*domain));
+            for (domain, bundle) in kept.chain(others.iter().map(|(domain, bundle)| (domain.as_str(), bundle))) {
+                if let Err(error) = bundles.insert(domain, bundle.clone()) {
+                    failed = Err(error);
+                    return false;
+                }
+            }
+            (state.bundles, state.federated) = (Arc::new(bundles), others);
+            state.trust += 1;
+            true
         });
         failed
     }

@@ -202,6 +202,10 @@ pub struct WorkloadSpec {
     #[serde(default = "default_account")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account: String,
+    /// First part of its identity, where it is of another mesh: a trust domain that `Mesh.spec.federation` names. Without
+    /// it, the Mesh's own.
+    #[schemars(length(min = 1, max = 255))]
+    pub trust_domain: Option<String>,
     /// How members of the mesh reach it safely.
     #[serde(default)]
     pub tunnel: Tunnel,

@@ -16,7 +16,7 @@ use crate::{
     worker::{WorkerCount, Workers},
 };
 use selvedge_compile::snapshot::{Bind, Snapshot};
-use selvedge_identity::Identities;
+use selvedge_identity::{Bundle, Identities};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -172,6 +172,7 @@ impl Proxy {
     /// served are reported; what they served before goes on. While draining, connections that are left are served by
     /// the new snapshot, and nothing is opened.
     pub fn install(&self, snapshot: &Snapshot) -> Vec<ListenerProblem> {
+        self.believe(snapshot);
         let clusters: Arc<[_]> = self.shared.clusters.link(&snapshot.clusters).into();
         let mut problems = Vec::new();
         let mut open = lock(&self.open);
@@ -198,6 +199,20 @@ impl Proxy {
         // What the new configuration did not want of the old process's sockets is closed.
         lock(&self.inherited).clear();
         problems
+    }
+
+    /// Takes over which other trust domains are believed; connections of those that are not any more end.
+    fn believe(&self, snapshot: &Snapshot) {
+        let mut others = BTreeMap::new();
+        for (domain, ca) in &snapshot.federation {
+            match Bundle::new(ca.certificates.iter().cloned()) {
+                Ok(bundle) => _ = others.insert(domain.clone(), bundle),
+                Err(error) => tracing::warn!(domain, %error, "identities of this trust domain are not believed"),
+            }
+        }
+        if let Err(error) = self.shared.dial.identities.federate(others) {
+            tracing::warn!(%error, "other trust domains stay as they were");
+        }
     }
 
     /// Sockets that are gone are closed first, as a listener may move to another address of the same port; that one

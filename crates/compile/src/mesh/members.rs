@@ -105,7 +105,8 @@ impl<'a> Members<'a> {
 
     /// Nothing when namespace or service account cannot be part of an identity, which validation has told.
     pub(crate) fn identity(&self, workload: &Workload) -> Option<SpiffeId> {
-        SpiffeId::workload(self.trust_domain, &workload.metadata.namespace, &workload.spec.service_account).ok()
+        let domain = workload.spec.trust_domain.as_deref().unwrap_or(self.trust_domain);
+        SpiffeId::workload(domain, &workload.metadata.namespace, &workload.spec.service_account).ok()
     }
 }
 

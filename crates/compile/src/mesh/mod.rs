@@ -2,11 +2,13 @@
 //!
 //! `members` knows the Workloads, `places` the Service ports that routes attach to, `gamma` which routes do, `view` each
 //! local workload, `destinations` all that it can reach (`plan` with provisional numbers of clusters), `external` what is
-//! outside of the mesh, `inbound` what comes to it, `dns` the names that it can look up.
+//! outside of the mesh, `inbound` what comes to it, `dns` the names that it can look up, `federation` which other trust
+//! domains are believed.
 
 pub(crate) mod destinations;
 mod dns;
 pub(crate) mod external;
+mod federation;
 pub(crate) mod gamma;
 mod inbound;
 pub(crate) mod locality;
@@ -19,6 +21,7 @@ mod settings;
 mod view;
 mod virtual_addresses;
 
+pub(crate) use federation::federation;
 pub(crate) use outbound::snapshot;
 pub(crate) use protocol::Declared;
 

@@ -77,6 +77,7 @@ pub(crate) fn snapshot<'a>(cx: &mut Context<'a>, compiler: &mut Compiler, locals
         clusters,
         telemetry: cx.options.telemetry.clone(),
         dns,
+        federation: BTreeMap::new(),
     }
 }
 

@@ -23,7 +23,7 @@ pub use telemetry::*;
 pub use tls::*;
 
 use serde::Serialize;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The compiled configuration of one proxy.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -36,6 +36,9 @@ pub struct Snapshot {
     pub telemetry: Telemetry,
     /// Names that workloads look up; empty where none are served.
     pub dns: Arc<DnsNames>,
+    /// Roots of other trust domains whose identities are believed, by domain.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub federation: BTreeMap<String, Arc<CaBundle>>,
 }
 
 impl Snapshot {

@@ -52,6 +52,9 @@ fn trust_domain(report: &mut Report, name: &str, at: &At<'_>) {
 
 pub(super) fn workload(report: &mut Report, workload: &Workload, spec: &At<'_>) {
     let own = &workload.spec;
+    if let Some(domain) = &own.trust_domain {
+        trust_domain(report, domain, &spec.field("trustDomain"));
+    }
     let addresses = spec.field("addresses");
     let mut known: Vec<IpAddr> = Vec::new();
     for (index, text) in own.addresses.iter().enumerate() {
