@@ -10,6 +10,7 @@ use selvedge_control::{
         CreateTokenRequest, DeleteTokenRequest, ListTokensRequest, RevokeRequest, RotateRequest, ShowRequest,
         revoke_request::What,
     },
+    source::etcd::{Client, Keeper as Lease, Leader},
     transport::Mutual,
 };
 use selvedge_identity::{Identities, control_id};
@@ -34,10 +35,11 @@ pub struct Args {
     /// Trust domain of the certificates that this control plane issues.
     #[arg(long, default_value = "cluster.local", value_name = "NAME")]
     pub trust_domain: String,
-    /// Store of the certificate authority; ca.redb in the state folder when not given.
+    /// Store of the certificate authority; when not given, etcd with --etcd, else ca.redb in the state folder.
     #[arg(long, value_name = "FILE")]
     pub ca_store: Option<PathBuf>,
-    /// Key that the store is sealed with, made at the first start; ca.key beside the store when not given.
+    /// Key that the store is sealed with, made at the first start; ca.key beside the store when not given. Control planes
+    /// that share an etcd share it: copy it from the first to the others.
     #[arg(long, value_name = "FILE", conflicts_with = "ca_passphrase_file")]
     pub ca_key_file: Option<PathBuf>,
     /// File with a passphrase that seals the store, instead of a key.
@@ -65,6 +67,17 @@ pub struct Args {
     /// not given.
     #[arg(long, value_parser = duration::parse, value_name = "TIME")]
     pub ca_overlap: Option<Duration>,
+    /// How long after the end of its certificate a node gets back without a new token, if it was not revoked; 0s: not at
+    /// all.
+    #[arg(long, default_value = "7d", value_parser = duration::parse_or_zero, value_name = "TIME")]
+    pub renew_grace: Duration,
+}
+
+/// An etcd that control planes share.
+pub struct Shared {
+    pub client: Arc<Client>,
+    /// Knows which of them leads.
+    pub keeper: Lease,
 }
 
 /// An authority that runs.
@@ -77,18 +90,29 @@ pub struct Authority {
 
 impl Args {
     /// Opens the authority, and gets the control plane its own certificate. `state` is `None` when nothing is to be kept.
-    pub async fn open(&self, state: Option<&Path>, identities: &Arc<Identities>) -> Result<Authority> {
+    /// With `shared`, other control planes have the same.
+    pub async fn open(
+        &self,
+        state: Option<&Path>,
+        identities: &Arc<Identities>,
+        shared: Option<&Shared>,
+    ) -> Result<Authority> {
         let lifetimes = Lifetimes {
             root: self.ca_root_ttl,
             intermediate: self.ca_intermediate_ttl,
             svid: self.svid_ttl,
             overlap: self.ca_overlap.unwrap_or(self.svid_ttl),
+            grace: self.renew_grace,
         };
         let files = self.ca_intermediate.clone().zip(self.ca_intermediate_key.clone());
         let files = files.map(|(chain, key)| Files { chain, key, roots: self.ca_roots.clone() });
-        let (store, key) = self.store(state)?;
+        let (store, key) = self.store(state, shared)?;
         let options = Options { trust_domain: self.trust_domain.clone(), lifetimes, files };
-        let ca = Arc::new(Ca::open(store, &key, options, Arc::new(SystemTime::now)).await?);
+        let clock = Arc::new(SystemTime::now);
+        let ca = Arc::new(match shared {
+            Some(shared) => Ca::open_shared(store, &key, options, clock, shared.keeper.leads()).await?,
+            None => Ca::open(store, &key, options, clock).await?,
+        });
         let running = Arc::clone(&ca);
         tokio::spawn(async move { running.run().await });
         if let Some(state) = state {
@@ -108,9 +132,17 @@ impl Args {
         Ok(Authority { ca, identities: Arc::clone(identities), keeper })
     }
 
-    fn store(&self, state: Option<&Path>) -> Result<(Arc<dyn Store>, Key)> {
+    fn store(&self, state: Option<&Path>, shared: Option<&Shared>) -> Result<(Arc<dyn Store>, Key)> {
         let path = self.ca_store.clone().or_else(|| state.map(|s| s.join("ca.redb")));
         let passphrase = self.ca_passphrase_file.as_deref().map(passphrase).transpose()?;
+        if let Some(shared) = shared.filter(|_| self.ca_store.is_none()) {
+            let file = self.ca_key_file.clone().or_else(|| state.map(|s| s.join("ca.key")));
+            let key = passphrase.map(Key::Passphrase).or_else(|| file.map(Key::File)).context(
+                "the certificate authority in etcd needs the key that all its control planes share: give --ca-key-file or \
+                 --ca-passphrase-file",
+            )?;
+            return Ok((Arc::new(selvedge_control::ca::Etcd::new(shared.client.clone())), key));
+        }
         let Some(path) = path else {
             tracing::warn!(
                 "--no-state: the certificate authority ends with this process, and every node must join again"

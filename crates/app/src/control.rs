@@ -1,7 +1,7 @@
 //! `selvedge control`: a control plane.
 
 use crate::{
-    authority,
+    authority::{self, Shared},
     fleet::{self, Files},
     logging::{self, Level},
     run::{
@@ -90,9 +90,11 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
     let identities = Arc::<Identities>::default();
     let state = (!args.no_state).then(|| args.state.clone());
+    let name = args.name.clone().unwrap_or_else(fleet::host);
+    let shared = (!args.etcd.is_empty()).then(|| etcd(args, &name));
     // Who brings no certificate gets a certificate authority.
     let authority = match args.identity.cert.is_none() && !args.insecure {
-        true => Some(args.authority.open(state.as_deref(), &identities).await?),
+        true => Some(args.authority.open(state.as_deref(), &identities, shared.as_ref()).await?),
         false => None,
     };
     let mutual = match &authority {
@@ -102,11 +104,14 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {} (choose another address with --listen)", args.listen))?;
-    let name = args.name.clone().unwrap_or_else(fleet::host);
     let publisher = Publisher::new(&name);
-    let source: Box<dyn Source> = match args.etcd.is_empty() {
-        true => Box::new(FolderSource::new(args.files.clone())),
-        false => Box::new(etcd(args, &name, &publisher)),
+    let source: Box<dyn Source> = match shared {
+        None => Box::new(FolderSource::new(args.files.clone())),
+        Some(shared) => {
+            let sharing = shared.keeper;
+            publisher.share(Box::new(move |key, json| sharing.joined(key, json)));
+            Box::new(EtcdSource::new(shared.client))
+        }
     };
     // What is compiled here is never served: it is how resources are judged.
     let engine = Engine::with(source, state, Options::default(), Box::new(|_| Vec::new()));
@@ -147,14 +152,12 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     }
 }
 
-/// Follows etcd, and keeps there what this control plane holds.
-fn etcd(args: &Args, name: &str, publisher: &Publisher) -> EtcdSource {
+/// Keeps in etcd what this control plane holds, from now on.
+fn etcd(args: &Args, name: &str) -> Shared {
     let client = Arc::new(Client::new(args.etcd.clone(), &args.prefix));
     let keeper = Keeper::new(client.clone(), name);
-    let sharing = keeper.clone();
-    publisher.share(Box::new(move |key, json| sharing.joined(key, json)));
-    tokio::spawn(keeper.run());
-    EtcdSource::new(client)
+    tokio::spawn(keeper.clone().run());
+    Shared { client, keeper }
 }
 
 fn serve_admin(

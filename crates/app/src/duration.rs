@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// As [`parse`], or `0s`.
+pub fn parse_or_zero(text: &str) -> Result<Duration, String> {
+    if text == "0s" { Ok(Duration::ZERO) } else { parse(text) }
+}
+
 /// `90s`, `15m`, `24h`, `7d`.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time such as 90s, 15m, 24h or 7d");

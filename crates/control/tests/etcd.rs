@@ -3,10 +3,13 @@
 use selvedge_compile::Options;
 use selvedge_control::{
     Current, Engine,
+    ca::{self, Ca},
     publish::version::canonical,
     source::etcd::{Client, EtcdSource, Keeper, Leader},
 };
+use selvedge_identity::KeyPair;
 use selvedge_model::{Kind, Limits, Resource, ResourceKey, parse};
+use selvedge_wire::spiffe::SpiffeId;
 use std::{
     net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
@@ -206,4 +209,74 @@ async fn one_leads_and_what_joined_through_it_ends_with_it() {
     first.abort();
     wait("the rest of the first has ended", Box::new(|w1, w2| w1.is_some() && w2.is_none())).await;
     tokio::time::timeout(Duration::from_secs(20), two_leads.wait_for(|leads| *leads)).await.expect("in time").unwrap();
+}
+
+const MESH: &str = "mesh.example";
+
+fn account() -> SpiffeId {
+    SpiffeId::workload(MESH, "shop", "orders").expect("an ID")
+}
+
+fn request() -> Vec<u8> {
+    KeyPair::generate().and_then(|key| key.request(&account())).expect("a request")
+}
+
+/// The CA of one control plane, and whether it leads.
+async fn authority(etcd: &Etcd, passphrase: &str, leads: bool) -> Result<(Ca, watch::Sender<bool>), ca::Error> {
+    let leads = watch::Sender::new(leads);
+    let options = ca::Options { trust_domain: MESH.to_owned(), lifetimes: ca::Lifetimes::default(), files: None };
+    let key = ca::Key::Passphrase(passphrase.to_owned());
+    let (store, clock) = (Arc::new(ca::Etcd::new(etcd.client())), Arc::new(std::time::SystemTime::now));
+    Ok((Ca::open_shared(store, &key, options, clock, leads.subscribe()).await?, leads))
+}
+
+/// Control planes that start at once have one CA, with one list of tokens and of who is revoked.
+#[tokio::test]
+async fn an_authority_is_shared() {
+    let Some(mut etcd) = etcd() else { return };
+    etcd.ready().await;
+    let secret = "correct horse battery";
+    let (one, two) = tokio::join!(authority(&etcd, secret, false), authority(&etcd, secret, true));
+    let ((one, _one), (two, _two)) = (one.expect("opened"), two.expect("opened"));
+    two.tick().await.expect("read");
+    assert_eq!(one.bundle().roots, two.bundle().roots);
+    let wrong = authority(&etcd, "another passphrase", false).await.err().expect("refused").to_string();
+    assert!(wrong.contains("etcd /selvedge/ca was sealed with another key"), "{wrong}");
+
+    let order = ca::Order { id: account(), life: Duration::from_secs(60), uses: 1 };
+    let token = one.create_token(&order).await.expect("made").reveal();
+    let (a, b) = (request(), request());
+    let (first, second) = tokio::join!(one.join(&token, None, &a), two.join(&token, None, &b));
+    assert!(first.is_ok() != second.is_ok(), "one of them may use the token: {first:?} {second:?}");
+    let refused = two.join(&token, None, &request()).await.expect_err("used").to_string();
+    assert!(refused.contains("was used already"), "{refused}");
+    assert_eq!(one.list_tokens().await.expect("listed").len(), 1);
+
+    let leaf = first.or(second).expect("one of them").leaf;
+    let held =
+        ca::Current { id: account(), serial: leaf.serial, not_before: leaf.not_before, not_after: leaf.not_after };
+    two.renew(&held, &request()).expect("whoever has issued it");
+    one.revoke_identity(&account()).await.expect("revoked");
+    two.tick().await.expect("read");
+    two.renew(&held, &request()).expect_err("revoked at the other one");
+
+    // Nothing readable is in etcd, and nothing of it is taken for a resource.
+    let client = etcd.client();
+    let all = client.everything(&etcd.ready().await).await.expect("read").kvs;
+    let records: Vec<_> = all.iter().filter(|kv| kv.key.starts_with(b"/selvedge/ca/")).collect();
+    assert_eq!(records.len(), 4, "format, seal, state and a token");
+    assert!(records.iter().all(|kv| !String::from_utf8_lossy(&kv.value).contains("orders")));
+
+    // Without etcd nothing new is decided, and what is known still serves.
+    let sealed = two.bundle();
+    etcd.stop();
+    let why = one.create_token(&order).await.expect_err("etcd is away").to_string();
+    assert!(why.contains("etcd /selvedge/ca is not reachable"), "{why}");
+    let other = SpiffeId::workload(MESH, "shop", "cart").expect("an ID");
+    let csr = KeyPair::generate().and_then(|key| key.request(&other)).expect("a request");
+    two.issue_local(&other, &csr).expect("issued without etcd");
+    etcd.restart();
+    etcd.ready().await;
+    one.create_token(&order).await.expect("made again");
+    assert_eq!(two.bundle().roots, sealed.roots);
 }

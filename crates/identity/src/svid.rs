@@ -5,7 +5,7 @@ use crate::{
     config::provider,
     leaf::{self, Leaf, When},
 };
-use rustls::{InconsistentKeys, sign::CertifiedKey};
+use rustls::{InconsistentKeys, SignatureScheme, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{fmt, sync::Arc, time::SystemTime};
@@ -65,6 +65,16 @@ impl Svid {
     /// For the Workload API and for storing it; never for a log.
     pub fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
+    }
+
+    /// Signs with the key, to prove that it is ours where no TLS connection does. ECDSA on P-256 with SHA-256, ASN.1.
+    ///
+    /// # Errors
+    /// When the key is of another kind.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, Error> {
+        let signer = self.certified.key.choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256]);
+        let signer = signer.ok_or_else(|| Error::Key("it is not an ECDSA key on P-256".to_owned()))?;
+        signer.sign(message).map_err(|e| Error::Key(e.to_string()))
     }
 
     pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {

@@ -40,11 +40,13 @@ pub struct Lifetimes {
     /// How long a new root is in the bundle before certificates are signed under it: every node should have asked for the
     /// bundle once in that time.
     pub overlap: Duration,
+    /// How long after its end a certificate still gets the next one, for nodes that were away. Zero: not at all.
+    pub grace: Duration,
 }
 
 impl Default for Lifetimes {
     fn default() -> Self {
-        Self { root: 3650 * DAY, intermediate: 365 * DAY, svid: DAY, overlap: DAY }
+        Self { root: 3650 * DAY, intermediate: 365 * DAY, svid: DAY, overlap: DAY, grace: 7 * DAY }
     }
 }
 
@@ -141,6 +143,36 @@ impl Core {
         files: Option<&FromFiles>,
         now: SystemTime,
     ) -> Result<Self, Error> {
+        let mut core = Self::read(state, domain, lifetimes)?;
+        let mut changed = match files {
+            Some(files) => core.change_to_files(files, now)?,
+            None => core.leave_files(now)?,
+        };
+        changed |= core.advance(now)?;
+        if changed {
+            core.count(now);
+        }
+        core.sign_bundle(now)?;
+        Ok(core)
+    }
+
+    /// From what another control plane has stored, as it is: what is due is that one's to do.
+    pub fn adopt(
+        state: &State,
+        domain: &str,
+        lifetimes: Lifetimes,
+        files: Option<&FromFiles>,
+        now: SystemTime,
+    ) -> Result<Self, Error> {
+        let mut core = Self::read(state, domain, lifetimes)?;
+        if let Some(files) = files {
+            core.change_to_files(files, now)?;
+        }
+        core.sign_bundle(now)?;
+        Ok(core)
+    }
+
+    fn read(state: &State, domain: &str, lifetimes: Lifetimes) -> Result<Self, Error> {
         lifetimes.check()?;
         if !is_trust_domain(domain) {
             return Err(Error::Domain(domain.to_owned()));
@@ -163,15 +195,6 @@ impl Core {
         for intermediate in &mut core.intermediates {
             intermediate.longest = intermediate.longest.max(lifetimes.svid.as_secs());
         }
-        let mut changed = match files {
-            Some(files) => core.change_to_files(files, now)?,
-            None => core.leave_files(now)?,
-        };
-        changed |= core.advance(now)?;
-        if changed {
-            core.count(now);
-        }
-        core.sign_bundle(now)?;
         Ok(core)
     }
 
@@ -269,8 +292,31 @@ impl Core {
         not_after: u64,
         now: SystemTime,
     ) -> Result<(), Error> {
+        self.may_have_another(id, serial, not_before, (not_after, SKEW), now)
+    }
+
+    /// As [`Self::may_renew`], for who was away when the certificate ended.
+    pub fn may_return(
+        &self,
+        id: &SpiffeId,
+        serial: &Serial,
+        not_before: u64,
+        not_after: u64,
+        now: SystemTime,
+    ) -> Result<(), Error> {
+        self.may_have_another(id, serial, not_before, (not_after, self.lifetimes.grace), now)
+    }
+
+    fn may_have_another(
+        &self,
+        id: &SpiffeId,
+        serial: &Serial,
+        not_before: u64,
+        (not_after, grace): (u64, Duration),
+        now: SystemTime,
+    ) -> Result<(), Error> {
         let now = seconds(now);
-        if now > not_after + SKEW.as_secs() {
+        if now > not_after.saturating_add(grace.as_secs()) {
             return Err(Error::Expired { ago: now - not_after });
         }
         match self.bundle.revoked.iter().find(|r| r.concerns(id, serial, not_before)) {
@@ -298,7 +344,8 @@ impl Core {
         what: impl IntoIterator<Item = (Option<String>, Option<String>)>,
         now: SystemTime,
     ) -> Result<(), Error> {
-        let (now_seconds, until) = (seconds(now), self.last_end(now));
+        // What has ended may come back in the grace, and must be known as revoked then.
+        let (now_seconds, until) = (seconds(now), self.last_end(now) + self.lifetimes.grace.as_secs());
         for (serial, identity) in what {
             self.revocations.retain(|r| (&r.serial, &r.identity) != (&serial, &identity));
             self.revocations.push(SavedRevocation { serial, identity, at: now_seconds, until });
@@ -553,7 +600,7 @@ impl Core {
 }
 
 /// One root or intermediate, for people.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AuthorityStatus {
     pub root: bool,
     pub phase: Phase,

@@ -73,6 +73,7 @@ pub struct Ca {
     contents: Mutex<Option<Contents>>,
     bundles: watch::Sender<Arc<Bundle>>,
     issued: Mutex<VecDeque<(SpiffeId, Serial, u64)>>,
+    leads: watch::Receiver<bool>,
     clock: Clock,
 }
 
@@ -85,18 +86,32 @@ impl std::fmt::Debug for Ca {
 impl Ca {
     /// Opens the CA in `store`, or makes one there. On an error nothing was changed that was there.
     pub async fn open(store: Arc<dyn Store>, key: &Key, options: Options, clock: Clock) -> Result<Self, Error> {
+        let leads = watch::Sender::new(true).subscribe();
+        Self::open_shared(store, key, options, clock, leads).await
+    }
+
+    /// Opens the CA in a store that other control planes have open too. What is due by time is only done while `leads` says
+    /// so; the others take it over from the store.
+    pub async fn open_shared(
+        store: Arc<dyn Store>,
+        key: &Key,
+        options: Options,
+        clock: Clock,
+        leads: watch::Receiver<bool>,
+    ) -> Result<Self, Error> {
         let contents = options.files.as_ref().map(Files::read).transpose()?;
         let from_files = options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
         let store = Sealed::open(store, key).await?;
         let now = clock();
         let found = store.read::<State>(STATE).await?;
-        let (domain, lifetimes) = (&options.trust_domain, options.lifetimes);
-        let (core, before) = match found {
-            None => (Core::create(domain, lifetimes, from_files.as_ref(), now)?, None),
-            Some((state, sealed)) => {
-                (Core::restore(&state, domain, lifetimes, from_files.as_ref(), now)?, Some(sealed))
-            }
-        };
+        let (domain, lifetimes, leading) = (&options.trust_domain, options.lifetimes, *leads.borrow());
+        let restored = found.as_ref().map(|(state, _)| match leading {
+            true => Core::restore(state, domain, lifetimes, from_files.as_ref(), now),
+            false => Core::adopt(state, domain, lifetimes, from_files.as_ref(), now),
+        });
+        let adopted = restored.is_some() && !leading;
+        let core = restored.unwrap_or_else(|| Core::create(domain, lifetimes, from_files.as_ref(), now))?;
+        let before = found.map(|(_, sealed)| sealed);
         let ca = Self {
             bundles: watch::Sender::new(Arc::clone(core.bundle())),
             core: RwLock::new(Arc::new(core.clone())),
@@ -106,11 +121,13 @@ impl Ca {
             options,
             contents: Mutex::new(contents),
             issued: Mutex::default(),
+            leads,
             clock,
         };
         let mut stored = ca.stored.lock().await;
-        if !ca.replace(&mut stored, core).await? {
-            return Err(StoreError::Conflict { place: ca.store.place() }.into());
+        if !adopted && !ca.replace(&mut stored, core).await? {
+            // Another control plane was quicker; what it has stored counts.
+            ca.refresh(&mut stored).await?;
         }
         drop(stored);
         Ok(ca)
@@ -168,6 +185,16 @@ impl Ca {
         let request = Request::read(csr, &current.id)?;
         let leaf = core.issue(&current.id, &request, None, now)?;
         info!(id = %current.id, serial = %leaf.serial, "a certificate was renewed");
+        Ok(self.issued(current.id.clone(), leaf))
+    }
+
+    /// As [`Self::renew`], for who was away when `current` ended. That it holds the key was proved by a signature.
+    pub fn come_back(&self, current: &Current, csr: &[u8]) -> Result<Issued, Error> {
+        let (core, now) = (self.core(), self.now());
+        core.may_return(&current.id, &current.serial, current.not_before, current.not_after, now)?;
+        let request = Request::read(csr, &current.id)?;
+        let leaf = core.issue(&current.id, &request, None, now)?;
+        info!(id = %current.id, serial = %leaf.serial, ended = current.not_after, "a node has come back after the end of its certificate");
         Ok(self.issued(current.id.clone(), leaf))
     }
 
@@ -247,12 +274,13 @@ impl Ca {
 
     /// What is due now: rotations, changed files, what another control plane has stored.
     pub async fn tick(&self) -> Result<(), Error> {
+        let leads = *self.leads.borrow();
         let files = self.changed_files();
         self.step(|core, now| {
             if let Some((files, _)) = &files {
                 core.take_files(files, now)?;
             }
-            Ok(core.tick(now)? || files.is_some())
+            Ok((leads && core.tick(now)?) || files.is_some())
         })
         .await?;
         if let Some((_, contents)) = files {
@@ -326,7 +354,8 @@ impl Ca {
         let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let files = self.options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
         let (domain, lifetimes) = (&self.options.trust_domain, self.options.lifetimes);
-        let core = Core::restore(&state, domain, lifetimes, files.as_ref(), self.now())?;
+        // What is due is done, and stored, by the step that asked, if it may.
+        let core = Core::adopt(&state, domain, lifetimes, files.as_ref(), self.now())?;
         *stored = Some(sealed);
         self.publish(core);
         Ok(())

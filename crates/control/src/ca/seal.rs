@@ -92,7 +92,8 @@ impl Sealed {
             delete: Vec::new(),
         };
         if !store.write(batch).await? {
-            return Err(StoreError::Conflict { place: store.place() }.into());
+            // Another control plane has made the store meanwhile.
+            return Self::existing(store, key).await;
         }
         let key = cipher(&data_key)?;
         Ok(Self { store, key: Arc::new(key) })

@@ -57,12 +57,13 @@ pub enum StoreError {
     #[error("the CA's store {place}: {error}")]
     Io { place: String, error: io::Error },
     #[error(
-        "the CA's store {place} was sealed with another key than {key}: name the key file or passphrase it was made with"
+        "the CA's store {place} was sealed with another key than {key}: name the key file or passphrase it was made with \
+         (control planes that share a store share its key)"
     )]
     WrongKey { place: String, key: String },
     #[error(
-        "the CA's store {place} exists, but its key {key} does not: restore the key file from a backup; without it the store \
-         cannot be read by anyone, and moving the store away begins a new CA (every node must join again)"
+        "the CA's store {place} exists, but its key {key} does not: restore the key file from a backup, or copy it from \
+         the control plane that shares the store; without it the store cannot be read by anyone, and moving the store away begins a new CA (every node must join again)"
     )]
     KeyMissing { place: String, key: String },
     #[error("the CA's key {key}: {why}")]

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::sync::watch;
 use x509_parser::{extensions::GeneralName, parse_x509_certificate, prelude::FromDer, revocation_list};
 
 const DOMAIN: &str = "mesh.example";
@@ -124,6 +125,7 @@ fn quick() -> Lifetimes {
         intermediate: Duration::from_secs(1000),
         svid: Duration::from_secs(100),
         overlap: Duration::from_secs(100),
+        grace: Duration::ZERO,
     }
 }
 
@@ -225,7 +227,9 @@ fn revocation_of_a_certificate_and_of_an_identity() {
     may(&core, &later, START + 25 * HOUR).unwrap_err();
     assert!(core.bundle().revoked.iter().all(|r| !r.concerns(&id("cart"), &later.serial, START - 120)));
     let number = core.bundle().sequence;
-    assert!(core.tick(at(START + 20 + 25 * HOUR)).unwrap());
+    // A day until the end of the last one, and seven in which one that has ended may come back.
+    assert!(!core.clone().tick(at(START + 20 + 3 * 24 * HOUR)).unwrap());
+    assert!(core.tick(at(START + 20 + (8 * 24 + 1) * HOUR)).unwrap());
     assert!(core.bundle().revoked.is_empty() && core.bundle().crls.is_empty() && core.bundle().sequence > number);
 }
 
@@ -568,4 +572,60 @@ async fn files_that_cannot_be_used() {
     assert!(open(&files).await.unwrap_err().contains("do not belong together"));
     std::fs::write(&files.key, "").unwrap();
     assert!(open(&files).await.unwrap_err().contains("no private key"));
+}
+
+/// What is due by time is done by who leads; the others take it over, and lead on when they are asked to.
+#[tokio::test]
+async fn only_the_leader_rotates() {
+    let (store, hand) = (Arc::new(Memory::new()), Hand::new());
+    let open = async |leads: &watch::Sender<bool>| {
+        let store = Arc::clone(&store) as _;
+        Ca::open_shared(store, &passphrase(), options(quick()), hand.clock(), leads.subscribe()).await.unwrap()
+    };
+    let (first, second) = (watch::Sender::new(true), watch::Sender::new(false));
+    let (one, two) = (open(&first).await, open(&second).await);
+    let before = two.authorities();
+    assert_eq!(one.bundle().roots, two.bundle().roots);
+    hand.forward(700);
+    two.tick().await.unwrap();
+    assert_eq!(two.authorities(), before, "it is due, and not for this one to do");
+    one.tick().await.unwrap();
+    assert_ne!(one.authorities(), before);
+    two.tick().await.unwrap();
+    assert_eq!(two.authorities(), one.authorities());
+    first.send_replace(false);
+    second.send_replace(true);
+    hand.forward(700);
+    let before = one.authorities();
+    one.tick().await.unwrap();
+    assert_eq!(one.authorities(), before);
+    two.tick().await.unwrap();
+    one.tick().await.unwrap();
+    assert_ne!(one.authorities(), before);
+    assert_eq!(two.authorities(), one.authorities());
+}
+
+/// A node that was away gets its next certificate until the grace is over; one that was revoked never.
+#[tokio::test]
+async fn coming_back_in_the_grace() {
+    let hand = Hand::new();
+    let ca = open(&Arc::new(Memory::new()), &hand).await.unwrap();
+    let held = |account: &str| {
+        let leaf = ca.issue_local(&id(account), &new_csr()).unwrap().leaf;
+        Current { id: id(account), serial: leaf.serial, not_before: leaf.not_before, not_after: leaf.not_after }
+    };
+    let (orders, cart) = (held("orders"), held("cart"));
+    ca.revoke_identity(&id("cart")).await.unwrap();
+    for day in 1..=8 {
+        hand.forward(24 * HOUR);
+        ca.tick().await.unwrap();
+        let back = ca.come_back(&orders, &new_csr());
+        assert!(back.is_ok(), "day {day}: {back:?}");
+        let revoked = ca.come_back(&cart, &new_csr());
+        assert!(matches!(revoked, Err(Error::Revoked { .. })), "day {day}: {revoked:?}");
+        assert_eq!(ca.renew(&orders, &new_csr()).is_ok(), day == 1, "day {day}: by mutual TLS");
+    }
+    hand.forward(HOUR);
+    assert!(matches!(ca.come_back(&orders, &new_csr()), Err(Error::Expired { .. })));
+    assert!(matches!(ca.come_back(&cart, &new_csr()), Err(Error::Expired { .. })));
 }

@@ -222,8 +222,8 @@ impl Tokens {
         let old = all.into_iter().filter(|(_, r)| r.expires + REMEMBERED < seconds(now));
         let delete: Vec<String> = old.map(|(key, _)| key).collect();
         let left = total - delete.len();
-        if !delete.is_empty() {
-            self.store.write(Batch { delete, ..Batch::default() }).await?;
+        for some in delete.chunks(super::etcd::MAX_BATCH) {
+            self.store.write(Batch { delete: some.to_vec(), ..Batch::default() }).await?;
         }
         Ok(left)
     }

@@ -1,9 +1,11 @@
 //! The client of a control plane's CA.
 
-use super::convert;
+use super::{convert, lapsed};
 use crate::{
-    ca::Token,
-    proto::identity::{self as wire, JoinRequest, RenewRequest, WatchBundleRequest, identity_client::IdentityClient},
+    ca::{Token, authority::fingerprint},
+    proto::identity::{
+        self as wire, ComeBackRequest, JoinRequest, RenewRequest, WatchBundleRequest, identity_client::IdentityClient,
+    },
     source::stream::Dial,
     transport::{self, Dialer, Io},
 };
@@ -101,16 +103,29 @@ impl Issuer for RemoteIssuer {
     }
 }
 
+/// What proves who asks.
+enum Proof {
+    Token,
+    /// The certificate that is shown.
+    Valid,
+    /// A certificate that has ended.
+    Lapsed(Arc<Svid>),
+}
+
 impl Shared {
     /// Asks one control plane after the other, beginning with the one that answered last.
     async fn issue(&self, id: &SpiffeId, current: Option<Arc<Svid>>, request: Vec<u8>) -> Result<Issued, NotIssued> {
-        let valid = current.filter(|svid| SystemTime::now() < svid.not_after());
+        let proof = match current {
+            None => Proof::Token,
+            Some(svid) if SystemTime::now() < svid.not_after() => Proof::Valid,
+            Some(svid) => Proof::Lapsed(svid),
+        };
         let (count, first) = (self.joining.control.len(), self.next.load(Ordering::Relaxed));
         let mut why = NotIssued::Later("no control plane is named".to_owned());
         for turn in 0..count {
             let place = (first + turn) % count;
             let url = &self.joining.control[place];
-            let attempt = self.attempt(url, id, valid.is_some(), &request);
+            let attempt = self.attempt(url, id, &proof, &request);
             let answered = tokio::time::timeout(ATTEMPT, attempt).await;
             match answered.unwrap_or_else(|_| Err(NotIssued::Later("no answer within 10 s".to_owned()))) {
                 Ok(issued) => {
@@ -124,13 +139,18 @@ impl Shared {
         Err(why)
     }
 
-    async fn attempt(&self, url: &str, id: &SpiffeId, renew: bool, request: &[u8]) -> Result<Issued, NotIssued> {
-        let answer = if renew {
-            let request = RenewRequest { certificate_request: request.to_vec() };
-            let answer = self.client(url, id).await.map_err(NotIssued::Later)?.renew(request).await;
-            answer.map_err(|status| refused(&status))?.into_inner()
-        } else {
-            self.join(url, id, request).await?
+    async fn attempt(&self, url: &str, id: &SpiffeId, proof: &Proof, request: &[u8]) -> Result<Issued, NotIssued> {
+        let answer = match proof {
+            Proof::Valid => {
+                let request = RenewRequest { certificate_request: request.to_vec() };
+                let answer = self.client(url, id).await.map_err(NotIssued::Later)?.renew(request).await;
+                answer.map_err(|status| refused(&status))?.into_inner()
+            }
+            Proof::Lapsed(svid) => match self.come_back(url, svid, request).await {
+                Err(_) if !self.joining.tokens.is_empty() => self.join(url, id, request).await?,
+                answer => answer?,
+            },
+            Proof::Token => self.join(url, id, request).await?,
         };
         if answer.identity != id.as_str() {
             let got: String = answer.identity.chars().take(200).collect();
@@ -140,6 +160,27 @@ impl Shared {
         Ok(Issued { chain: answer.chain.into_iter().map(Into::into).collect(), trust })
     }
 
+    /// With a certificate that has ended. The control plane proves itself by one of the roots that we know.
+    async fn come_back(&self, url: &str, svid: &Svid, request: &[u8]) -> Result<wire::Issued, NotIssued> {
+        let unsigned = |e: selvedge_identity::Error| NotIssued::Never(format!("the key of the last certificate: {e}"));
+        let signature = svid.sign(&lapsed::message(request)).map_err(unsigned)?;
+        let chain = svid.chain().iter().map(|der| der.to_vec()).collect();
+        let request = ComeBackRequest { chain, certificate_request: request.to_vec(), signature };
+        let bundles = self.identities.bundles();
+        let mut why = "no root of the mesh is known here: join again with a new token".to_owned();
+        for root in bundles.get(&self.domain).into_iter().flat_map(selvedge_identity::Bundle::roots) {
+            match pinned(url, &self.domain, fingerprint(root)).await {
+                Ok(channel) => {
+                    let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+                    let answer = client.come_back(request).await;
+                    return answer.map(tonic::Response::into_inner).map_err(|status| refused(&status));
+                }
+                Err(failed) => why = failed,
+            }
+        }
+        Err(NotIssued::Later(why))
+    }
+
     /// With the first token that is for `id`; asking with another one does not use it up.
     async fn join(&self, url: &str, id: &SpiffeId, request: &[u8]) -> Result<wire::Issued, NotIssued> {
         let mut why = NotIssued::Never(format!(
@@ -147,7 +188,7 @@ impl Shared {
              give it with --join-token-file"
         ));
         for token in &self.joining.tokens {
-            let channel = pinned(url, token).await.map_err(NotIssued::Later)?;
+            let channel = pinned(url, &token.trust_domain, token.root).await.map_err(NotIssued::Later)?;
             let request =
                 JoinRequest { token: token.reveal(), identity: id.to_string(), certificate_request: request.to_vec() };
             let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
@@ -233,11 +274,11 @@ fn refused(status: &Status) -> NotIssued {
     }
 }
 
-/// A connection to a control plane that is known only by its token.
-async fn pinned(url: &str, token: &Token) -> Result<Channel, String> {
-    let config = pinned_config(&token.trust_domain, token.root, &[b"h2"]).map_err(|e| e.to_string())?;
+/// A connection to a control plane that is known only by the SHA-256 of its root.
+async fn pinned(url: &str, domain: &str, root: [u8; 32]) -> Result<Channel, String> {
+    let config = pinned_config(domain, root, &[b"h2"]).map_err(|e| e.to_string())?;
     let Some(rest) = url.strip_prefix("https://") else {
-        return Err(format!("`{url}` is not an https:// URL: a join token is only sent over TLS"));
+        return Err(format!("`{url}` is not an https:// URL: certificates are only asked for over TLS"));
     };
     let endpoint = Endpoint::from_shared(format!("http://{rest}")).map_err(|e| format!("`{url}` is no URL: {e}"))?;
     let connector = Pinned { config: Arc::new(config) };

@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod convert;
+mod lapsed;
 mod limit;
 mod local;
 mod service;

@@ -1,10 +1,10 @@
 //! The gRPC service around the CA.
 
-use super::{convert, limit::Limit};
+use super::{convert, lapsed, limit::Limit};
 use crate::{
     ca::{Ca, Current, Error, Issued, tokens::Refused},
     proto::identity::{
-        self as wire, JoinRequest, RenewRequest, WatchBundleRequest,
+        self as wire, ComeBackRequest, JoinRequest, RenewRequest, WatchBundleRequest,
         identity_server::{Identity, IdentityServer},
     },
     transport::PeerInfo,
@@ -80,6 +80,29 @@ impl Identity for IdentityService {
         issued.map(|i| Response::new(answer(i))).map_err(|e| status(&e))
     }
 
+    async fn come_back(&self, request: Request<ComeBackRequest>) -> Result<Response<wire::Issued>, Status> {
+        let address = peer(&request).address.map(|a| a.ip());
+        self.admit(address)?;
+        let refuse = |status: Status| {
+            self.refused(address);
+            tracing::warn!(
+                address = address.map(tracing::field::display),
+                reason = status.message(),
+                "a node with a certificate that has ended was refused"
+            );
+            status
+        };
+        let request = request.into_inner();
+        let current = lapsed::prove(&self.ca, &request).map_err(|why| {
+            refuse(Status::permission_denied(format!("{why}: join again with a new token (`selvedge token create`)")))
+        })?;
+        match self.ca.come_back(&current, &request.certificate_request) {
+            Ok(issued) => Ok(Response::new(answer(issued))),
+            Err(error) if matches!(error, Error::Expired { .. } | Error::Revoked { .. }) => Err(refuse(status(&error))),
+            Err(error) => Err(status(&error)),
+        }
+    }
+
     type WatchBundleStream = Pin<Box<dyn Stream<Item = Result<wire::Bundle, Status>> + Send>>;
 
     async fn watch_bundle(
@@ -106,7 +129,7 @@ fn member<T>(request: &Request<T>) -> Result<Peer, Status> {
     peer(request).peer.ok_or_else(|| Status::unauthenticated(why))
 }
 
-fn current(peer: &Peer) -> Option<Current> {
+pub(super) fn current(peer: &Peer) -> Option<Current> {
     let (_, leaf) = x509_parser::parse_x509_certificate(peer.chain.first()?).ok()?;
     let validity = leaf.validity();
     Some(Current {

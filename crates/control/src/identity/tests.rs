@@ -1,12 +1,16 @@
 use super::*;
 use crate::{
     ca::{self, Ca, Lifetimes, Memory, Order, Rotate},
+    proto::identity::ComeBackRequest,
     transport::{self, Mutual},
 };
 use selvedge_identity::{Identities, Issued, Issuer, KeyPair, NotIssued, Svid, control_id};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tokio::net::TcpListener;
@@ -26,11 +30,20 @@ struct Control {
 
 impl Control {
     async fn new(domain: &str) -> Self {
+        let past = Arc::new(AtomicU64::new(0));
+        Self::since(domain, &past, async |_| {}).await
+    }
+
+    /// Whose clock is so many seconds late, and right after `first`.
+    async fn since(domain: &str, past: &Arc<AtomicU64>, first: impl AsyncFnOnce(&Arc<Ca>)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let options = ca::Options { trust_domain: domain.to_owned(), lifetimes: Lifetimes::default(), files: None };
         let key = ca::Key::File(folder.path().join("key"));
-        let ca = Ca::open(Arc::new(Memory::new()), &key, options, Arc::new(SystemTime::now)).await.unwrap();
-        let ca = Arc::new(ca);
+        let late = Arc::clone(past);
+        let clock = Arc::new(move || SystemTime::now() - Duration::from_secs(late.load(Ordering::Relaxed)));
+        let ca = Arc::new(Ca::open(Arc::new(Memory::new()), &key, options, clock).await.unwrap());
+        first(&ca).await;
+        past.store(0, Ordering::Relaxed);
         let identities = Arc::<Identities>::default();
         let own = control_id(domain).unwrap();
         let issuer = LocalIssuer::new(Arc::clone(&ca));
@@ -192,4 +205,62 @@ async fn the_administrator() {
     let second = administer(Arc::clone(&control.ca), &socket).await;
     assert!(second.unwrap_err().to_string().contains("another control plane"));
     serving.abort();
+}
+
+/// What a node has that was away until after the end of its certificate.
+async fn away(days: u64) -> (Control, RemoteIssuer, Arc<Identities>) {
+    let past = Arc::new(AtomicU64::new(days * 24 * 3600));
+    let identities = Arc::<Identities>::default();
+    let got = Arc::clone(&identities);
+    let control = Control::since(DOMAIN, &past, async move |ca: &Arc<Ca>| {
+        let key = KeyPair::generate().unwrap();
+        let issued = ca.issue_local(&id("orders"), &key.request(&id("orders")).unwrap()).unwrap();
+        let trust = convert::to_trust(&issued.bundle).unwrap();
+        got.set_bundle(&trust.domain, trust.bundle).unwrap();
+        let chain = issued.leaf.chain.into_iter().map(Into::into).collect();
+        got.set(Svid::new(chain, key.private_key()).unwrap());
+    })
+    .await;
+    let joining = Joining { control: vec![control.url.clone()], tokens: Vec::new() };
+    let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
+    (control, issuer, identities)
+}
+
+#[tokio::test]
+async fn a_node_comes_back_after_the_end_of_its_certificate() {
+    let (_control, issuer, identities) = away(3).await;
+    let before = identities.get(&id("orders")).unwrap();
+    assert!(before.not_after() < SystemTime::now());
+    let back = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    assert!(back.not_after() > SystemTime::now());
+    let next = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    assert_ne!(back.serial(), next.serial(), "by mutual TLS again");
+}
+
+#[tokio::test]
+async fn who_does_not_come_back() {
+    // A certificate lives for a day, and the grace is seven.
+    let (_control, issuer, identities) = away(9).await;
+    let why = never(obtain(&issuer, &identities, &id("orders")).await);
+    assert!(why.contains("join again with a new token"), "{why}");
+
+    let (control, issuer, identities) = away(3).await;
+    control.ca.revoke_identity(&id("orders")).await.unwrap();
+    let why = never(obtain(&issuer, &identities, &id("orders")).await);
+    assert!(why.contains("revoked"), "{why}");
+
+    // With a certificate that is somebody else's.
+    let (control, _issuer, identities) = away(3).await;
+    let request = KeyPair::generate().unwrap().request(&id("orders")).unwrap();
+    let svid = identities.get(&id("orders")).unwrap();
+    let chain: Vec<Vec<u8>> = svid.chain().iter().map(|der| der.to_vec()).collect();
+    for signature in [Vec::new(), svid.sign(b"something else").unwrap(), svid.sign(&request).unwrap()] {
+        let asked = ComeBackRequest { chain: chain.clone(), certificate_request: request.clone(), signature };
+        assert!(lapsed::prove(&control.ca, &asked).unwrap_err().contains("not by the key"));
+    }
+    let signature = svid.sign(&lapsed::message(&request)).unwrap();
+    let asked = ComeBackRequest { chain, certificate_request: request, signature };
+    assert_eq!(lapsed::prove(&control.ca, &asked).unwrap().id, id("orders"));
+    let other = Control::new(DOMAIN).await;
+    assert!(lapsed::prove(&other.ca, &asked).is_err(), "of another CA");
 }

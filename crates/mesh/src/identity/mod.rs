@@ -96,6 +96,8 @@ struct Kept {
     renewals: u64,
     last_error: Option<String>,
     alarmed: Alarm,
+    /// A saved certificate that ended while this process was away: it may still prove who we are to the issuer.
+    lapsed: Option<Arc<Svid>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -128,17 +130,20 @@ impl Keeper {
         if kept.contains_key(id) {
             return;
         }
-        let mut life = Life::default();
+        let (mut life, mut lapsed) = (Life::default(), None);
         if let Some(svid) = self.shared.folder.as_ref().and_then(|f| f.load_svid(id)) {
             let span = span(&svid);
             if self.shared.usable(&svid).is_ok() {
                 info!(%id, "a saved certificate is in use");
                 self.shared.identities.set(svid);
                 life.holds(span, (self.shared.options.chance)());
+            } else if span.not_after <= self.shared.now() {
+                info!(%id, "the saved certificate has ended; the issuer is asked whether it will do for another one");
+                lapsed = Some(Arc::new(svid));
             }
         }
         let task = tokio::spawn(Arc::clone(&self.shared).keep(id.clone()));
-        let entry = Kept { life, renewals: 0, last_error: None, alarmed: Alarm::None, task: Some(task) };
+        let entry = Kept { life, renewals: 0, last_error: None, alarmed: Alarm::None, lapsed, task: Some(task) };
         kept.insert(id.clone(), entry);
     }
 
@@ -291,6 +296,7 @@ impl Shared {
                 self.with(id, |kept| {
                     kept.life.holds(span, chance);
                     kept.renewals += 1;
+                    kept.lapsed = None;
                     kept.last_error = None;
                 });
             }
@@ -317,7 +323,8 @@ impl Shared {
         let ours = |error: selvedge_identity::Error| NotIssued::Later(error.to_string());
         let key = KeyPair::generate().map_err(ours)?;
         let request = key.request(id).map_err(ours)?;
-        let Issued { chain, trust } = self.issuer.issue(id, self.identities.get(id), request).await?;
+        let current = self.identities.get(id).or_else(|| self.with(id, |kept| kept.lapsed.clone()).flatten());
+        let Issued { chain, trust } = self.issuer.issue(id, current, request).await?;
         self.trust(&trust, true);
         let svid = Svid::new(chain, key.private_key())
             .map_err(|e| NotIssued::Later(format!("what was issued cannot be used: {e}")))?;

@@ -57,6 +57,7 @@ async fn new_ca(svid: u64, time: &Time) -> Arc<Ca> {
         intermediate: seconds(svid * 4),
         svid: seconds(svid),
         overlap: seconds(svid),
+        grace: Duration::ZERO,
     };
     let options = ca::Options { trust_domain: DOMAIN.to_owned(), lifetimes, files: None };
     let key = ca::Key::Passphrase("correct horse battery".to_owned());

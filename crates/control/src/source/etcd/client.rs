@@ -115,8 +115,13 @@ impl Client {
 
     /// Reads all our keys, as they were at one moment.
     pub async fn everything(&self, channel: &Channel) -> Result<Everything, String> {
+        self.below(channel, &format!("{}/", self.prefix)).await
+    }
+
+    /// Reads all keys that begin with `prefix`, as they were at one moment.
+    pub async fn below(&self, channel: &Channel, prefix: &str) -> Result<Everything, String> {
         let mut kv = KvClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let mut key = format!("{}/", self.prefix).into_bytes();
+        let mut key = prefix.as_bytes().to_vec();
         let range_end = end(&key);
         let mut all = Everything::default();
         loop {
@@ -178,8 +183,42 @@ impl Client {
 
     /// The lease that a key is in; `None` when there is no such key.
     pub async fn lease_of(&self, channel: &Channel, path: &str) -> Result<Option<i64>, String> {
+        Ok(self.get(channel, path).await?.map(|kv| kv.lease))
+    }
+
+    /// One key with its value and revision, if there is one.
+    pub async fn get(&self, channel: &Channel, path: &str) -> Result<Option<KeyValue>, String> {
         let request = RangeRequest { key: path.into(), ..RangeRequest::default() };
-        Ok(call(KvClient::new(channel.clone()).range(request)).await?.kvs.first().map(|kv| kv.lease))
+        Ok(call(KvClient::new(channel.clone()).range(request)).await?.kvs.into_iter().next())
+    }
+
+    /// Writes and deletes all, if every key of `unchanged` was last changed at its revision (0: it does not exist); whether
+    /// it did.
+    pub async fn replace(
+        &self,
+        channel: &Channel,
+        unchanged: Vec<(String, i64)>,
+        put: Vec<(String, Vec<u8>)>,
+        delete: Vec<String>,
+    ) -> Result<bool, String> {
+        let compare = unchanged.into_iter().map(|(path, revision)| Compare {
+            result: compare::CompareResult::Equal.into(),
+            target: compare::CompareTarget::Mod.into(),
+            key: path.into(),
+            target_union: Some(compare::TargetUnion::ModRevision(revision)),
+        });
+        let puts = put
+            .into_iter()
+            .map(|(path, value)| Request::RequestPut(PutRequest { key: path.into(), value, lease: 0, prev_kv: false }));
+        let deletes = delete.into_iter().map(|path| {
+            Request::RequestDeleteRange(DeleteRangeRequest { key: path.into(), ..DeleteRangeRequest::default() })
+        });
+        let request = TxnRequest {
+            compare: compare.collect(),
+            success: puts.chain(deletes).map(|request| RequestOp { request: Some(request) }).collect(),
+            failure: Vec::new(),
+        };
+        Ok(call(KvClient::new(channel.clone()).txn(request)).await?.succeeded)
     }
 
     async fn transact(&self, channel: &Channel, compare: Compare, request: Request) -> Result<bool, String> {

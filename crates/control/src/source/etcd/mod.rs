@@ -67,7 +67,8 @@ impl EtcdSource {
 
     fn take(&mut self, batch: Batch) -> bool {
         match batch {
-            Batch::Everything(kvs) => {
+            Batch::Everything(mut kvs) => {
+                kvs.retain(|kv| !self.of_authority(&kv.key));
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 let now: BTreeSet<String> = kvs.iter().map(|kv| text(&kv.key)).collect();
                 let gone: Vec<String> = self.values.keys().filter(|path| !now.contains(*path)).cloned().collect();
@@ -83,7 +84,9 @@ impl EtcdSource {
                 kvs.into_iter().for_each(|kv| self.put(text(&kv.key), kv.value));
                 true
             }
-            Batch::Changes(changes) => {
+            Batch::Changes(mut changes) => {
+                changes.retain(|(path, _)| !self.of_authority(path));
+                let any = !changes.is_empty();
                 for (path, value) in changes {
                     let path = String::from_utf8_lossy(&path).into_owned();
                     match value {
@@ -91,7 +94,7 @@ impl EtcdSource {
                         None => self.remove(&path),
                     }
                 }
-                true
+                any
             }
             Batch::Down(down) => {
                 if let Some(why) = down.as_ref().filter(|why| self.down.as_ref() != Some(why)) {
@@ -102,6 +105,11 @@ impl EtcdSource {
                 std::mem::replace(&mut self.down, down.clone()) != down
             }
         }
+    }
+
+    /// Whether the CA keeps it, which every new node changes and resources have nothing to do with.
+    fn of_authority(&self, path: &[u8]) -> bool {
+        path.strip_prefix(self.client.prefix().as_bytes()).is_some_and(|below| below.starts_with(b"/ca/"))
     }
 
     fn put(&mut self, path: String, text: Vec<u8>) {
