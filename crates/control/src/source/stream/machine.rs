@@ -77,6 +77,8 @@ pub enum Action {
 /// A whole update.
 #[derive(Debug, Default, PartialEq)]
 pub struct Change {
+    /// Counts updates of all streams: nonces begin anew with each.
+    pub number: u64,
     pub nonce: String,
     pub upserts: Vec<(String, Version, Bytes)>,
     pub removals: Vec<String>,
@@ -88,7 +90,8 @@ pub struct Change {
 /// How an update was taken in.
 #[derive(Debug, Default, Clone)]
 pub struct Outcome {
-    pub nonce: String,
+    /// Of the change.
+    pub number: u64,
     pub rejected: Vec<(String, Version, Vec<String>)>,
     pub problems: Vec<String>,
 }
@@ -107,6 +110,7 @@ pub struct Machine {
     partial: Option<Change>,
     /// The one that is being applied.
     applying: Option<Change>,
+    changes: u64,
     wanted: BTreeMap<Wanted, Want>,
     numbers: BTreeMap<u64, Wanted>,
     next: u64,
@@ -143,6 +147,7 @@ impl Machine {
             have,
             partial: None,
             applying: None,
+            changes: 0,
             wanted: BTreeMap::new(),
             numbers: BTreeMap::new(),
             next: 0,
@@ -286,8 +291,9 @@ impl Machine {
         let wait = self.backoff / 2 + self.next_random() % (self.backoff / 2 + 1);
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
         self.state = State::Waiting { until: now + wait };
-        self.partial = None;
-        // The next one; an update that is being applied goes on, but nobody waits for the answer.
+        // An update that is being applied goes on, but nobody waits for the answer.
+        (self.partial, self.applying) = (None, None);
+        // The next one.
         self.url = (self.url + 1) % self.me.urls.len().max(1);
         actions.push(Action::Disconnect);
     }
@@ -336,13 +342,16 @@ impl Machine {
         for key in &change.removals {
             self.have.remove(key);
         }
-        let applied = Change { answers: change.answers.clone(), nonce: change.nonce.clone(), ..Change::default() };
+        self.changes += 1;
+        change.number = self.changes;
+        let (number, nonce, answers) = (change.number, change.nonce.clone(), change.answers.clone());
+        let applied = Change { number, nonce, answers, ..Change::default() };
         self.applying = Some(applied);
         actions.push(Action::Apply(change));
     }
 
     fn applied(&mut self, now: Millis, outcome: Outcome, actions: &mut Vec<Action>) {
-        let Some(change) = self.applying.take_if(|change| change.nonce == outcome.nonce) else { return };
+        let Some(change) = self.applying.take_if(|change| change.number == outcome.number) else { return };
         for answer in change.answers {
             let Some(wanted) = self.numbers.remove(&answer.number) else { continue };
             let want = if answer.known { Want::Known } else { Want::Unknown { since: now } };
@@ -355,7 +364,7 @@ impl Machine {
             diagnostics,
         };
         let ack = Ack {
-            nonce: outcome.nonce,
+            nonce: change.nonce,
             rejected: outcome.rejected.into_iter().map(rejected).collect(),
             problems: outcome.problems,
         };
@@ -472,7 +481,7 @@ mod tests {
         let actions = machine.step(1, update("1", &["Service a/c"], true, Vec::new()));
         let [Action::Apply(change)] = &actions[..] else { panic!("{actions:?}") };
         assert_eq!(change.upserts.len(), 2);
-        let actions = machine.step(2, Event::Applied(Outcome { nonce: "1".into(), ..Outcome::default() }));
+        let actions = machine.step(2, Event::Applied(Outcome { number: 1, ..Outcome::default() }));
         assert!(matches!(&actions[..], [Action::Send(_)]));
         // What it has goes with the next hello.
         machine.step(3, Event::Lost("reset".into()));
@@ -486,6 +495,26 @@ mod tests {
     }
 
     #[test]
+    fn an_update_of_a_former_stream_is_not_taken_for_one_of_this() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        let number = |actions: &[Action]| match actions {
+            [Action::Apply(change)] => change.number,
+            other => panic!("{other:?}"),
+        };
+        let first = number(&machine.step(1, update("1", &["Service a/b"], true, Vec::new())));
+        machine.step(2, Event::Lost("reset".into()));
+        machine.step(1_000, Event::Tick);
+        machine.step(1_000, Event::Connected);
+        let second = number(&machine.step(1_001, update("1", &["Service a/c"], true, Vec::new())));
+        // The first is slow, and in effect only now.
+        let done = |number| Event::Applied(Outcome { number, ..Outcome::default() });
+        assert!(machine.step(1_002, done(first)).is_empty());
+        assert!(matches!(&machine.step(1_003, done(second))[..], [Action::Send(_)]));
+    }
+
+    #[test]
     fn what_is_wanted_is_asked_for_once_and_again_when_it_was_unknown() {
         let mut machine = machine(&["a"]);
         machine.step(0, Event::Tick);
@@ -494,7 +523,7 @@ mod tests {
         assert!(matches!(&machine.step(1, want())[..], [Action::Send(_)]));
         assert!(machine.step(1, want()).is_empty());
         machine.step(2, update("1", &[], true, vec![Answer { number: 1, known: false }]));
-        let actions = machine.step(2, Event::Applied(Outcome { nonce: "1".into(), ..Outcome::default() }));
+        let actions = machine.step(2, Event::Applied(Outcome { number: 1, ..Outcome::default() }));
         assert!(matches!(&actions[..], [Action::Answered(_, false), Action::Send(_)]), "{actions:?}");
         assert!(matches!(&machine.step(3, want())[..], [Action::Answered(_, false)]));
         assert!(matches!(&machine.step(2 + UNKNOWN, Event::Tick)[..], [Action::Send(_)]));
