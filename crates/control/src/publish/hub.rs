@@ -349,7 +349,9 @@ impl Hub {
         let Some(member) = self.members.get(&node) else { return };
         let identity = member.proves.then(|| member.identity.clone()).flatten();
         // What another control plane knows of the same workload is no other one.
-        let known = |resource: &Resource| Some(self.graph.get(&resource.key())?.version == canonical(resource).1);
+        let known = |resource: &Resource| {
+            self.graph.get(&resource.key()).is_some_and(|entry| entry.version != canonical(resource).1)
+        };
         let taken = |address| self.graph.find(&Token::Address(address)).cloned().collect::<Vec<_>>();
         let (refused, changes) = match self.joined.register(node, identity.as_ref(), &register.workload, known, taken) {
             Ok(Joined::New(resource)) => (String::new(), vec![(resource.key(), Some(resource))]),

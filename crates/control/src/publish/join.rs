@@ -1,7 +1,7 @@
 //! Workloads that join by themselves: resources that live as long as the stream that brought them, and a moment longer.
 
 use super::{hub::NodeId, node::Millis};
-use selvedge_model::{Resource, ResourceKey};
+use selvedge_model::{Kind, Resource, ResourceKey};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -17,6 +17,8 @@ const MAX_BYTES: usize = 256 * 1024;
 #[derive(Default)]
 pub struct Workloads {
     all: BTreeMap<ResourceKey, Member>,
+    /// Workloads of the source: those that are written, that we have told it of, and that are at other control planes.
+    source: BTreeMap<ResourceKey, Resource>,
     /// For whoever shares them with other control planes.
     changed: BTreeMap<ResourceKey, Option<Vec<u8>>>,
 }
@@ -24,8 +26,6 @@ pub struct Workloads {
 struct Member {
     node: NodeId,
     json: Vec<u8>,
-    /// The source says the same: it was told by us, or by another control plane where the workload has joined.
-    said: bool,
     /// When it is taken out, its stream being gone.
     until: Option<Millis>,
 }
@@ -39,13 +39,13 @@ pub enum Joined {
 type Changes = Vec<(ResourceKey, Option<Resource>)>;
 
 impl Workloads {
-    /// Takes a workload in, or says why not. `known`: whether one of that key is there, and is the same.
+    /// Takes a workload in, or says why not.
     pub fn register(
         &mut self,
         node: NodeId,
         identity: Option<&SpiffeId>,
         json: &[u8],
-        known: impl Fn(&Resource) -> Option<bool>,
+        known: impl Fn(&Resource) -> bool,
         taken: impl Fn(IpAddr) -> Vec<ResourceKey>,
     ) -> Result<Joined, String> {
         if json.len() > MAX_BYTES {
@@ -71,8 +71,7 @@ impl Workloads {
             }
         }
         let mine = self.all.get(&key);
-        let known = known(&resource);
-        if mine.is_none() && known == Some(false) {
+        if mine.is_none() && known(&resource) {
             return Err(format!("{key} is written in the configuration already; give this one another name"));
         }
         if mine.is_some_and(|m| m.node != node && m.until.is_none()) {
@@ -90,9 +89,8 @@ impl Workloads {
             return Err(format!("one proxy brings {MAX_WORKLOADS} workloads at most"));
         }
         let same = mine.is_some_and(|m| m.json == json);
-        let said = mine.map_or(known == Some(true), |m| m.said && same);
         self.changed.insert(key.clone(), Some(json.to_vec()));
-        self.all.insert(key, Member { node, json: json.to_vec(), said, until: None });
+        self.all.insert(key, Member { node, json: json.to_vec(), until: None });
         Ok(if same { Joined::Same } else { Joined::New(resource) })
     }
 
@@ -122,10 +120,11 @@ impl Workloads {
     /// Takes those out that did not come back in time. They may have come back to another control plane: what the source
     /// says stays until it no longer says so, which it does soon when nobody else has told it.
     pub fn expired(&mut self, now: Millis) -> Changes {
-        let over = |member: &Member| member.until.is_some_and(|at| at <= now);
-        let said: Vec<_> = self.all.iter().filter(|(_, m)| over(m) && m.said).map(|(key, _)| key.clone()).collect();
-        said.into_iter().for_each(|key| _ = self.take(key));
-        self.take_all(over)
+        let mut gone = self.take_all(|member| member.until.is_some_and(|at| at <= now));
+        for (key, resource) in &mut gone {
+            *resource = self.source.get(key).cloned();
+        }
+        gone
     }
 
     pub fn next_expiry(&self) -> Option<Millis> {
@@ -135,17 +134,19 @@ impl Workloads {
     /// Changes of the source, without what it says of those that have joined here: another control plane's word of the
     /// same is no news, and what is no longer written does not take away who is here. What else is written wins.
     pub fn shadow(&mut self, mut changes: Changes) -> Changes {
-        changes.retain(|(key, resource)| match (self.all.get_mut(key), resource) {
-            (None, _) => true,
-            (Some(member), None) => {
-                member.said = false;
-                false
+        for (key, resource) in changes.iter().filter(|(key, _)| key.kind == Kind::Workload) {
+            match resource {
+                Some(resource) => _ = self.source.insert(key.clone(), resource.clone()),
+                None => _ = self.source.remove(key),
             }
+        }
+        changes.retain(|(key, resource)| match (self.all.get(key), resource) {
+            (None, _) => true,
+            (Some(_), None) => false,
             (Some(member), Some(resource)) => {
                 let same = serde_json::from_slice(&member.json).is_ok_and(|value: serde_json::Value| {
                     Resource::from_value(&value).is_ok_and(|joined| joined == *resource)
                 });
-                member.said = same;
                 if !same {
                     self.take(key.clone());
                 }

@@ -104,10 +104,8 @@ impl Control {
                 None if self.joined.remove(key).is_none() => continue,
                 None => {}
             }
-            let stays = resource.is_none() && late && self.stored.contains_key(key);
-            if !stays {
-                self.put(key, resource.as_ref());
-            }
+            let stored = self.stored.get(key).filter(|_| late).cloned();
+            self.put(key, resource.as_ref().or(stored.as_ref()));
         }
         changes
     }

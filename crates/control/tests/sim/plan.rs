@@ -38,23 +38,24 @@ pub struct Spec {
 
 impl Plan {
     pub fn new(rng: &mut Rng) -> Self {
-        let herd = rng.percent(4);
+        // All get everything, more than fits into one turn.
+        let herd = rng.percent(3);
         let count = match rng.below(20) {
             _ if herd => 50,
-            0 => rng.between(20, 30),
-            1..=4 => rng.between(10, 16),
-            _ => rng.between(5, 9),
+            0 => rng.between(12, 20),
+            1..=4 => rng.between(8, 11),
+            _ => rng.between(5, 7),
         };
         let proxies = (0..count).map(|number| Spec::new(number, herd, rng)).collect();
-        let services = if herd { 16 } else { usize::try_from(rng.between(3, 8)).unwrap_or(3) };
+        let services = if herd { 16 } else { usize::try_from(rng.between(2, 4)).unwrap_or(2) };
         Self {
             controls: usize::try_from(rng.between(1, 3)).unwrap_or(1),
             proxies,
             services,
-            wide: herd || rng.percent(15),
+            wide: rng.percent(15),
             faults: rng.percent(90),
-            storm: rng.between(20, 90) * 1_000,
-            edits: usize::try_from(if herd { rng.between(3, 6) } else { rng.between(8, 40) }).unwrap_or(8),
+            storm: rng.between(15, 50) * 1_000,
+            edits: usize::try_from(if herd { rng.between(3, 6) } else { rng.between(6, 18) }).unwrap_or(8),
         }
     }
 }
@@ -63,7 +64,7 @@ impl Spec {
     fn new(number: u64, herd: bool, rng: &mut Rng) -> Self {
         let mut namespace = rng.pick(&NAMESPACES).unwrap_or(ROOT).to_owned();
         let role = match rng.below(10) {
-            _ if herd => Role::Sidecar,
+            _ if herd => Role::Gateway,
             0..=3 => Role::Gateway,
             4..=8 => Role::Sidecar,
             _ => Role::Node,
@@ -78,7 +79,7 @@ impl Spec {
                 let other = NAMESPACES.iter().find(|n| **n != namespace).unwrap_or(&ROOT);
                 gateways.push(format!("{other}/edge"));
             }
-            Role::Gateway if rng.percent(20) => ROOT.clone_into(&mut namespace),
+            Role::Gateway if herd || rng.percent(20) => ROOT.clone_into(&mut namespace),
             Role::Gateway if rng.percent(50) => gateways.push(format!("{namespace}/edge")),
             Role::Gateway => {}
             _ if rogue => workload = Some("elsewhere/w0".to_owned()),
@@ -91,7 +92,7 @@ impl Spec {
         }
         let slow = match rng.below(20) {
             _ if herd => rng.between(20, 200),
-            0 => rng.between(1_000, 90_000),
+            0 => rng.between(1_000, 25_000),
             1..=4 => rng.between(200, 3_000),
             _ => rng.between(5, 200),
         };

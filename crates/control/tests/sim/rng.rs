@@ -36,9 +36,4 @@ impl Rng {
     pub fn pick<T: Clone>(&mut self, list: &[T]) -> Option<T> {
         (!list.is_empty()).then(|| list[self.index(list.len())].clone())
     }
-
-    /// Evenly between 0 and 1.
-    pub fn share(&mut self) -> f64 {
-        self.below(1_000_000) as f64 / 1_000_000.0
-    }
 }
