@@ -159,7 +159,7 @@ impl World {
                 }
                 Action::Apply(change) => {
                     let proxy = &mut self.proxies[i];
-                    let mut outcome = Outcome { nonce: change.nonce.clone(), ..Outcome::default() };
+                    let mut outcome = Outcome { number: change.number, ..Outcome::default() };
                     for (key, version, _) in change.upserts {
                         if proxy.rejects.as_ref() == Some(&key) {
                             outcome.rejected.push((key, version, vec!["bad".to_owned()]));
