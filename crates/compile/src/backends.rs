@@ -375,7 +375,7 @@ fn of_address(cx: &Context<'_>, wanted: &ClusterUse) -> Cluster {
     let ip: Option<std::net::IpAddr> = wanted.name.parse().ok();
     let address = ip.map(|ip| std::net::SocketAddr::new(ip, wanted.port));
     let finder = cx.mesh.finder(wanted.caller.as_deref());
-    let endpoint = address.map(|address| Endpoint { weight: 1, ..finder.endpoint(address, None) });
+    let endpoint = address.map(|address| Endpoint { weight: 1, ..finder.endpoint(address, None, None) });
     let mut cluster = blank(wanted, Discovery::Static(endpoint.into_iter().collect()));
     cluster.protocol = match wanted.wire {
         Wire::Http => UpstreamProtocol::Http1,

@@ -47,6 +47,7 @@ impl Finder<'_, '_> {
     ) -> Discovery {
         let mut all: BTreeMap<SocketAddr, Found> = BTreeMap::new();
         let mut name: Option<(String, u16)> = None;
+        let namespace = Some(service.metadata.namespace.as_str());
         for slice in slices {
             self.of_slice(report, slice, service, port, &mut all, &mut name);
         }
@@ -55,7 +56,7 @@ impl Finder<'_, '_> {
             let Some(ip) = members::addresses(workload).first().copied() else { continue };
             let address = SocketAddr::new(ip, number);
             all.entry(address).or_insert_with(|| Found {
-                endpoint: self.endpoint(address, None),
+                endpoint: self.endpoint(address, None, namespace),
                 ready: true,
                 used: true,
             });
@@ -99,8 +100,11 @@ impl Finder<'_, '_> {
                 continue;
             };
             let address = SocketAddr::new(ip, number);
-            let new =
-                || Found { endpoint: self.endpoint(address, endpoint.zone.as_deref()), ready: false, used: false };
+            let new = || Found {
+                endpoint: self.endpoint(address, endpoint.zone.as_deref(), Some(namespace)),
+                ready: false,
+                used: false,
+            };
             // What is not used is entered too, to keep its Workload from coming in.
             let known = all.entry(address).or_insert_with(new);
             known.ready |= ready;
@@ -108,16 +112,18 @@ impl Finder<'_, '_> {
         }
     }
 
-    /// An endpoint with what its Workload says, if there is one.
-    pub(crate) fn endpoint(&self, address: SocketAddr, zone: Option<&str>) -> Endpoint {
+    /// An endpoint with what its Workload says, if there is one. `namespace` is that of whoever names the address: a Workload
+    /// of another one is taken at that address only, so that it cannot draw the traffic away to a tunnel elsewhere.
+    pub(crate) fn endpoint(&self, address: SocketAddr, zone: Option<&str>, namespace: Option<&str>) -> Endpoint {
         let workload: Option<&Workload> = self.members.at(address.ip()).map(Arc::as_ref);
+        let own = workload.is_some_and(|w| namespace.is_none_or(|namespace| w.metadata.namespace == namespace));
         let zone = workload.and_then(|w| w.spec.zone.as_deref()).or(zone);
         Endpoint {
             address,
             weight: workload.map_or(1, |w| w.spec.weight),
             zone: zone.map(str::to_owned),
             priority: self.locality.priority(zone, locality::region(self.members, address.ip())),
-            peer: self.members.peer(address),
+            peer: self.members.peer(address).filter(|peer| own || peer.via.address().ip() == address.ip()),
         }
     }
 }

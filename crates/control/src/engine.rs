@@ -208,7 +208,7 @@ impl Engine {
         if !unchanged {
             revision += 1;
         }
-        let mut about_resources = compiled.diagnostics.clone();
+        let mut about_resources = if self.source.has_spoken() { compiled.diagnostics.clone() } else { Vec::new() };
         self.source.locate(&mut about_resources);
         let mut diagnostics = self.source.diagnostics();
         diagnostics.extend(about_resources);
@@ -364,5 +364,64 @@ mod tests {
         looks.changed().await.unwrap();
         assert_eq!(installs.load(Ordering::SeqCst), before + 1);
         run.abort();
+    }
+
+    /// A control plane that says nothing until it is asked.
+    #[derive(Default)]
+    struct Late {
+        resources: Resources,
+        spoken: bool,
+    }
+
+    impl Source for Late {
+        fn remember(&mut self, _: &Saved) {}
+
+        fn changed(&mut self) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn refresh(&mut self, everywhere: bool) -> bool {
+            self.spoken |= !everywhere;
+            true
+        }
+
+        fn resources(&self) -> &Resources {
+            &self.resources
+        }
+
+        fn has_spoken(&self) -> bool {
+            self.spoken
+        }
+
+        fn diagnostics(&self) -> Vec<Diagnostic> {
+            Vec::new()
+        }
+
+        fn is_last_good(&self) -> bool {
+            false
+        }
+
+        fn to_saved(&self) -> Option<Saved> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_missed_before_the_source_has_spoken() {
+        let workload = selvedge_compile::LocalWorkload {
+            namespace: "shop".to_owned(),
+            workload: "web".to_owned(),
+            own: None,
+            netns: selvedge_compile::snapshot::Netns::default(),
+            ports: selvedge_compile::Ports::default(),
+        };
+        let position = selvedge_compile::Position::Workloads(vec![workload]);
+        let options = Options { position, ..Options::default() };
+        let mut engine = Engine::with(Box::new(Late::default()), None, options, Box::new(|_| Vec::new()));
+        let current = engine.current();
+        assert_eq!(current.borrow().diagnostics, []);
+        engine.look((Cause::Sources, false));
+        let said = current.borrow().diagnostics.clone();
+        assert!(said.iter().any(|d| d.to_string().contains("does not exist")), "{said:?}");
     }
 }

@@ -32,6 +32,10 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at the same time; more wait in the backlog. A restart with thousands of proxies must not cost the memory of
 /// thousands of handshakes at once.
 const HANDSHAKES: usize = 128;
+/// Calls of one connection at the same time. A proxy has a stream, and a call or two for its certificates.
+const CALLS: u32 = 128;
+/// A proxy that has just started is given so long to get its first certificate before it says that it has none.
+const CERTIFICATE: Duration = Duration::from_secs(3);
 /// Both sides ask whether the other is still there, after this much silence.
 const ALIVE: Duration = Duration::from_secs(5);
 
@@ -210,6 +214,7 @@ pub fn server() -> tonic::transport::Server {
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(ALIVE))
         .http2_keepalive_timeout(Some(ALIVE))
+        .max_concurrent_streams(Some(CALLS))
         .tcp_nodelay(true)
 }
 
@@ -227,6 +232,10 @@ impl Dial for Dialer {
         let url = url.to_owned();
         Box::pin(async move {
             let secure = url.starts_with("https://");
+            if let (true, Some(own)) = (secure, &own) {
+                // What is wrong without one, the handshake tells.
+                let _ = tokio::time::timeout(CERTIFICATE, certified(&identities, own)).await;
+            }
             // TLS is ours, so that the scheme for tonic is always that of clear text.
             let clear = url.replacen("https://", "http://", 1);
             let endpoint = Endpoint::from_shared(clear).map_err(|e| format!("`{url}` is no URL: {e}"))?;
@@ -267,6 +276,12 @@ pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// Resolves when there is a certificate to show.
+async fn certified(identities: &Identities, own: &SpiffeId) {
+    let mut changed = identities.changed();
+    while identities.get(own).is_none() && changed.changed().await.is_ok() {}
 }
 
 /// The innermost causes of an error say what is wrong.

@@ -179,6 +179,15 @@ pub enum Via {
     MutualTls(SocketAddr),
 }
 
+impl Via {
+    /// Where its proxy listens.
+    pub fn address(self) -> SocketAddr {
+        match self {
+            Self::Hbone(address) | Self::MutualTls(address) => address,
+        }
+    }
+}
+
 /// Protocol names (ALPN) of connections between members of a mesh.
 pub mod alpn {
     /// HBONE is HTTP/2.

@@ -267,8 +267,12 @@ impl Ca {
             let issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
             issued.iter().filter(|(i, ..)| i == id).map(|(_, serial, _)| serial.clone()).collect()
         };
+        // First, so that nobody who has stolen a token or its key comes back by it.
+        for token in self.tokens.list().await?.iter().filter(|token| token.identity == id.as_str()) {
+            self.tokens.delete(&token.id).await?;
+        }
         self.step(|core, now| core.revoke_identity(id, &serials, now).map(|()| true)).await?;
-        warn!(%id, "an identity was revoked");
+        warn!(%id, "an identity was revoked, with all join tokens for it");
         Ok(())
     }
 

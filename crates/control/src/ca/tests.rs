@@ -369,6 +369,27 @@ async fn renewing() {
     assert_eq!(own.leaf.chain.last(), ca.bundle().roots.first());
 }
 
+/// Who has stolen a token, or a node's key with the token that it joined by, does not come back after a revocation.
+#[tokio::test]
+async fn a_revoked_identity_cannot_join_again_by_an_old_token() {
+    let (store, hand) = (Arc::new(Memory::new()), Hand::new());
+    let ca = open(&store, &hand).await.unwrap();
+    let (used, unused) =
+        (ca.create_token(&order(HOUR, 1)).await.unwrap(), ca.create_token(&order(HOUR, 1)).await.unwrap());
+    let other = Order { id: id("cart"), ..order(HOUR, 1) };
+    let other = ca.create_token(&other).await.unwrap();
+    let stolen = KeyPair::generate().unwrap();
+    ca.join(&used.reveal(), None, &csr(&stolen)).await.unwrap();
+    hand.forward(600);
+    ca.revoke_identity(&id("orders")).await.unwrap();
+    for token in [used, unused] {
+        assert_eq!(refusal(ca.join(&token.reveal(), None, &csr(&stolen)).await), tokens::Refused::Unknown);
+    }
+    ca.join(&other.reveal(), None, &new_csr()).await.unwrap();
+    let token = ca.create_token(&order(HOUR, 1)).await.unwrap();
+    ca.join(&token.reveal(), None, &new_csr()).await.unwrap();
+}
+
 /// Two control planes with one store never tread on each other, and each sees what the other did.
 #[tokio::test]
 async fn two_control_planes_share_a_store() {

@@ -33,6 +33,8 @@ pub enum Token {
     Host(String),
     /// Services, Workloads and ExternalServices of an address.
     Address(IpAddr),
+    /// EndpointSlices that name an address.
+    Endpoint(IpAddr),
 }
 
 /// One resource.
@@ -263,6 +265,7 @@ impl Reader<'_> {
         let endpoints = value["endpoints"].as_array().into_iter().flatten();
         let addresses = endpoints.flat_map(|e| e["addresses"].as_array().into_iter().flatten());
         self.links.endpoints.extend(addresses.filter_map(|a| text(a)?.parse::<IpAddr>().ok()));
+        self.provides.extend(self.links.endpoints.iter().map(|address| Token::Endpoint(*address)));
     }
 
     fn mesh(&mut self, spec: &Value) {

@@ -30,6 +30,8 @@ pub const MAX_NODES: usize = 50_000;
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// Workloads or Gateways of one proxy.
 const MAX_NAMES: usize = 1_000;
+/// A stream that has not said who it is and what it has by then is cut: it takes the place of a proxy.
+const GREETING: Millis = 60_000;
 /// After a start, workloads that have not yet come back are not taken from proxies for so long.
 pub const SETTLE: Millis = 10_000;
 
@@ -229,6 +231,10 @@ impl Hub {
                 self.step(now, node, Event::Settled);
             }
             self.step(now, node, Event::Tick);
+            let silent = |m: &Member| m.node.is_greeting() && now >= m.since + GREETING;
+            if self.members.get(&node).is_some_and(silent) {
+                self.close(node, format!("it has not said in {} s who it is and what it has", GREETING / 1000));
+            }
         }
     }
 
@@ -266,12 +272,10 @@ impl Hub {
             wanted: hello.subscriptions.iter().take(MAX_SUBSCRIPTIONS).filter_map(wanted).collect(),
         };
         self.allowed(&interest, identity.as_ref())?;
-        let twins =
-            self.members.iter().filter(|(other, m)| **other != node && m.role.is_some() && m.hello.id == hello.id);
-        for (twin, same) in twins.map(|(twin, m)| (*twin, m.identity == identity)).collect::<Vec<_>>() {
-            if !same {
-                return Err(format!("another proxy of another identity is called `{}`", hello.id));
-            }
+        // A name counts within an identity: nobody can take another's, and so keep it out.
+        let twin = |m: &Member| m.role.is_some() && m.hello.id == hello.id && m.identity == identity;
+        let twins = self.members.iter().filter(|(other, m)| **other != node && twin(m));
+        for twin in twins.map(|(twin, _)| *twin).collect::<Vec<_>>() {
             self.joined.inherit(twin, node);
             self.close(twin, "the proxy has opened another stream".to_owned());
         }
@@ -352,7 +356,10 @@ impl Hub {
         let known = |resource: &Resource| {
             self.graph.get(&resource.key()).is_some_and(|entry| entry.version != canonical(resource).1)
         };
-        let taken = |address| self.graph.find(&Token::Address(address)).cloned().collect::<Vec<_>>();
+        let taken = |address| {
+            let tokens = [Token::Address(address), Token::Endpoint(address)];
+            tokens.iter().flat_map(|token| self.graph.find(token)).cloned().collect::<Vec<_>>()
+        };
         let (refused, changes) = match self.joined.register(node, identity.as_ref(), &register.workload, known, taken) {
             Ok(Joined::New(resource)) => (String::new(), vec![(resource.key(), Some(resource))]),
             Ok(Joined::Same) => (String::new(), Vec::new()),
@@ -577,5 +584,110 @@ pub fn wanted(subscription: &Subscription) -> Option<Wanted> {
             .filter(|w| *w != Wanted::Host(String::new())),
         What::Host(_) => None,
         What::Address(address) => address.parse().ok().map(Wanted::Address),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        proto::discovery::Role as WireRole,
+        publish::testing::{resource, service, slice},
+    };
+
+    fn hello(hub: &mut Hub, node: NodeId, identity: &str, id: &str) {
+        let identity = SpiffeId::workload("mesh.example", "shop", identity).ok();
+        hub.connected(0, node, Some(identity));
+        let hello = Hello { id: id.to_owned(), role: WireRole::Sidecar.into(), ..Hello::default() };
+        hub.message(0, node, ProxyMessage { message: Some(Message::Hello(hello)) });
+    }
+
+    fn closed(hub: &mut Hub) -> Vec<NodeId> {
+        let out = hub.take_output().into_iter();
+        out.filter(|(_, output)| matches!(output, Output::Close(_))).map(|(node, _)| node).collect()
+    }
+
+    #[test]
+    fn nobody_can_keep_a_proxy_out_by_taking_its_name() {
+        let mut hub = Hub::new(0);
+        hello(&mut hub, 1, "squatter", "web");
+        hello(&mut hub, 2, "web", "web");
+        assert_eq!(closed(&mut hub), [0; 0]);
+        hello(&mut hub, 3, "web", "web");
+        assert_eq!(closed(&mut hub), [2], "the same proxy has come again");
+    }
+
+    #[test]
+    fn who_says_nothing_takes_no_place_for_long() {
+        let mut hub = Hub::new(0);
+        hub.connected(0, 1, Some(None));
+        hello(&mut hub, 2, "web", "says hello only");
+        hello(&mut hub, 3, "web", "fine");
+        let known = Known { resources: Vec::new(), last: true };
+        hub.message(0, 3, ProxyMessage { message: Some(Message::Known(known)) });
+        hub.tick(GREETING - 1);
+        assert_eq!(closed(&mut hub), [0; 0]);
+        hub.take_output();
+        let ack = crate::proto::discovery::Ack { nonce: "1".into(), ..Default::default() };
+        hub.message(GREETING - 1, 3, ProxyMessage { message: Some(Message::Ack(ack)) });
+        hub.tick(GREETING);
+        assert_eq!(closed(&mut hub), [1, 2]);
+    }
+
+    /// What is answered to a Workload `evil/w` with that address.
+    fn joins(hub: &mut Hub, address: &str) -> String {
+        hub.connected(0, 9, Some(SpiffeId::workload("mesh.example", "evil", "default").ok()));
+        let workload = format!(
+            r#"{{"apiVersion":"selvedge.dev/v1alpha1","kind":"Workload","metadata":{{"name":"w","namespace":"evil","creationTimestamp":"1970-01-01T00:00:00Z"}},"spec":{{"addresses":["{address}"],"ports":[{{"port":80}}]}}}}"#
+        );
+        hub.register(0, 9, &Register { number: 1, workload: workload.into() });
+        let refused = hub.take_output().into_iter().find_map(|(_, output)| match output {
+            Output::Registered { refused, .. } => Some(refused),
+            _ => None,
+        });
+        refused.unwrap()
+    }
+
+    #[test]
+    fn a_workload_cannot_take_an_address_that_another_namespace_has() {
+        let mut hub = Hub::new(0);
+        let there = [
+            service("shop", "orders", "10.0.0.1"),
+            slice("shop", "orders", &["10.1.0.1"]),
+            resource(
+                "{apiVersion: selvedge.dev/v1alpha1, kind: ExternalService, metadata: {name: db, namespace: shop}, spec: {hosts: [db.example], addresses: [192.0.2.1], ports: [{port: 5432}]}}",
+            ),
+        ];
+        hub.resources(0, there.into_iter().map(|r| (r.key(), Some(r))).collect());
+        for (address, owner) in [
+            ("10.0.0.1", "Service shop/orders"),
+            ("10.1.0.1", "EndpointSlice"),
+            ("192.0.2.1", "ExternalService shop/db"),
+        ] {
+            let refused = joins(&mut hub, address);
+            assert!(refused.contains(owner), "{address}: {refused}");
+        }
+        assert_eq!(joins(&mut hub, "10.1.0.2"), "");
+    }
+
+    #[test]
+    fn a_workload_that_joins_is_not_older_than_what_is_written() {
+        let mut hub = Hub::new(0);
+        assert_eq!(joins(&mut hub, "10.1.0.2"), "");
+        let key = ResourceKey::new(Kind::Workload, "evil", "w");
+        let json = String::from_utf8_lossy(&hub.graph.get(&key).unwrap().json).into_owned();
+        assert!(!json.contains("1970"), "{json}");
+    }
+
+    #[test]
+    fn what_is_no_workload_does_no_harm() {
+        let mut hub = Hub::new(0);
+        hub.connected(0, 1, Some(None));
+        for hostile in ["", "[]", "null", "7", "{\"metadata\":[]}", "{\"metadata\":{\"name\":1}}"] {
+            hub.register(0, 1, &Register { number: 1, workload: hostile.to_owned().into() });
+            let out = hub.take_output();
+            let [(1, Output::Registered { refused, .. })] = &out[..] else { panic!("{out:?}") };
+            assert!(!refused.is_empty(), "{hostile}");
+        }
     }
 }

@@ -51,7 +51,12 @@ impl Workloads {
         if json.len() > MAX_BYTES {
             return Err(format!("a Workload of {} bytes; at most {MAX_BYTES} are read", json.len()));
         }
-        let value = serde_json::from_slice(json).map_err(|e| format!("not JSON: {e}"))?;
+        let mut value: serde_json::Value = serde_json::from_slice(json).map_err(|e| format!("not JSON: {e}"))?;
+        // Of two workloads with one address the older has it: its age is not for it to say.
+        if let Some(metadata) = value.get_mut("metadata").and_then(serde_json::Value::as_object_mut) {
+            metadata.remove("creationTimestamp");
+        }
+        let json = serde_json::to_vec(&value).map_err(|e| format!("not JSON: {e}"))?;
         let resource = Resource::from_value(&value).map_err(|findings| {
             findings.first().map_or_else(|| "not a resource".to_owned(), |f| format!("{}: {}", f.path, f.message))
         })?;
@@ -79,7 +84,9 @@ impl Workloads {
         }
         for address in &workload.spec.addresses {
             let address: Option<IpAddr> = address.to_string().parse().ok();
-            let other = address.into_iter().flat_map(&taken).find(|other| *other != key && other.kind == key.kind);
+            // Traffic for what others have written must not be drawn away. In its own namespace it may be an endpoint.
+            let theirs = |o: &ResourceKey| *o != key && (o.kind == key.kind || o.namespace != key.namespace);
+            let other = address.into_iter().flat_map(&taken).find(theirs);
             if let (Some(address), Some(other)) = (address, other) {
                 return Err(format!("{other} has the address {address} already"));
             }
@@ -89,8 +96,8 @@ impl Workloads {
             return Err(format!("one proxy brings {MAX_WORKLOADS} workloads at most"));
         }
         let same = mine.is_some_and(|m| m.json == json);
-        self.changed.insert(key.clone(), Some(json.to_vec()));
-        self.all.insert(key, Member { node, json: json.to_vec(), until: None });
+        self.changed.insert(key.clone(), Some(json.clone()));
+        self.all.insert(key, Member { node, json, until: None });
         Ok(if same { Joined::Same } else { Joined::New(resource) })
     }
 

@@ -146,7 +146,10 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        for wanted in &interest.wanted {
+        // A gateway needs what its Gateways lead to. What it asked for besides would be served with its Secrets, whosoever
+        // they are.
+        let on_demand = interest.wanted.iter().filter(|_| interest.role != Role::Gateway);
+        for wanted in on_demand {
             let found = self.wanted(wanted);
             if found {
                 self.scope.known.insert(wanted.clone());
@@ -436,6 +439,21 @@ mod tests {
         assert!(names(&all).contains(&"Gateway other/edge".to_owned()));
         let none = scope(&shop(), &interest(Role::Gateway, "elsewhere"));
         assert_eq!(names(&none), [""; 0]);
+    }
+
+    #[test]
+    fn a_gateway_cannot_ask_for_the_secrets_of_others() {
+        let graph = graph(&[
+            resource(
+                "{apiVersion: gateway.networking.k8s.io/v1, kind: ListenerSet, metadata: {name: set, namespace: other}, spec: {parentRef: {name: edge}, listeners: [{name: web, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: cert}]}}]}}",
+            ),
+            secret("other", "cert"),
+        ]);
+        let set = ResourceKey::new(Kind::ListenerSet, "other", "set");
+        for role in [Role::Gateway, Role::Sidecar, Role::Node] {
+            let interest = Interest { wanted: [Wanted::Key(set.clone())].into(), ..interest(role, "shop") };
+            assert!(!scope(&graph, &interest).keys.contains(&secret("other", "cert").key()), "{role:?}");
+        }
     }
 
     #[test]

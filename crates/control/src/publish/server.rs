@@ -276,6 +276,10 @@ impl Discovery for Service {
 
     async fn stream(&self, request: Request<Streaming<ProxyMessage>>) -> Result<Response<Self::StreamStream>, Status> {
         let peer = request.extensions().get::<PeerInfo>().cloned().unwrap_or_default();
+        // Whoever comes to join has no certificate yet; it must not take the place of a proxy.
+        if peer.proves && peer.peer.is_none() {
+            return Err(Status::unauthenticated("the discovery stream needs a client certificate: join first"));
+        }
         let shared = self.shared.clone();
         let (mail, outputs) = mpsc::channel(MAILBOX);
         let end = Arc::new(Notify::new());
@@ -367,5 +371,28 @@ impl Iterator for Chunks {
             self.done = true;
         }
         Some(Ok(ControlMessage { message: Some(Message::Update(update)) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::codec::Codec;
+
+    #[tokio::test]
+    async fn who_has_no_certificate_takes_no_place() {
+        let publisher = Publisher::new("control");
+        let service = Service { shared: publisher.shared.clone() };
+        let call = |peer: PeerInfo| {
+            let decoder = tonic_prost::ProstCodec::<ControlMessage, ProxyMessage>::default().decoder();
+            let mut request = Request::new(Streaming::new_empty(decoder, String::new()));
+            request.extensions_mut().insert(peer);
+            service.stream(request)
+        };
+        let nobody = PeerInfo { proves: true, ..PeerInfo::default() };
+        let refused = call(nobody).await.err().map(|status| status.code());
+        assert_eq!(refused, Some(tonic::Code::Unauthenticated));
+        assert_eq!(publisher.shared.lock().hub.members().count(), 0);
+        assert!(call(PeerInfo::default()).await.is_ok(), "where nobody proves anything");
     }
 }

@@ -35,6 +35,11 @@ pub trait Source: Send {
     /// What it says now.
     fn resources(&self) -> &Resources;
 
+    /// Whether it has said anything, now or in an earlier run. Before, nothing that is missing is amiss.
+    fn has_spoken(&self) -> bool {
+        true
+    }
+
     /// What is wrong, but for what the compiler says.
     fn diagnostics(&self) -> Vec<Diagnostic>;
 

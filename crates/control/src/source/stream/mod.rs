@@ -25,6 +25,8 @@ pub struct StreamSource {
     dial: Arc<dyn Dial>,
     intake: Intake,
     link: Option<Ends>,
+    /// A first update has come.
+    spoken: bool,
     pending: Option<Change>,
     state: watch::Sender<State>,
     handle: Handle,
@@ -44,6 +46,7 @@ impl StreamSource {
             dial,
             intake: Intake::default(),
             link: None,
+            spoken: false,
             pending: None,
             state: watch::Sender::default(),
             handle,
@@ -96,8 +99,13 @@ impl Source for StreamSource {
     fn refresh(&mut self, _everywhere: bool) -> bool {
         let pending = self.pending.take().or_else(|| self.link.as_mut()?.changes.try_recv().ok());
         let Some(change) = pending else { return false };
-        self.intake.take_in(change);
+        self.take_in(change);
+        self.spoken = true;
         true
+    }
+
+    fn has_spoken(&self) -> bool {
+        self.spoken || !self.resources.is_empty()
     }
 
     fn resources(&self) -> &Resources {
