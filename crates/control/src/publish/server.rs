@@ -389,7 +389,8 @@ mod tests {
             request.extensions_mut().insert(peer);
             service.stream(request)
         };
-        let nobody = PeerInfo { proves: true, ..PeerInfo::default() };
+        let mut nobody = PeerInfo::default();
+        nobody.proves = true;
         let refused = call(nobody).await.err().map(|status| status.code());
         assert_eq!(refused, Some(tonic::Code::Unauthenticated));
         assert_eq!(publisher.shared.lock().hub.members().count(), 0);
