@@ -116,7 +116,12 @@ impl Graph {
         let old = before.as_ref().map_or(&none, |before| &before.provides);
         let touched = Touched {
             same: false,
-            tokens: old.symmetric_difference(&entry.provides).cloned().collect(),
+            // Nobody is told of who names an address: it is only looked up.
+            tokens: old
+                .symmetric_difference(&entry.provides)
+                .filter(|token| !matches!(token, Token::Endpoint(_)))
+                .cloned()
+                .collect(),
             relinked: before.as_ref().is_none_or(|before| before.links != entry.links),
         };
         for token in old.difference(&entry.provides) {
