@@ -466,7 +466,7 @@ fn report(cluster: &LiveCluster, endpoint: &LiveEndpoint, result: &Result<Respon
         Err(failure) => match failure.error.kind {
             Kind::Connect | Kind::ConnectTimeout | Kind::Tls => Outcome::ConnectFailure,
             Kind::Timeout => Outcome::Timeout,
-            Kind::Overflow | Kind::NoEndpoint | Kind::Cancelled | Kind::Refused => return,
+            Kind::Overflow | Kind::NoEndpoint | Kind::Cancelled | Kind::Refused | Kind::Denied => return,
             // An idle connection that the endpoint closed is no failure of the endpoint.
             _ if failure.reused && failure.progress != Progress::Answered => return,
             _ => Outcome::Reset,

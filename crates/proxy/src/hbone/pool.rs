@@ -12,7 +12,7 @@ use crate::{
     tls::mesh::{self, Proof},
 };
 use ahash::AHashMap;
-use http::{Method, Uri, header};
+use http::{Method, StatusCode, Uri, header};
 use http_body::Body as _;
 use selvedge_compile::snapshot::{Netns, alpn};
 use selvedge_wire::{hbone, spiffe::SpiffeId};
@@ -318,7 +318,12 @@ async fn accepted(mut response: Response, to: &Towards<'_>) -> Result<Io, Error>
         return Ok(io);
     }
     let status = response.status();
-    let kind = if status.is_server_error() { Kind::Connect } else { Kind::Protocol { status: 502 } };
+    let kind = match status {
+        // The policies of the other side decide by identity alone: the same answer as where they look at requests.
+        StatusCode::FORBIDDEN => Kind::Denied,
+        status if status.is_server_error() => Kind::Connect,
+        _ => Kind::Protocol { status: 502 },
+    };
     let reason = reason(response.into_body()).await;
     let message = format!("the proxy of {} at {} refused a tunnel to {}: {status}{reason}", to.peer, to.via, to.target);
     Err(Error::upstream(kind, message))
