@@ -74,6 +74,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    demo::children::end_with_parent();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Run(args) => run::run(&args, &cli.log),

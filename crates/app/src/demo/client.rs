@@ -1,8 +1,12 @@
 //! `selvedge demo grpc|ws|tcp`: small clients for what curl does not speak, so that the demo needs no other tool.
 
 use super::{
+    identities,
     ports::DEFAULT_BASE,
-    services::inventory::{GET, Stock, StockRequest, WATCH},
+    services::{
+        self,
+        inventory::{GET, Stock, StockRequest, WATCH},
+    },
 };
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
@@ -50,6 +54,13 @@ pub enum Attempt {
         #[arg(default_value = "hello")]
         message: String,
     },
+    /// A program of the demo with --netns.
+    #[command(hide = true)]
+    Serve { name: String, address: SocketAddr },
+    /// Show the certificates of all members of the mesh.
+    Identities(identities::Folder),
+    /// Wait until a member of the mesh has a new certificate, and send requests all the while.
+    Rotation(identities::Watch),
     /// Send a line to the echo service over TCP.
     Tcp {
         /// TCP port of the gateway.
@@ -75,6 +86,12 @@ pub struct HttpPort {
 pub fn run(attempt: &Attempt) -> Result<ExitCode> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    if let Attempt::Rotation(watch) = attempt {
+        return runtime.block_on(identities::watch(watch)).map(|()| ExitCode::SUCCESS);
+    }
+    if let Attempt::Serve { name, address } = attempt {
+        return runtime.block_on(services::greet(name, *address)).map(|()| ExitCode::SUCCESS);
+    }
     let made = runtime.block_on(async { tokio::time::timeout(LIMIT, make(attempt)).await });
     made.context("no answer within ten seconds")??;
     Ok(ExitCode::SUCCESS)
@@ -100,6 +117,9 @@ async fn make(attempt: &Attempt) -> Result<()> {
             }
             socket.close(None).await.context("cannot close")?;
         }
+        Attempt::Identities(folder) => identities::print(folder)?,
+        // Without a limit of time, above.
+        Attempt::Rotation(_) | Attempt::Serve { .. } => {}
         Attempt::Tcp { port, message } => {
             let mut stream = connect(local(*port)).await?;
             stream.write_all(format!("{message}\n").as_bytes()).await.context("cannot send")?;

@@ -10,10 +10,11 @@ use std::{
 };
 
 /// The example, file by file. `selvedge check` reads it as it is; only the Secret is missing.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("cart.yaml", include_str!("../../../../examples/demo/cart.yaml")),
     ("catalog.yaml", include_str!("../../../../examples/demo/catalog.yaml")),
     ("gateway.yaml", include_str!("../../../../examples/demo/gateway.yaml")),
+    ("mesh.yaml", include_str!("../../../../examples/demo/mesh.yaml")),
     ("services.yaml", include_str!("../../../../examples/demo/services.yaml")),
     ("streams.yaml", include_str!("../../../../examples/demo/streams.yaml")),
     ("welcome.yaml", include_str!("../../../../examples/demo/welcome.yaml")),
@@ -32,7 +33,7 @@ impl Folder {
     ///
     /// # Errors
     /// When `chosen` holds something already, or the disk does not take it.
-    pub fn create(chosen: Option<&Path>, ports: Ports) -> Result<Self> {
+    pub fn create(chosen: Option<&Path>, ports: Ports, netns: bool) -> Result<Self> {
         let folder = match chosen {
             Some(path) => Self::chosen(path)?,
             None => {
@@ -41,12 +42,35 @@ impl Folder {
                 Self { path: temporary.path().to_owned(), _temporary: Some(temporary) }
             }
         };
-        folder.fill(ports).with_context(|| format!("cannot write to {}", folder.path.display()))?;
+        folder.fill(ports, netns).with_context(|| format!("cannot write to {}", folder.path.display()))?;
         Ok(folder)
     }
 
     pub fn resources(&self) -> PathBuf {
         self.path.join("resources")
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What a process keeps.
+    pub fn state(&self, process: &str) -> PathBuf {
+        self.path.join("state").join(process)
+    }
+
+    /// What a process says.
+    pub fn log(&self, process: &str) -> PathBuf {
+        self.logs().join(format!("{process}.log"))
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Of a process that joins the mesh.
+    pub fn token(&self, process: &str) -> PathBuf {
+        self.state(process).join("token")
     }
 
     pub fn authority(&self) -> PathBuf {
@@ -69,9 +93,14 @@ impl Folder {
         Ok(Self { path, _temporary: None })
     }
 
-    fn fill(&self, ports: Ports) -> Result<()> {
+    fn fill(&self, ports: Ports, netns: bool) -> Result<()> {
         let resources = self.resources();
         fs::create_dir_all(&resources)?;
+        fs::create_dir_all(self.logs())?;
+        if netns {
+            fs::write(resources.join("mesh.yaml"), include_str!("netns.yaml"))?;
+            return Ok(());
+        }
         let log = format!("path: {}", serde_json::to_string(&self.access_log().to_string_lossy())?);
         for (name, text) in FILES {
             fs::write(resources.join(name), ports.moved(text).replace(LOG_LINE, &log))?;
@@ -94,7 +123,7 @@ mod tests {
     #[test]
     fn a_temporary_folder_goes_and_a_chosen_one_stays() {
         let ports = Ports::new(9000);
-        let folder = Folder::create(None, ports).expect("a folder");
+        let folder = Folder::create(None, ports, false).expect("a folder");
         let gateway = fs::read_to_string(folder.resources().join("gateway.yaml")).expect("the gateway");
         assert!(gateway.contains("port: 9001") && !gateway.contains("808"), "{gateway}");
         assert!(gateway.contains(&format!("path: \"{}\"", folder.access_log().display())), "{gateway}");
@@ -104,9 +133,9 @@ mod tests {
 
         let parent = tempfile::tempdir().expect("a folder");
         let chosen = parent.path().join("demo");
-        drop(Folder::create(Some(&chosen), ports).expect("a folder"));
+        drop(Folder::create(Some(&chosen), ports, false).expect("a folder"));
         assert!(chosen.join("resources/certificate.yaml").exists());
-        let error = Folder::create(Some(&chosen), ports).err().expect("not empty").to_string();
+        let error = Folder::create(Some(&chosen), ports, false).err().expect("not empty").to_string();
         assert!(error.contains("--dir"), "{error}");
     }
 }

@@ -1,23 +1,31 @@
-//! `selvedge demo`: a small shop on loopback, the gateway in front of it, a trickle of traffic, and what to try.
+//! `selvedge demo`: a small shop on loopback, all of it in a mesh, the gateway in front of it, a trickle of traffic, and what
+//! to try.
 
 mod certificate;
+pub mod children;
 mod client;
+mod fleet;
 mod folder;
+mod identities;
+mod netns;
 mod paint;
 mod ports;
 mod services;
+mod spaces;
 mod summary;
 mod traffic;
 
-use crate::run;
-use anyhow::{Context, Result};
+use crate::logging;
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use clap::{Args as ClapArgs, Parser};
+use clap::Args as ClapArgs;
+use fleet::Fleet;
 use folder::Folder;
 use http::Request;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use ports::Ports;
+use spaces::Spaces;
 use std::{
     ffi::OsString,
     io::Write,
@@ -31,38 +39,39 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 
-/// What the process says of itself during the demo, unless `--log` asks for something: warnings, and reloads.
-const LOG: &str = "warn,selvedge_control=info";
+/// What this process says of itself, unless `--log` asks for something; the others write files.
+const LOG: &str = "warn";
 /// Longest time for the gateway to answer its first request.
 const START: Duration = Duration::from_secs(20);
 /// Between looks at whether it does.
 const LOOK: Duration = Duration::from_millis(20);
-/// Between signals to a gateway that was not up yet at the first.
-const AGAIN: Duration = Duration::from_millis(100);
+/// Between looks at whether all processes are alive.
+const ALIVE: Duration = Duration::from_millis(500);
 /// Seconds that open connections have to finish at the end.
 const DRAIN: &str = "2";
 
 #[derive(Debug, Clone, ClapArgs)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
-    /// First of 20 ports in a row: HTTP here, HTTPS at +1, TCP at +2, admin at +3, the sample services from +10.
+    /// First of 20 ports in a row: HTTP here, HTTPS at +1, TCP at +2, admin at +3, control plane
+    /// at +4, the sample services from +10.
     #[arg(long, default_value_t = ports::DEFAULT_BASE, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=65_500))]
     port_base: u16,
     /// New or empty folder for the resources, which stays afterwards; a temporary one when not given.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// Seconds that certificates of the mesh live; they are renewed at half of that.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(4..=86_400))]
+    svid_ttl: u64,
+    /// Show programs that know nothing of the mesh instead, each in a network namespace, with their connections captured;
+    /// needs root.
+    #[arg(long)]
+    netns: bool,
     /// Send no traffic of its own.
     #[arg(long)]
     no_traffic: bool,
     #[command(subcommand)]
     attempt: Option<client::Attempt>,
-}
-
-/// The arguments of `selvedge run`, with its own defaults.
-#[derive(Debug, Parser)]
-struct Gateway {
-    #[command(flatten)]
-    args: run::Args,
 }
 
 /// Runs until SIGINT or SIGTERM.
@@ -83,20 +92,22 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
         .context("cannot start the runtime of the sample services")?;
     // Before there is anything to clean up: from here on a signal does not end the process on the spot.
     let end = runtime.block_on(async { End::watch() }).context("signals cannot be received")?;
-    let folder = Folder::create(args.dir.as_deref(), ports)?;
-    let services = runtime.block_on(services::start(ports))?;
-    runtime.spawn(accompany(ports, end, summary::text(ports, &folder), !args.no_traffic));
-    // Connections that a client holds open at the end are cut: that is no failure of a demo.
-    let ended = run::run(&gateway(ports, &folder)?, if log_is_asked_for() { log } else { LOG });
-    drop(services);
+    logging::start(if log_is_asked_for() { log } else { LOG })?;
+    let spaces = args.netns.then(Spaces::create).transpose()?;
+    let folder = Folder::create(args.dir.as_deref(), ports, args.netns)?;
+    let services = if args.netns { None } else { Some(runtime.block_on(services::start(ports))?) };
+    let mut fleet = Fleet::new(args, ports, &folder, log);
+    // On this thread: the others end with it.
+    let ended = runtime.block_on(async {
+        match args.netns {
+            true => netns::accompany(&mut fleet, end).await,
+            false => accompany(args, &mut fleet, end).await,
+        }
+    });
+    runtime.block_on(fleet.children.end());
+    drop((services, spaces));
     runtime.shutdown_timeout(Duration::from_secs(1));
-    ended.map(|_| ExitCode::SUCCESS)
-}
-
-fn gateway(ports: Ports, folder: &Folder) -> Result<run::Args> {
-    let mut line: Vec<OsString> = vec!["selvedge".into(), "--file".into(), folder.resources().into()];
-    line.extend(["--no-state", "--drain", DRAIN, "--admin", &ports.admin().to_string()].map(OsString::from));
-    Ok(Gateway::try_parse_from(line)?.args)
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 fn log_is_asked_for() -> bool {
@@ -104,7 +115,7 @@ fn log_is_asked_for() -> bool {
     std::env::var_os("SELVEDGE_LOG").is_some() || std::env::args_os().any(flag)
 }
 
-/// The signals that end the demo. The gateway watches them too, for its own end.
+/// The signals that end the demo.
 struct End {
     interrupt: Signal,
     terminate: Signal,
@@ -123,37 +134,71 @@ impl End {
     }
 }
 
-/// What happens beside the gateway: the summary once it serves, traffic until the end.
-async fn accompany(ports: Ports, mut end: End, summary: String, traffic: bool) {
-    let ready = tokio::select! {
-        ready = ready(ports) => ready,
-        () = end.asked() => loop {
-            // The gateway may not have been watching yet when the signal came: it gets another one.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT);
-            tokio::time::sleep(AGAIN).await;
-        },
+/// Starts the mesh, says what there is, sends traffic until the end.
+async fn accompany(args: &Args, fleet: &mut Fleet<'_>, mut end: End) -> Result<()> {
+    let (ports, folder) = (fleet.ports, fleet.folder);
+    let started = async {
+        fleet.start().await?;
+        ready(fleet).await
     };
-    if !ready {
-        tracing::error!("the gateway does not answer on {}: see the messages above", ports.http());
+    tokio::select! {
+        started = started => started?,
+        () = end.asked() => return Ok(()),
     }
-    say(&summary);
-    let sending = traffic.then(|| traffic::start(ports));
-    end.asked().await;
+    say(&summary::text(ports, folder));
+    let sending = (!args.no_traffic).then(|| traffic::start(ports));
+    stay(fleet, &mut end).await?;
     drop(sending);
     say("\nEnding: open requests finish, then the demo is gone.");
+    Ok(())
 }
 
-/// Whether the gateway says that it is ready, and answers, in time.
-async fn ready(ports: Ports) -> bool {
+/// Until the end, or until a process has failed.
+async fn stay(fleet: &mut Fleet<'_>, end: &mut End) -> Result<()> {
+    loop {
+        tokio::select! {
+            () = end.asked() => return Ok(()),
+            () = tokio::time::sleep(ALIVE) => fleet.children.check()?,
+        }
+    }
+}
+
+/// Waits until the gateway is ready and reaches the services, and each service has its proxy.
+async fn ready(fleet: &mut Fleet<'_>) -> Result<()> {
+    let ports = fleet.ports;
+    let mut waiting: Vec<(SocketAddr, &str)> = vec![(ports.admin(), "/ready")];
+    waiting.extend(["/catalog", "/cart", "/audit"].map(|path| (ports.http(), path)));
+    let mut places: Vec<SocketAddr> = ports.places().flat_map(|p| [p.hbone(), p.http_proxy()]).collect();
     let began = Instant::now();
-    while began.elapsed() < START {
-        let ready = answers(ports.admin(), "/ready").await.is_ok_and(|ok| ok);
-        if ready && answers(ports.http(), "/catalog").await.is_ok_and(|ok| ok) {
-            return true;
+    loop {
+        fleet.children.check()?;
+        while let Some(address) = places.first()
+            && TcpStream::connect(address).await.is_ok()
+        {
+            places.remove(0);
+        }
+        // A request before would count as a failure of the service.
+        while places.is_empty()
+            && let Some((address, path)) = waiting.first()
+            && answers(*address, path).await.is_ok_and(|ok| ok)
+        {
+            waiting.remove(0);
+        }
+        if waiting.is_empty() && places.is_empty() {
+            return Ok(());
+        }
+        if began.elapsed() > START {
+            let what = places.first().map(ToString::to_string);
+            let what = what.or_else(|| waiting.first().map(|(address, path)| format!("http://{address}{path}")));
+            let what = what.unwrap_or_default();
+            bail!(
+                "{what} does not answer within {} s; the logs are in {}",
+                START.as_secs(),
+                fleet.folder.logs().display()
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
-    false
 }
 
 async fn answers(address: SocketAddr, path: &str) -> Result<bool> {

@@ -17,21 +17,49 @@ pub struct Ports {
     base: u16,
 }
 
-/// What listens where, as distance from the base.
-const USES: [(u16, &str); 12] = [
-    (0, "HTTP"),
-    (1, "HTTPS"),
-    (2, "TCP"),
-    (3, "admin"),
-    (10, "catalog v1, first instance"),
-    (11, "catalog v1, second instance"),
-    (12, "catalog v2"),
-    (13, "cart"),
-    (14, "inventory"),
-    (15, "chat"),
-    (16, "audit"),
-    (17, "echo"),
+/// What listens on 127.0.0.1, as distance from the base.
+const USES: [(u16, &str); 6] =
+    [(0, "HTTP"), (1, "HTTPS"), (2, "TCP"), (3, "admin"), (4, "control plane"), (8, "admin of the control plane")];
+/// Connections of other members of the mesh, at the address of each service.
+const HBONE: u16 = 5;
+/// Where a service can use its proxy as an HTTP proxy, at the address of each.
+const HTTP_PROXY: u16 = 6;
+
+/// The sample services: name, service account, where they listen as distance from the base.
+const SERVICES: [(&str, &str, u16); 8] = [
+    ("catalog-v1-a", "catalog-v1", 10),
+    ("catalog-v1-b", "catalog-v1", 11),
+    ("catalog-v2", "catalog-v2", 12),
+    ("cart", "cart", 13),
+    ("inventory", "inventory", 14),
+    ("chat", "chat", 15),
+    ("audit", "audit", 16),
+    ("echo", "echo", 17),
 ];
+
+/// A sample service and the proxy beside it. Each has a loopback address of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub name: &'static str,
+    account: &'static str,
+    pub service: SocketAddr,
+    base: u16,
+}
+
+impl Place {
+    /// `namespace/account`
+    pub fn identity(&self) -> String {
+        format!("default/{}", self.account)
+    }
+
+    pub fn hbone(&self) -> SocketAddr {
+        SocketAddr::new(self.service.ip(), self.base + HBONE)
+    }
+
+    pub fn http_proxy(&self) -> SocketAddr {
+        SocketAddr::new(self.service.ip(), self.base + HTTP_PROXY)
+    }
+}
 
 impl Ports {
     pub fn new(base: u16) -> Self {
@@ -54,32 +82,26 @@ impl Ports {
         self.at(3)
     }
 
-    pub fn catalog_v1(self) -> [SocketAddr; 2] {
-        [self.at(10), self.at(11)]
+    pub fn control(self) -> SocketAddr {
+        self.at(4)
     }
 
-    pub fn catalog_v2(self) -> SocketAddr {
-        self.at(12)
+    pub fn control_admin(self) -> SocketAddr {
+        self.at(8)
     }
 
-    pub fn cart(self) -> SocketAddr {
-        self.at(13)
+    /// All sample services.
+    pub fn places(self) -> impl Iterator<Item = Place> {
+        SERVICES.iter().map(move |(name, ..)| self.place(name))
     }
 
-    pub fn inventory(self) -> SocketAddr {
-        self.at(14)
-    }
-
-    pub fn chat(self) -> SocketAddr {
-        self.at(15)
-    }
-
-    pub fn audit(self) -> SocketAddr {
-        self.at(16)
-    }
-
-    pub fn echo(self) -> SocketAddr {
-        self.at(17)
+    /// The sample service of this name; the first one for a name that is not known.
+    pub fn place(self, name: &str) -> Place {
+        let index = SERVICES.iter().position(|(known, ..)| *known == name).unwrap_or_default();
+        let (name, account, offset) = SERVICES[index];
+        let host = u8::try_from(index + 1).unwrap_or(1);
+        let service = SocketAddr::from((Ipv4Addr::new(127, 0, 8, host), self.base + offset));
+        Place { name, account, service, base: self.base }
     }
 
     /// A file of `examples/demo` with its ports moved to this block. Only whole numbers are touched.
@@ -106,8 +128,13 @@ impl Ports {
     /// # Errors
     /// Names the first one that is not, who has it where that can be seen, and what to do.
     pub fn check(self) -> Result<()> {
-        for (offset, usage) in USES {
-            let address = self.at(offset);
+        let fixed = USES.iter().map(|(offset, usage)| (self.at(*offset), (*usage).to_owned()));
+        let places = self.places().flat_map(|place| {
+            let name = place.name;
+            let uses = [(place.service, ""), (place.hbone(), ", HBONE"), (place.http_proxy(), ", HTTP proxy")];
+            uses.map(|(address, usage)| (address, format!("{name}{usage}")))
+        });
+        for (address, usage) in fixed.chain(places) {
             let Err(error) = TcpListener::bind(address) else { continue };
             let port = address.port();
             if error.kind() != std::io::ErrorKind::AddrInUse {

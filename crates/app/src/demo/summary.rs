@@ -1,6 +1,6 @@
 //! What the demo prints: where everything is and what to try. Every command works when it is pasted.
 
-use super::{folder::Folder, paint::Paint, ports::Ports};
+use super::{fleet, folder::Folder, identities, paint::Paint, ports::Ports};
 use std::{fmt::Write, path::Path};
 
 /// The whole text. Lines that begin with four spaces and no `#` are commands.
@@ -9,25 +9,36 @@ pub fn text(ports: Ports, folder: &Folder) -> String {
     let mut out = String::new();
     let resources = folder.resources();
     let place = |name: &str, what: &str| format!("  {name:<10}{what}\n");
-    let _ = writeln!(out, "\n{}\n", paint.title("Selvedge demo: a small shop, and the gateway in front of it"));
+    let _ =
+        writeln!(out, "\n{}\n", paint.title("Selvedge demo: a small shop in a mesh, and the gateway in front of it"));
     out.push_str(&place("HTTP", &format!("http://{}", ports.http())));
     out.push_str(&place("HTTPS", &format!("https://localhost:{}", ports.https().port())));
     out.push_str(&place("TCP", &ports.tcp().to_string()));
     out.push_str(&place("admin", &format!("http://{}", ports.admin())));
     out.push_str(&place("resources", &format!("{}   (edit them: changes take effect at once)", resources.display())));
+    out.push_str(&place("logs", &folder.logs().display().to_string()));
+    let _ = writeln!(out, "\n{}", paint.title("Members of the mesh, each a process with a certificate of its own:"));
+    out.push_str(&identities::table(folder.path()));
     let _ = writeln!(out, "\n{}", paint.title("Try, in another terminal:"));
-    for (title, commands) in attempts(ports, folder) {
+    out.push_str(&listed(&paint, attempts(ports, folder)));
+    let _ = write!(out, "\n{}", paint.title("Ctrl-C ends the demo."));
+    out
+}
+
+/// Titles with the commands below them.
+pub fn listed(paint: &Paint, attempts: Vec<Attempt>) -> String {
+    let mut out = String::new();
+    for (title, commands) in attempts {
         let _ = writeln!(out, "\n    {}", paint.remark(&format!("# {title}")));
         for command in commands {
             let _ = writeln!(out, "    {}", paint.command(&command));
         }
     }
-    let _ = write!(out, "\n{}", paint.title("Ctrl-C ends the demo."));
     out
 }
 
 /// A title and commands below it.
-type Attempt = (&'static str, Vec<String>);
+pub type Attempt = (&'static str, Vec<String>);
 
 fn attempts(ports: Ports, folder: &Folder) -> Vec<Attempt> {
     let http = format!("http://{}", ports.http());
@@ -35,8 +46,52 @@ fn attempts(ports: Ports, folder: &Folder) -> Vec<Attempt> {
     all.extend(resilience(&http));
     all.extend(answers_of_its_own(&http));
     all.extend(other_protocols(ports, folder));
+    all.extend(mesh(ports, folder));
     all.extend(operation(ports, folder));
     all
+}
+
+fn mesh(ports: Ports, folder: &Folder) -> Vec<Attempt> {
+    let (program, path) = (program(), quoted(folder.path()));
+    let (resources, state) = (quoted(&folder.resources()), quoted(&folder.state(fleet::CONTROL)));
+    let from =
+        |name: &str| format!("curl -si -x http://{} http://catalog-v1/catalog/1", ports.place(name).http_proxy());
+    let may = |name: &str| {
+        format!(
+            "{program} may -f {resources} spiffe://cluster.local/ns/default/sa/{name} GET http://catalog-v1/catalog/1"
+        )
+    };
+    let failing = ports.place("catalog-v1-b").service;
+    let clusters = format!("curl -s http://{}/clusters", ports.admin());
+    let (http, port) = (format!("http://{}", ports.http()), ports.http().port());
+    vec![
+        (
+            "mesh: is every proxy up to date, and who is it?",
+            vec![
+                format!("{program} status --control http://{}", ports.control_admin()),
+                format!("{program} demo identities {path}"),
+                format!("{program} ca show --state {state}"),
+            ],
+        ),
+        (
+            "access: the cart may ask the catalogue, by the proxy beside it; the chat may not",
+            vec![from("cart"), from("chat")],
+        ),
+        ("access: which rule decides?", vec![may("cart"), may("chat")]),
+        (
+            "outlier detection: one of two instances fails, and after three failures gets no more requests",
+            vec![
+                format!(
+                    "curl -s -X POST http://{failing}/fail; for i in $(seq 20); do curl -s -o /dev/null -w '%{{http_code}} ' {http}/api/products/1; done; echo"
+                ),
+                format!("{clusters} | grep -oE '\"state\":\"ejected\"'; curl -s -X POST http://{failing}/mend"),
+            ],
+        ),
+        (
+            "certificates: the gateway's is renewed while requests go on",
+            vec![format!("{program} demo rotation --port {port} {path} gateway")],
+        ),
+    ]
 }
 
 fn routing(http: &str) -> Vec<Attempt> {
@@ -146,12 +201,12 @@ fn count(http: &str) -> String {
 }
 
 /// How this program was called, so that pasted lines find it.
-fn program() -> String {
+pub fn program() -> String {
     std::env::args_os().next().map_or_else(|| "selvedge".to_owned(), |name| quoted(Path::new(&name)))
 }
 
 /// A path as one word of a shell.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=@%,:".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

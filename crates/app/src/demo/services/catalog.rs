@@ -3,6 +3,7 @@
 use super::http::{Call, Service, not_found};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Stock keeping unit, name, price in cents.
 pub const PRODUCTS: [(u32, &str, u32); 4] =
@@ -11,16 +12,18 @@ pub const PRODUCTS: [(u32, &str, u32); 4] =
 pub struct Catalog {
     instance: &'static str,
     version: &'static str,
+    /// It was told to fail, and does until it is mended.
+    failing: AtomicBool,
 }
 
 impl Catalog {
     pub fn v1(instance: &'static str) -> Self {
-        Self { instance, version: "v1" }
+        Self { instance, version: "v1", failing: AtomicBool::new(false) }
     }
 
     /// Knows prices in euros, with a currency.
     pub fn v2(instance: &'static str) -> Self {
-        Self { instance, version: "v2" }
+        Self { instance, version: "v2", failing: AtomicBool::new(false) }
     }
 
     fn product(&self, (sku, name, cents): (u32, &str, u32)) -> Value {
@@ -34,6 +37,16 @@ impl Catalog {
 
 impl Service for Catalog {
     async fn answer(&self, call: Call) -> (StatusCode, Value) {
+        if call.method == Method::POST && matches!(call.path.as_str(), "/fail" | "/mend") {
+            self.failing.store(call.path == "/fail", Relaxed);
+            return (StatusCode::OK, json!({"served_by": self.instance, "fails_from_now_on": call.path == "/fail"}));
+        }
+        if self.failing.load(Relaxed) {
+            return (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                json!({"error": format!("{} was told to fail", self.instance)}),
+            );
+        }
         if call.method != Method::GET && call.method != Method::HEAD {
             return (StatusCode::METHOD_NOT_ALLOWED, json!({"error": "the catalogue is only read"}));
         }

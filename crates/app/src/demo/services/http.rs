@@ -18,6 +18,8 @@ pub struct Call {
     pub path: String,
     pub query: String,
     pub body: Bytes,
+    /// Who calls, as the proxy beside the service has verified.
+    pub peer: Option<String>,
 }
 
 /// Something that answers.
@@ -47,6 +49,7 @@ pub fn not_found() -> (StatusCode, Value) {
 
 async fn respond<S: Service>(service: &S, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
+    let peer = head.headers.get("x-forwarded-client-cert");
     let (status, value) = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => {
             let call = Call {
@@ -54,6 +57,7 @@ async fn respond<S: Service>(service: &S, request: Request<Incoming>) -> Respons
                 path: head.uri.path().to_owned(),
                 query: head.uri.query().unwrap_or_default().to_owned(),
                 body: body.to_bytes(),
+                peer: peer.and_then(|value| value.to_str().ok()).map(str::to_owned),
             };
             service.answer(call).await
         }

@@ -5,6 +5,7 @@ mod cart;
 mod catalog;
 mod chat;
 mod echo;
+mod greeter;
 mod http;
 pub mod inventory;
 
@@ -22,16 +23,25 @@ const MAX_CONNECTIONS: usize = 1024;
 /// When a port is taken.
 pub async fn start(ports: Ports) -> Result<JoinSet<()>> {
     let mut running = JoinSet::new();
-    for (address, name) in ports.catalog_v1().into_iter().zip(["catalog-v1-a", "catalog-v1-b"]) {
-        running.spawn(http::serve(open(address).await?, Arc::new(catalog::Catalog::v1(name))));
+    for place in ports.places() {
+        let listener = open(place.service).await?;
+        match place.name {
+            "catalog-v2" => _ = running.spawn(http::serve(listener, Arc::new(catalog::Catalog::v2(place.name)))),
+            "cart" => _ = running.spawn(http::serve(listener, Arc::new(cart::Cart::default()))),
+            "audit" => _ = running.spawn(http::serve(listener, Arc::new(audit::Audit::default()))),
+            "inventory" => _ = running.spawn(inventory::serve(listener)),
+            "chat" => _ = running.spawn(connections(listener, chat::serve)),
+            "echo" => _ = running.spawn(connections(listener, echo::serve)),
+            name => _ = running.spawn(http::serve(listener, Arc::new(catalog::Catalog::v1(name)))),
+        }
     }
-    running.spawn(http::serve(open(ports.catalog_v2()).await?, Arc::new(catalog::Catalog::v2("catalog-v2"))));
-    running.spawn(http::serve(open(ports.cart()).await?, Arc::new(cart::Cart::default())));
-    running.spawn(http::serve(open(ports.audit()).await?, Arc::new(audit::Audit::default())));
-    running.spawn(inventory::serve(open(ports.inventory()).await?));
-    running.spawn(connections(open(ports.chat()).await?, chat::serve));
-    running.spawn(connections(open(ports.echo()).await?, echo::serve));
     Ok(running)
+}
+
+/// Serves one that knows nothing of ports of the demo, until the process ends.
+pub async fn greet(name: &str, address: SocketAddr) -> Result<()> {
+    http::serve(open(address).await?, Arc::new(greeter::Greeter(name.to_owned()))).await;
+    Ok(())
 }
 
 async fn open(address: SocketAddr) -> Result<TcpListener> {
