@@ -19,6 +19,12 @@ enum Task {
     /// Open TLS connections, one request each: a load of the benchmark.
     #[command(hide = true)]
     Handshakes(bench::handshakes::Args),
+    /// Send requests at a steady rate, whatever the answers: a load of the benchmark.
+    #[command(hide = true)]
+    Paced(bench::paced::Args),
+    /// Open connections of a mesh, with mutual TLS and no request: a load of the benchmark.
+    #[command(hide = true)]
+    MutualHandshakes(bench::mutual::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -27,5 +33,7 @@ fn main() -> anyhow::Result<()> {
         Task::Forward(args) => forward::run(&args),
         Task::GrpcBackend => bench::grpc::run(),
         Task::Handshakes(args) => bench::handshakes::run(&args),
+        Task::Paced(args) => bench::paced::run(&args),
+        Task::MutualHandshakes(args) => bench::mutual::run(&args),
     }
 }

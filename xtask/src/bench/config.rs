@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::{
     fmt::Write as _,
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -52,6 +53,22 @@ pub fn backend(dir: &Path, port: u16) -> Result<PathBuf> {
          location / {{ default_type text/plain; return 200 \"{body}\"; }} }}\n",
         www = dir.join("www").display(),
         body = "x".repeat(128),
+    );
+    nginx_file(dir, &servers)
+}
+
+/// nginx as a workload of a mesh: 1,024 bytes, or 1 MiB at `/big`, at several addresses.
+pub fn mesh_backend(dir: &Path, at: &[SocketAddr]) -> Result<PathBuf> {
+    fs::create_dir_all(dir.join("www"))?;
+    fs::write(dir.join("www/big"), vec![b'x'; 1 << 20])?;
+    let listen: String = at.iter().map(|at| format!("listen {at} backlog=4096; ")).collect();
+    let servers = format!(
+        "sendfile on; tcp_nopush on; open_file_cache max=10;\n\
+         server {{ {listen}\n\
+         location = /big {{ root {www}; default_type application/octet-stream; }}\n\
+         location / {{ default_type text/plain; return 200 \"{body}\"; }} }}\n",
+        www = dir.join("www").display(),
+        body = "x".repeat(1024),
     );
     nginx_file(dir, &servers)
 }

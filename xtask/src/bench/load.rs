@@ -56,7 +56,7 @@ pub fn handshakes(to: SocketAddr, ca: &Path, seconds: u64) -> Result<Seen> {
 }
 
 /// `RESULT requests microseconds failed p50 p99`
-fn line(output: &str) -> Result<Seen> {
+pub fn line(output: &str) -> Result<Seen> {
     let fields: Vec<u64> = output
         .lines()
         .find_map(|l| l.strip_prefix("RESULT "))

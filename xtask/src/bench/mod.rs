@@ -1,11 +1,16 @@
 //! `cargo xtask bench`: Selvedge next to its peers on one machine. `docs/benchmarks.md` says how and what came out.
 
+mod authority;
 mod change;
 mod config;
+mod control;
 pub mod grpc;
 pub mod handshakes;
 mod load;
 mod memory;
+mod mesh;
+pub mod mutual;
+pub mod paced;
 mod peer;
 mod process;
 mod report;
@@ -17,7 +22,11 @@ use scenario::Scenario;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// Without one: the gateway.
+    #[command(subcommand)]
+    part: Option<Part>,
     /// One round of one second each: whether everything works, not how fast it is.
     #[arg(long)]
     quick: bool,
@@ -38,6 +47,15 @@ pub struct Args {
     save: Option<PathBuf>,
 }
 
+/// Parts that have a benchmark of their own.
+#[derive(clap::Subcommand)]
+enum Part {
+    /// Two sidecars with mutual TLS next to two Envoys with mutual TLS and no mesh.
+    Mesh(mesh::Args),
+    /// The control plane with thousands of proxies and changing endpoints.
+    Control(control::Args),
+}
+
 /// How long and how often to measure.
 #[derive(Clone, Copy)]
 pub struct Effort {
@@ -46,6 +64,11 @@ pub struct Effort {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    match &args.part {
+        Some(Part::Mesh(args)) => return mesh::run(args),
+        Some(Part::Control(args)) => return control::run(args),
+        None => {}
+    }
     let names: Vec<&str> = Scenario::ALL.iter().map(|s| s.name).chain([memory::NAME, change::NAME]).collect();
     for only in &args.only {
         ensure!(names.contains(&only.as_str()), "there is no benchmark {only}; there are {}", names.join(", "));
@@ -58,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let machine = report::machine(effort, args.bin.as_deref());
     let world = world::World::new(args.bin.clone())?;
-    let mut report = report::Report::new(machine, &world.versions);
+    let mut report = report::Report::new(report::GATEWAY, machine, &world.versions);
     for scenario in Scenario::ALL.iter().filter(|s| wanted(s.name)) {
         let rows = scenario.run(&world, effort)?;
         report.scenario(scenario, &rows);

@@ -8,10 +8,13 @@ use super::{
 use anyhow::{Context, Result};
 use std::{fmt::Write as _, fs, path::Path, process::Command, time::Duration};
 
-const BEGIN: &str = "<!-- begin: written by cargo xtask bench -->";
-const END: &str = "<!-- end: written by cargo xtask bench -->";
+/// The command whose marks a file has around its tables.
+pub const GATEWAY: &str = "cargo xtask bench";
+pub const MESH: &str = "cargo xtask bench mesh";
+pub const CONTROL: &str = "cargo xtask bench control";
 
 pub struct Report {
+    command: &'static str,
     text: String,
     targets: Vec<Target>,
 }
@@ -59,17 +62,18 @@ pub fn machine(effort: Effort, given: Option<&Path>) -> String {
 }
 
 impl Report {
-    pub fn new(machine: String, versions: &[String]) -> Self {
+    pub fn new(command: &'static str, machine: String, versions: &[String]) -> Self {
         let mut text = machine;
         text.push('\n');
         for version in versions {
             let _ = writeln!(text, "- {version}");
         }
         println!("{text}");
-        Self { text, targets: Vec::new() }
+        Self { command, text, targets: Vec::new() }
     }
 
-    fn add(&mut self, table: &str) {
+    /// A table or a paragraph of its own.
+    pub fn add(&mut self, table: &str) {
         println!("\n{table}");
         self.text.push('\n');
         self.text.push_str(table);
@@ -207,6 +211,11 @@ impl Report {
         });
     }
 
+    /// Something that was to be reached.
+    pub fn target(&mut self, what: &'static str, wanted: &str, measured: String, met: bool) {
+        self.targets.push(Target { what, wanted: wanted.to_owned(), measured, met });
+    }
+
     /// What was to be reached, for the scenarios that ran.
     pub fn targets(&mut self) {
         if self.targets.is_empty() {
@@ -222,15 +231,20 @@ impl Report {
 
     /// Puts the tables between the marks of a file, or makes the file.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let old = fs::read_to_string(path).unwrap_or_else(|_| format!("# Benchmarks\n\n{BEGIN}\n{END}\n"));
+        let (begin, end) = (self.mark("begin"), self.mark("end"));
+        let old = fs::read_to_string(path).unwrap_or_else(|_| format!("# Benchmarks\n\n{begin}\n{end}\n"));
         let (before, rest) =
-            old.split_once(BEGIN).with_context(|| format!("{} lacks the mark {BEGIN}", path.display()))?;
-        let (_, after) = rest.split_once(END).with_context(|| format!("{} lacks the mark {END}", path.display()))?;
-        fs::write(path, format!("{before}{BEGIN}\n{}\n{END}{after}", self.text))
+            old.split_once(&begin).with_context(|| format!("{} lacks the mark {begin}", path.display()))?;
+        let (_, after) = rest.split_once(&end).with_context(|| format!("{} lacks the mark {end}", path.display()))?;
+        fs::write(path, format!("{before}{begin}\n{}\n{end}{after}", self.text))
             .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn mark(&self, which: &str) -> String {
+        format!("<!-- {which}: written by {} -->", self.command)
     }
 }
 
-fn ms(time: Duration) -> String {
+pub fn ms(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
 }

@@ -1,0 +1,79 @@
+//! What the report says of a mesh.
+
+use super::{
+    DIRECT, ENVOY, SELVEDGE,
+    load::{Load, Row},
+    memory,
+};
+use crate::bench::report::{Report, ms};
+use std::{fmt::Write as _, time::Duration};
+
+pub fn load(report: &mut Report, load: Load, rows: &[Row]) {
+    let of = |name: &str| rows.iter().find(|r| r.name == name);
+    let mut table = format!(
+        "### {}\n\n| | p50 | p99 | added p50 | added p99 | CPU us/{}, both proxies | to Envoy | per second | failed | RSS MiB, outbound + inbound |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        load.title(),
+        if load == Load::Handshakes { "connection" } else { "request" },
+    );
+    for row in rows {
+        let added = |get: fn(&Row) -> Duration| match of(DIRECT) {
+            Some(direct) if row.name != DIRECT => signed_ms(get(row), get(direct)),
+            _ => "-".into(),
+        };
+        let cpu = if row.rss.is_empty() { "-".into() } else { format!("{:.1}", row.cpu) };
+        let to = of(ENVOY).filter(|_| !row.rss.is_empty()).map_or("-".into(), |e| format!("{:.2}", row.cpu / e.cpu));
+        let rss: Vec<String> = row.rss.iter().map(|kib| format!("{:.1}", *kib as f64 / 1024.0)).collect();
+        let rss = if rss.is_empty() { "-".into() } else { rss.join(" + ") };
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} | {} | {} | {cpu} | {to} | {:.0} | {} | {rss} |",
+            row.name,
+            ms(row.p50),
+            ms(row.p99),
+            added(|r| r.p50),
+            added(|r| r.p99),
+            row.per_second,
+            row.failed,
+        );
+    }
+    report.add(&table);
+    if load == Load::Http {
+        targets(report, of(DIRECT), of(SELVEDGE), of(ENVOY));
+    }
+}
+
+/// Those of two sidecars at 1,000 requests/s.
+fn targets(report: &mut Report, direct: Option<&Row>, ours: Option<&Row>, envoy: Option<&Row>) {
+    let (Some(direct), Some(ours)) = (direct, ours) else { return };
+    let added = |row: &Row| row.p99.as_secs_f64() - direct.p99.as_secs_f64();
+    let measured = signed_ms(ours.p99, direct.p99);
+    report.target("two sidecars with mutual TLS: added p99", "<= 0.25 ms", measured, added(ours) <= 0.25e-3);
+    if let Some(envoy) = envoy {
+        let ratio = added(ours) / added(envoy).max(1e-6);
+        report.target("… to what two Envoys add", "<= 0.40", format!("{ratio:.2}"), ratio <= 0.4);
+        let ratio = ours.cpu / envoy.cpu;
+        report.target("… CPU per request, to two Envoys", "<= 0.40", format!("{ratio:.2}"), ratio <= 0.4);
+    }
+    let rss = ours.rss.iter().copied().max().unwrap_or(0) as f64 / 1024.0;
+    report.target("memory of a sidecar at 1,000 requests/s", "<= 12 MiB", format!("{rss:.1} MiB"), rss <= 12.0);
+}
+
+pub fn memory(report: &mut Report, rows: &[memory::Row]) {
+    let mut table = format!(
+        "### Memory of a sidecar that uses {} services, {} endpoints in each of the others\n\n\
+         | | RSS MiB when ready | after the first use of each |\n|---|--:|--:|\n",
+        memory::USED,
+        memory::ENDPOINTS
+    );
+    for row in rows {
+        let [before, after] = row.rss.map(|kib| kib as f64 / 1024.0);
+        let _ = writeln!(table, "| {} | {before:.1} | {after:.1} |", row.what);
+    }
+    report.add(&table);
+}
+
+/// A difference, which noise may make negative.
+fn signed_ms(time: Duration, base: Duration) -> String {
+    format!("{:+.2} ms", (time.as_secs_f64() - base.as_secs_f64()) * 1e3)
+}
