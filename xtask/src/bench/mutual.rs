@@ -12,13 +12,16 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 use std::{
-    io::Read,
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
     process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
+
+/// The preface of HTTP/2 with empty SETTINGS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -66,7 +69,9 @@ fn once(to: SocketAddr, config: Arc<ClientConfig>) -> Result<()> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut stream = StreamOwned::new(ClientConnection::new(config, ServerName::try_from("bench")?)?, socket);
-    // The SETTINGS of HTTP/2: the server has accepted our certificate.
+    // Some servers wait for the start of HTTP/2 (RFC 9113 3.4) before they say theirs.
+    stream.write_all(PREFACE)?;
+    // Its SETTINGS: the server has accepted our certificate.
     let mut byte = [0];
     stream.read_exact(&mut byte).context("the server has not accepted us")?;
     stream.conn.send_close_notify();

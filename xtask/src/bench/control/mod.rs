@@ -119,7 +119,8 @@ async fn measure(program: &Path, authority: &Authority, dir: &Path, count: usize
     let bytes = (proxies.seen().bytes - bytes) / changes as u64;
     let (all, each) = times(&proxies, &starts);
     let rss_after = control.process.rss()?;
-    println!("  {changes} changes: {cpu:?} of processor each; at all after {:?} (median)", percentile(&all, 0.5));
+    let median = percentile(&all, 0.5).unwrap_or_default();
+    println!("  {changes} changes: {cpu:?} of processor each; at all after {median:?} (median)");
 
     let ports = [control.at, control.admin];
     drop(control);
