@@ -240,7 +240,7 @@ async fn an_authority_is_shared() {
     let ((one, _one), (two, _two)) = (one.expect("opened"), two.expect("opened"));
     two.tick().await.expect("read");
     assert_eq!(one.bundle().roots, two.bundle().roots);
-    let wrong = authority(&etcd, "another passphrase", false).await.err().expect("refused").to_string();
+    let wrong = authority(&etcd, "another passphrase", false).await.expect_err("refused").to_string();
     assert!(wrong.contains("etcd /selvedge/ca was sealed with another key"), "{wrong}");
 
     let order = ca::Order { id: account(), life: Duration::from_secs(60), uses: 1 };

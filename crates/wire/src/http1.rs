@@ -13,9 +13,8 @@ mod names;
 mod write;
 
 pub use chunked::{
-    ChunkError, ChunkedDecoder, Decoded, MAX_EXTENSIONS, MAX_TRAILER_BYTES, chunk_prefix, is_forbidden_trailer, strip_request_trailers,
-    strip_trailers,
-    write_last_chunk,
+    ChunkError, ChunkedDecoder, Decoded, MAX_EXTENSIONS, MAX_TRAILER_BYTES, chunk_prefix, is_forbidden_trailer,
+    strip_request_trailers, strip_trailers, write_last_chunk,
 };
 pub use framing::{
     ConnectionOptions, Expectation, Framing, FramingError, FramingOptions, connection_options, expectation, persistent,

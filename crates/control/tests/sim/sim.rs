@@ -30,6 +30,8 @@ const CONNECT: Millis = 5_000;
 const LEASE: Millis = 6_000;
 
 #[derive(Debug)]
+// Events are moved, not kept in great numbers: boxing the large ones would only hide them.
+#[allow(clippy::large_enum_variant)]
 enum Event {
     Dial { proxy: usize, dial: u64, control: usize },
     Dialed { proxy: usize, dial: u64, conn: Option<ConnId> },
@@ -187,7 +189,7 @@ impl Sim {
         match event {
             Event::Dial { proxy, dial, control } => self.dial(proxy, dial, control),
             Event::Dialed { proxy, dial, conn } => self.dialed(proxy, dial, conn),
-            Event::ToControl { conn, message } => self.to_control(conn, message),
+            Event::ToControl { conn, message } => self.tell_control(conn, message),
             Event::ToProxy { conn, message } => {
                 self.conns[conn].under_way -= 1;
                 if self.conns[conn].proxy_end {
@@ -357,7 +359,7 @@ impl Sim {
         self.control_tick_at(control, wakes.max(now + 5));
     }
 
-    fn to_control(&mut self, conn: ConnId, message: ProxyMessage) {
+    fn tell_control(&mut self, conn: ConnId, message: ProxyMessage) {
         let end = &mut self.conns[conn];
         if !end.control_end {
             return;

@@ -99,13 +99,13 @@ impl Source for StreamSource {
     fn refresh(&mut self, _everywhere: bool) -> bool {
         let pending = self.pending.take().or_else(|| self.link.as_mut()?.changes.try_recv().ok());
         let Some(change) = pending else { return false };
-        self.take_in(change);
+        self.intake.take_in(change);
         self.spoken = true;
         true
     }
 
     fn has_spoken(&self) -> bool {
-        self.spoken || !self.resources.is_empty()
+        self.spoken || !self.intake.resources().is_empty()
     }
 
     fn resources(&self) -> &Resources {
@@ -121,7 +121,9 @@ impl Source for StreamSource {
     }
 
     fn to_saved(&self) -> Option<Saved> {
-        Some(Saved { files: [(PathBuf::from(FILE), self.intake.resources().iter().collect())].into() })
+        // Before the first word there is nothing to keep, and a save would delay that of the first word.
+        let saved = || Saved { files: [(PathBuf::from(FILE), self.intake.resources().iter().collect())].into() };
+        self.has_spoken().then(saved)
     }
 
     fn judge(&mut self, compiled: &Compiled) -> bool {
