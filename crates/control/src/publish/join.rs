@@ -149,7 +149,11 @@ impl Workloads {
         }
         changes.retain(|(key, resource)| match (self.all.get(key), resource) {
             (None, _) => true,
-            (Some(_), None) => false,
+            // Another control plane had it, too, and has heard that it is gone there: it is here.
+            (Some(member), None) => {
+                self.changed.insert(key.clone(), Some(member.json.clone()));
+                false
+            }
             (Some(member), Some(resource)) => {
                 let same = serde_json::from_slice(&member.json).is_ok_and(|value: serde_json::Value| {
                     Resource::from_value(&value).is_ok_and(|joined| joined == *resource)
@@ -177,5 +181,49 @@ impl Workloads {
     fn take_all(&mut self, which: impl Fn(&Member) -> bool) -> Changes {
         let gone: Vec<_> = self.all.iter().filter(|(_, member)| which(member)).map(|(key, _)| key.clone()).collect();
         gone.into_iter().map(|key| self.take(key)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload() -> (Vec<u8>, Resource) {
+        let value = serde_json::json!({
+            "apiVersion": "selvedge.dev/v1alpha1", "kind": "Workload", "metadata": {"name": "w", "namespace": "shop"},
+            "spec": {"addresses": ["10.0.0.1"], "ports": [{"name": "http", "port": 80}]},
+        });
+        (value.to_string().into_bytes(), Resource::from_value(&value).unwrap())
+    }
+
+    fn joined() -> (Workloads, Resource) {
+        let (json, resource) = workload();
+        let mut workloads = Workloads::default();
+        let joined = workloads.register(1, None, &json, |_| false, |_| Vec::new());
+        assert!(matches!(joined, Ok(Joined::New(_))));
+        (workloads, resource)
+    }
+
+    #[test]
+    fn who_does_not_come_back_here_may_be_at_another_control_plane() {
+        let (mut workloads, resource) = joined();
+        let key = resource.key();
+        assert!(workloads.shadow(vec![(key.clone(), Some(resource.clone()))]).is_empty());
+        workloads.lost(0, 1);
+        assert_eq!(workloads.expired(GRACE), [(key.clone(), Some(resource))]);
+        // Nobody else had told the source.
+        assert_eq!(workloads.shadow(vec![(key.clone(), None)]), [(key, None)]);
+        let (mut alone, resource) = joined();
+        alone.lost(0, 1);
+        assert_eq!(alone.expired(GRACE), [(resource.key(), None)]);
+    }
+
+    #[test]
+    fn who_is_here_is_told_again_when_the_source_has_lost_it() {
+        let (mut workloads, resource) = joined();
+        let key = resource.key();
+        assert_eq!(workloads.take_changed().len(), 1);
+        assert!(workloads.shadow(vec![(key.clone(), None)]).is_empty());
+        assert!(workloads.take_changed().get(&key).is_some_and(Option::is_some));
     }
 }
