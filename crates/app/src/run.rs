@@ -176,6 +176,9 @@ async fn serve(
         Some(socket) => Some(socket),
         None => args.admin.open(args.port_offset)?,
     };
+    if let Some(admin) = &admin {
+        parts.proxy.keep_private(admin.local_addr().context("the admin listener has no address")?);
+    }
     let admin_end = watch::Sender::new(false);
     // As long as the old process serves, questions are for it.
     if old.is_none() {

@@ -153,6 +153,11 @@ impl Proxy {
         &self.shared
     }
 
+    /// Nobody is to come to this socket of the process through the proxy.
+    pub fn keep_private(&self, socket: std::net::SocketAddr) {
+        self.shared.own.keep_private(socket);
+    }
+
     /// Sockets handed over by another process; a snapshot that wants the same address takes them instead of binding.
     pub fn inherit(&self, sockets: impl IntoIterator<Item = (Bind, OpenSocket)>) {
         lock(&self.inherited).extend(sockets);
