@@ -199,7 +199,7 @@ def test_slow_heads_and_idle_connections(edge):
         client = H2(edge.ports["quick"])
         # HEADERS without END_HEADERS, and nothing behind it.
         client.socket.sendall(b"\0\0\x01\x01\x01\0\0\0\x01\x82")
-            closes(client.socket)
+        closes(client.socket)
 
 
 def test_slow_bodies(edge):
