@@ -144,7 +144,7 @@ class H2:
 
     def head(self, path, fields=(), end=True):
         stream = self.state.get_next_available_stream_id()
-        self.state.send_headers(stream, [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", path), *fields], end_stream=end)
+        self.state.send_headers(stream, [(":method", "GET" if end else "POST"), (":scheme", "http"), (":authority", "a"), (":path", path), *fields], end_stream=end)
         self.flush()
         return stream
 
