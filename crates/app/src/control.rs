@@ -29,7 +29,7 @@ use selvedge_mesh::identity;
 use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{Notify, watch},
 };
 
@@ -85,6 +85,18 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     code
 }
 
+/// Connections that wait to be accepted, at most: all proxies may come back at once.
+const BACKLOG: u32 = 4096;
+
+/// Proxies are refused until it listens, so that they try the next control plane: who knows nothing yet would tell them
+/// that all they have is gone.
+fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
@@ -101,9 +113,8 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
         Some(authority) => Some(authority.mutual()?),
         None => fleet::mutual(&args.identity, args.insecure, &identities)?,
     };
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} (choose another address with --listen)", args.listen))?;
+    let cannot = || format!("cannot listen on {} (choose another address with --listen)", args.listen);
+    let socket = bind(args.listen).with_context(cannot)?;
     let publisher = Publisher::new(&name);
     let source: Box<dyn Source> = match shared {
         None => Box::new(FolderSource::new(args.files.clone())),
@@ -120,14 +131,22 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     tokio::spawn(publisher.clone().run());
     tokio::spawn(engine.run(reload.clone()));
     let keeper = authority.as_ref().map(|a| a.keeper.clone());
+    let mut known = current.clone();
     serve_admin(args, &publisher, current, drain, level, keeper)?;
-    let address = listener.local_addr()?;
-    let secure = if mutual.is_some() { "mutual TLS" } else { "CLEAR TEXT, nobody proves anything" };
-    tracing::info!(%address, secure, "serving proxies");
     let server = transport::server().add_service(publisher.service());
     let server = server.add_optional_service(authority.as_ref().map(authority::Authority::service));
-    let server = server.serve_with_incoming(transport::accept(listener, mutual));
     service_manager::ready();
+    let server = async move {
+        if !known.borrow().spoken {
+            tracing::warn!("nothing is known yet of what etcd holds; proxies are let in once it is");
+            let _ = known.wait_for(|current| current.spoken).await;
+        }
+        let listener = socket.listen(BACKLOG).with_context(cannot)?;
+        let address = listener.local_addr()?;
+        let secure = if mutual.is_some() { "mutual TLS" } else { "CLEAR TEXT, nobody proves anything" };
+        tracing::info!(%address, secure, "serving proxies");
+        anyhow::Ok(server.serve_with_incoming(transport::accept(listener, mutual)).await?)
+    };
     let mut server = std::pin::pin!(server);
     loop {
         tokio::select! {
@@ -171,14 +190,17 @@ fn serve_admin(
     let Some(socket) = args.admin.open(0)? else { return Ok(()) };
     let socket = TcpListener::from_std(socket).context("the admin listener cannot be served")?;
     tracing::info!(address = %socket.local_addr()?, "admin listener");
-    let (status, config, publisher) = (current.clone(), current, publisher.clone());
+    let (status, config, known, publisher) = (current.clone(), current.clone(), current, publisher.clone());
     let telemetry = Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current()));
     if let Some(keeper) = keeper {
         telemetry.registry.collect(move |out| keeper.encode(out));
     }
     let state = AdminState {
         telemetry,
-        readiness: Arc::new(Readiness::yes),
+        readiness: Arc::new(move || match known.borrow().spoken {
+            true => Readiness::yes(),
+            false => Readiness::no("nothing is known yet of what etcd holds"),
+        }),
         status: Arc::new(move || admin::status(Some(&status.borrow()))),
         config: Arc::new(move || config.borrow().resources.to_value()),
         clusters: Arc::new(Vec::new),

@@ -4,6 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use selvedge_testkit::{
     backend::Backend,
     certs::{Ca, Spec},
+    etcd::Etcd,
     http1,
     load::Load,
     selvedge::free_port,
@@ -251,6 +252,41 @@ async fn no_request_is_lost_whichever_part_dies() {
     drop(proxy);
     let _proxy = home.proxy("edge", "edge", &[one.0, two.0], &["--role", "gateway"]).await;
     serves(front, 3).await;
+}
+
+/// A control plane with nothing on its disk whose etcd is away knows nothing: it must not say that there is nothing.
+#[tokio::test]
+async fn who_knows_nothing_takes_nothing_away() {
+    let Some(mut etcd) = Etcd::start() else { return };
+    let (home, backend, front) = (Home::new(), Backend::start("app").await, free_port());
+    let apply = |etcd: &Etcd, revision| {
+        home.resources(&shop(front.port(), backend.address, revision));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_selvedge"));
+        command.args(["apply", "--etcd", &etcd.url(), "-f"]).arg(home.path().join("config"));
+        let output = command.output().expect("the binary starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (listen, admin) = (free_port(), free_port());
+    let (listens, at, url) = (listen.to_string(), admin.to_string(), etcd.url());
+    let arguments = ["control", "--etcd", &url, "--listen", &listens, "--admin", &at];
+    apply(&etcd, 1);
+    let control = home.start("before", "control", &arguments);
+    ready(admin, &control).await;
+    let proxy = home.proxy("edge", "edge", &[listen], &["--role", "gateway"]).await;
+    serves(front, 1).await;
+    let load = Load::http1(front, HOST, 4);
+    drop(control);
+    etcd.stop();
+    proxy.logged("Connection refused").await;
+    let control = home.start("after", "control", &arguments);
+    control.logged("nothing is known yet of what etcd holds").await;
+    load.more(200).await;
+    assert!(!control.log().contains("serving proxies"), "{}", control.log());
+    etcd.restart();
+    in_sync(admin, "edge").await;
+    apply(&etcd, 2);
+    serves(front, 2).await;
+    load.stop().await.assert_nothing_failed("a control plane that knew nothing");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Two control planes, as processes, with one certificate authority in a real etcd.
 
 use rustix::process::{Pid, Signal, kill_process};
-use selvedge_testkit::selvedge::free_port;
+use selvedge_testkit::{etcd::Etcd, selvedge::free_port};
 use std::{
     fs,
     net::SocketAddr,
@@ -59,29 +59,9 @@ fn start(folder: &Path, name: &str, command: &mut Command) -> std::io::Result<Pr
     Ok(Process { child, log })
 }
 
-/// None, with a word on why, where etcd is not installed.
-fn etcd(folder: &Path, client: SocketAddr) -> Option<Process> {
-    let url = |address: SocketAddr| format!("http://{address}");
-    let peer = url(free_port());
-    let mut command = Command::new("etcd");
-    command
-        .arg("--data-dir")
-        .arg(folder.join("etcd"))
-        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("default={peer}"), "--unsafe-no-fsync", "--log-level", "error"]);
-    match start(folder, "etcd", &mut command) {
-        Ok(process) => Some(process),
-        Err(_) => {
-            eprintln!("etcd is not installed (package etcd-server): not tested");
-            None
-        }
-    }
-}
-
 struct Home {
     folder: TempDir,
-    etcd: SocketAddr,
+    etcd: Etcd,
 }
 
 impl Home {
@@ -98,7 +78,7 @@ impl Home {
         fs::write(&secret, passphrase).expect("written");
         let mut command = self.selvedge();
         command
-            .args(["control", "--etcd", &format!("http://{}", self.etcd), "--admin", "off", "--svid-ttl", "6s"])
+            .args(["control", "--etcd", &self.etcd.url(), "--admin", "off", "--svid-ttl", "6s"])
             .args(["--name", name, "--listen", &listen.to_string()])
             .arg("--ca-passphrase-file")
             .arg(secret)
@@ -134,13 +114,8 @@ impl Home {
 
 #[tokio::test]
 async fn a_certificate_authority_outlives_its_control_plane() {
-    let home = Home { folder: tempfile::tempdir().expect("a folder"), etcd: free_port() };
-    let Some(_etcd) = etcd(home.folder.path(), home.etcd) else { return };
-    let limit = Instant::now() + LIMIT;
-    while std::net::TcpStream::connect(home.etcd).is_err() {
-        assert!(Instant::now() < limit, "etcd does not answer");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let Some(etcd) = Etcd::start() else { return };
+    let home = Home { folder: tempfile::tempdir().expect("a folder"), etcd };
     let (first, second) = (free_port(), free_port());
     let one = home.control("one", first, "correct horse battery");
     let two = home.control("two", second, "correct horse battery");

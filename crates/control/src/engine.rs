@@ -49,6 +49,8 @@ pub struct Current {
     /// About files and resources, with their places.
     pub diagnostics: Vec<Diagnostic>,
     pub problems: Vec<Problem>,
+    /// The source has said something; before, nothing is known of what there is.
+    pub spoken: bool,
     /// Something is served that the sources do not (readably) say any more.
     pub last_good: bool,
     /// Seconds since the epoch.
@@ -217,6 +219,7 @@ impl Engine {
             resources,
             compiled,
             problems,
+            spoken: self.source.has_spoken(),
             last_good: self.source.is_last_good(),
             installed: if unchanged { before.installed } else { self.options.now },
             took: if unchanged { before.took } else { began.elapsed() },

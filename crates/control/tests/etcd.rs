@@ -9,85 +9,29 @@ use selvedge_control::{
 };
 use selvedge_identity::KeyPair;
 use selvedge_model::{Kind, Limits, Resource, ResourceKey, parse};
+use selvedge_testkit::{etcd::Etcd, selvedge::free_port};
 use selvedge_wire::spiffe::SpiffeId;
-use std::{
-    net::{SocketAddr, TcpListener},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
-struct Etcd {
-    process: Child,
-    folder: tempfile::TempDir,
-    client: SocketAddr,
-    peer: SocketAddr,
+fn connector(etcd: &Etcd) -> Arc<Client> {
+    Arc::new(Client::new(vec![etcd.url()], "/selvedge"))
 }
 
-/// None, with a word on why, where etcd is not installed.
-fn etcd() -> Option<Etcd> {
-    let free = || TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
-    let folder = tempfile::tempdir().expect("a folder");
-    let (client, peer) = (free(), free());
-    match start(&folder, client, peer) {
-        Ok(process) => Some(Etcd { process, folder, client, peer }),
-        Err(_) => {
-            eprintln!("etcd is not installed (package etcd-server): not tested");
-            None
-        }
-    }
-}
-
-fn start(folder: &tempfile::TempDir, client: SocketAddr, peer: SocketAddr) -> std::io::Result<Child> {
-    let url = |address: SocketAddr| format!("http://{address}");
-    Command::new("etcd")
-        .arg("--data-dir")
-        .arg(folder.path())
-        .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
-        .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
-        .args(["--initial-cluster", &format!("default={}", url(peer))])
-        .args(["--unsafe-no-fsync", "--log-level", "error"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-}
-
-impl Etcd {
-    fn client(&self) -> Arc<Client> {
-        Arc::new(Client::new(vec![format!("http://{}", self.client)], "/selvedge"))
-    }
-
-    async fn ready(&self) -> Channel {
-        let client = self.client();
-        let waiting = async {
-            loop {
-                if let Ok(channel) = client.connect().await
-                    && client.everything(&channel).await.is_ok()
-                {
-                    return channel;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+async fn ready(etcd: &Etcd) -> Channel {
+    let client = connector(etcd);
+    let waiting = async {
+        loop {
+            if let Ok(channel) = client.connect().await
+                && client.everything(&channel).await.is_ok()
+            {
+                return channel;
             }
-        };
-        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("etcd answers")
-    }
-
-    fn stop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-
-    fn restart(&mut self) {
-        self.process = start(&self.folder, self.client, self.peer).expect("etcd starts again");
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.stop();
-    }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("etcd answers")
 }
 
 fn service(name: &str, port: u16) -> Resource {
@@ -121,8 +65,8 @@ fn names(current: &Current) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resources_are_followed_through_outage_and_compaction() {
-    let Some(mut etcd) = etcd() else { return };
-    let (client, channel) = (etcd.client(), etcd.ready().await);
+    let Some(mut etcd) = Etcd::start() else { return };
+    let (client, channel) = (connector(&etcd), ready(&etcd).await);
     put(&client, &channel, &service("a", 80)).await;
     let mut current = engine(client.clone());
     until(&mut current, "one", |c| names(c) == ["Service shop/a"] && !c.last_good).await;
@@ -138,15 +82,15 @@ async fn resources_are_followed_through_outage_and_compaction() {
     etcd.stop();
     until(&mut current, "down", |c| c.last_good && names(c) == ["Service shop/a"]).await;
     etcd.restart();
-    let channel = etcd.ready().await;
+    let channel = ready(&etcd).await;
     put(&client, &channel, &service("c", 80)).await;
     until(&mut current, "after the outage", |c| names(c) == ["Service shop/a", "Service shop/c"] && !c.last_good).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
-    let Some(mut etcd) = etcd() else { return };
-    let (client, channel) = (etcd.client(), etcd.ready().await);
+    let Some(mut etcd) = Etcd::start() else { return };
+    let (client, channel) = (connector(&etcd), ready(&etcd).await);
     put(&client, &channel, &service("a", 80)).await;
     put(&client, &channel, &service("gone", 80)).await;
     let source = Box::new(EtcdSource::new(client.clone()));
@@ -157,10 +101,9 @@ async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
     // Through another port nobody watches: the follower is cut off while history is made and forgotten.
     etcd.stop();
     until(&mut current, "down", |c| c.last_good).await;
-    let (theirs, free) = (etcd.client, TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).unwrap());
-    etcd.client = free;
+    let theirs = std::mem::replace(&mut etcd.client, free_port());
     etcd.restart();
-    let (aside, channel) = (etcd.client(), etcd.ready().await);
+    let (aside, channel) = (connector(&etcd), ready(&etcd).await);
     aside.delete(&channel, &aside.path(&ResourceKey::new(Kind::Service, "shop", "gone"))).await.unwrap();
     for port in 81..90 {
         put(&aside, &channel, &service("a", port)).await;
@@ -170,7 +113,7 @@ async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
     etcd.stop();
     etcd.client = theirs;
     etcd.restart();
-    etcd.ready().await;
+    ready(&etcd).await;
     until(&mut current, "the newest", |c| names(c) == ["Service shop/a"] && !c.last_good).await;
     let service = current.borrow().resources.service("shop", "a").cloned().unwrap();
     assert_eq!(service.spec.ports[0].port, 89);
@@ -178,9 +121,9 @@ async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_leads_and_what_joined_through_it_ends_with_it() {
-    let Some(etcd) = etcd() else { return };
-    let channel = etcd.ready().await;
-    let (one, two) = (Keeper::new(etcd.client(), "one"), Keeper::new(etcd.client(), "two"));
+    let Some(etcd) = Etcd::start() else { return };
+    let channel = ready(&etcd).await;
+    let (one, two) = (Keeper::new(connector(&etcd), "one"), Keeper::new(connector(&etcd), "two"));
     let mut one_leads = one.leads();
     let first = tokio::spawn(one.clone().run());
     one_leads.wait_for(|leads| *leads).await.unwrap();
@@ -189,7 +132,7 @@ async fn one_leads_and_what_joined_through_it_ends_with_it() {
     let key = |name: &str| ResourceKey::new(Kind::Workload, "shop", name);
     one.joined(key("w1"), Some(b"{}".to_vec()));
     one.joined(key("w2"), Some(b"{}".to_vec()));
-    let client = etcd.client();
+    let client = connector(&etcd);
     let present = async |name: &str| client.lease_of(&channel, &client.joined(&key(name))).await.unwrap();
     let wait = async |what: &str, mut so: Box<dyn FnMut(Option<i64>, Option<i64>) -> bool>| {
         let waiting = async {
@@ -226,15 +169,15 @@ async fn authority(etcd: &Etcd, passphrase: &str, leads: bool) -> Result<(Ca, wa
     let leads = watch::Sender::new(leads);
     let options = ca::Options { trust_domain: MESH.to_owned(), lifetimes: ca::Lifetimes::default(), files: None };
     let key = ca::Key::Passphrase(passphrase.to_owned());
-    let (store, clock) = (Arc::new(ca::Etcd::new(etcd.client())), Arc::new(std::time::SystemTime::now));
+    let (store, clock) = (Arc::new(ca::Etcd::new(connector(&etcd))), Arc::new(std::time::SystemTime::now));
     Ok((Ca::open_shared(store, &key, options, clock, leads.subscribe()).await?, leads))
 }
 
 /// Control planes that start at once have one CA, with one list of tokens and of who is revoked.
 #[tokio::test]
 async fn an_authority_is_shared() {
-    let Some(mut etcd) = etcd() else { return };
-    etcd.ready().await;
+    let Some(mut etcd) = Etcd::start() else { return };
+    ready(&etcd).await;
     let secret = "correct horse battery";
     let (one, two) = tokio::join!(authority(&etcd, secret, false), authority(&etcd, secret, true));
     let ((one, _one), (two, _two)) = (one.expect("opened"), two.expect("opened"));
@@ -261,8 +204,8 @@ async fn an_authority_is_shared() {
     two.renew(&held, &request()).expect_err("revoked at the other one");
 
     // Nothing readable is in etcd, and nothing of it is taken for a resource.
-    let client = etcd.client();
-    let all = client.everything(&etcd.ready().await).await.expect("read").kvs;
+    let client = connector(&etcd);
+    let all = client.everything(&ready(&etcd).await).await.expect("read").kvs;
     let records: Vec<_> = all.iter().filter(|kv| kv.key.starts_with(b"/selvedge/ca/")).collect();
     assert_eq!(records.len(), 3, "format, seal and state: the token went with the identity that was revoked");
     assert!(records.iter().all(|kv| !String::from_utf8_lossy(&kv.value).contains("orders")));
@@ -276,7 +219,7 @@ async fn an_authority_is_shared() {
     let csr = KeyPair::generate().and_then(|key| key.request(&other)).expect("a request");
     two.issue_local(&other, &csr).expect("issued without etcd");
     etcd.restart();
-    etcd.ready().await;
+    ready(&etcd).await;
     one.create_token(&order).await.expect("made again");
     assert_eq!(two.bundle().roots, sealed.roots);
 }

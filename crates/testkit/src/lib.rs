@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod certs;
+pub mod etcd;
 pub mod http1;
 pub mod load;
 pub mod selvedge;

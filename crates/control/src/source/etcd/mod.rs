@@ -207,6 +207,10 @@ impl Source for EtcdSource {
         changed.contains(&true)
     }
 
+    fn has_spoken(&self) -> bool {
+        self.complete || !self.resources.is_empty()
+    }
+
     fn resources(&self) -> &Resources {
         &self.resources
     }
