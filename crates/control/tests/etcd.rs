@@ -169,7 +169,7 @@ async fn authority(etcd: &Etcd, passphrase: &str, leads: bool) -> Result<(Ca, wa
     let leads = watch::Sender::new(leads);
     let options = ca::Options { trust_domain: MESH.to_owned(), lifetimes: ca::Lifetimes::default(), files: None };
     let key = ca::Key::Passphrase(passphrase.to_owned());
-    let (store, clock) = (Arc::new(ca::Etcd::new(connector(&etcd))), Arc::new(std::time::SystemTime::now));
+    let (store, clock) = (Arc::new(ca::Etcd::new(connector(etcd))), Arc::new(std::time::SystemTime::now));
     Ok((Ca::open_shared(store, &key, options, clock, leads.subscribe()).await?, leads))
 }
 
