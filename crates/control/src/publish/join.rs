@@ -124,14 +124,9 @@ impl Workloads {
         self.all.values_mut().filter(|member| member.node == from).for_each(|member| member.node = to);
     }
 
-    /// Takes those out that did not come back in time. They may have come back to another control plane: what the source
-    /// says stays until it no longer says so, which it does soon when nobody else has told it.
+    /// Takes those out that did not come back in time.
     pub fn expired(&mut self, now: Millis) -> Changes {
-        let mut gone = self.take_all(|member| member.until.is_some_and(|at| at <= now));
-        for (key, resource) in &mut gone {
-            *resource = self.source.get(key).cloned();
-        }
-        gone
+        self.take_all(|member| member.until.is_some_and(|at| at <= now))
     }
 
     pub fn next_expiry(&self) -> Option<Millis> {
@@ -172,10 +167,13 @@ impl Workloads {
         std::mem::take(&mut self.changed)
     }
 
+    /// Who is no longer here may be at another control plane by now, for what says so (a `leave`, a broken stream) may have
+    /// been held up: what the source says stays until it no longer says so, which it does soon when nobody else has told it.
     fn take(&mut self, key: ResourceKey) -> (ResourceKey, Option<Resource>) {
         self.all.remove(&key);
         self.changed.insert(key.clone(), None);
-        (key, None)
+        let elsewhere = self.source.get(&key).cloned();
+        (key, elsewhere)
     }
 
     fn take_all(&mut self, which: impl Fn(&Member) -> bool) -> Changes {
@@ -216,6 +214,21 @@ mod tests {
         let (mut alone, resource) = joined();
         alone.lost(0, 1);
         assert_eq!(alone.expired(GRACE), [(resource.key(), None)]);
+    }
+
+    #[test]
+    fn a_late_leave_takes_nobody_away_who_is_elsewhere_by_then() {
+        for withdraw in [false, true] {
+            let (mut workloads, resource) = joined();
+            let key = resource.key();
+            workloads.shadow(vec![(key.clone(), Some(resource.clone()))]);
+            let gone = match withdraw {
+                true => workloads.withdraw(1, &key).into_iter().collect(),
+                false => workloads.leave(1),
+            };
+            assert_eq!(gone, [(key.clone(), Some(resource))]);
+            assert!(workloads.take_changed().get(&key).is_some_and(Option::is_none), "the source is told");
+        }
     }
 
     #[test]

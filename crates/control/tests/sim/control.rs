@@ -89,9 +89,8 @@ impl Control {
         self.sights.clear();
     }
 
-    /// Workloads that have joined here or left, to be told to the store. `late`: those that left are those that did not
-    /// come back here; they may be elsewhere.
-    pub fn take_joined(&mut self, late: bool) -> Vec<Change> {
+    /// Workloads that have joined here or left, to be told to the store. Those that left may be elsewhere by now.
+    pub fn take_joined(&mut self) -> Vec<Change> {
         let read = |json: Vec<u8>| {
             let value: Value = serde_json::from_slice(&json).unwrap_or_default();
             Resource::from_value(&value).ok()
@@ -104,7 +103,7 @@ impl Control {
                 None if self.joined.remove(key).is_none() => continue,
                 None => {}
             }
-            let stored = self.stored.get(key).filter(|_| late).cloned();
+            let stored = self.stored.get(key).cloned();
             self.put(key, resource.as_ref().or(stored.as_ref()));
         }
         changes

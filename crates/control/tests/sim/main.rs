@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Seeds that have once found something.
-const REGRESSIONS: &[u64] = &[11, 31, 81, 84];
+const REGRESSIONS: &[u64] = &[11, 31, 81, 84, 355];
 
 /// Seeds that are run if nobody says how many.
 const SEEDS: u64 = 200;

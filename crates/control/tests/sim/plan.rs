@@ -47,7 +47,7 @@ impl Plan {
             _ => rng.between(5, 7),
         };
         let proxies = (0..count).map(|number| Spec::new(number, herd, rng)).collect();
-        let services = if herd { 16 } else { usize::try_from(rng.between(2, 4)).unwrap_or(2) };
+        let services = if herd { 30 } else { usize::try_from(rng.between(2, 4)).unwrap_or(2) };
         Self {
             controls: usize::try_from(rng.between(1, 3)).unwrap_or(1),
             proxies,

@@ -355,7 +355,7 @@ impl Sim {
         }
         target.hub.tick(now - target.began);
         let wakes = target.hub.wakes(now - target.began) + target.began;
-        self.deliver_after(control, true);
+        self.deliver(control);
         self.control_tick_at(control, wakes.max(now + 5));
     }
 
@@ -390,11 +390,7 @@ impl Sim {
 
     /// Sends what the hub wants to say.
     fn deliver(&mut self, control: usize) {
-        self.deliver_after(control, false);
-    }
-
-    fn deliver_after(&mut self, control: usize, tick: bool) {
-        let joined = self.controls[control].take_joined(tick);
+        let joined = self.controls[control].take_joined();
         if self.controls[control].cut {
             self.controls[control].unshared.extend(joined);
         } else if !joined.is_empty() {
