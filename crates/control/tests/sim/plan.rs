@@ -18,6 +18,8 @@ pub struct Plan {
     /// How long it goes on before everything heals.
     pub storm: Millis,
     pub edits: usize,
+    /// Proxies start within so long.
+    pub starts: Millis,
 }
 
 /// One proxy.
@@ -49,13 +51,14 @@ impl Plan {
         let proxies = (0..count).map(|number| Spec::new(number, herd, rng)).collect();
         let services = if herd { 30 } else { usize::try_from(rng.between(2, 4)).unwrap_or(2) };
         Self {
-            controls: usize::try_from(rng.between(1, 3)).unwrap_or(1),
+            controls: usize::try_from(if herd { 1 } else { rng.between(1, 3) }).unwrap_or(1),
             proxies,
             services,
             wide: rng.percent(15),
             faults: rng.percent(90),
             storm: rng.between(15, 50) * 1_000,
             edits: usize::try_from(if herd { rng.between(3, 6) } else { rng.between(6, 18) }).unwrap_or(8),
+            starts: if herd { 300 } else { 2_000 },
         }
     }
 }
@@ -91,7 +94,8 @@ impl Spec {
             }
         }
         let slow = match rng.below(20) {
-            _ if herd => rng.between(20, 200),
+            // Slow enough that more of them are under way than may be.
+            _ if herd => rng.between(500, 2_000),
             0 => rng.between(1_000, 25_000),
             1..=4 => rng.between(200, 3_000),
             _ => rng.between(5, 200),

@@ -140,7 +140,7 @@ impl Sim {
             self.start_control(control);
         }
         for proxy in 0..self.proxies.len() {
-            let at = self.rng.below(2_000);
+            let at = self.rng.below(self.plan.starts);
             self.push(at, Event::StartProxy { proxy });
         }
         for _ in 0..self.plan.edits {
