@@ -5,6 +5,9 @@
 
 mod authority;
 
+#[doc(hidden)]
+pub use authority::rewritten;
+
 use crate::workload::{
     JwtBundlesRequest, JwtBundlesResponse, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest,
     ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,

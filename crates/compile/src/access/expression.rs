@@ -47,7 +47,7 @@ impl Expression {
     ///
     /// # Errors
     /// What is wrong with it, in a sentence.
-    pub(crate) fn compile(source: &str) -> Result<Self, String> {
+    pub fn compile(source: &str) -> Result<Self, String> {
         // Not the parser that `Program::compile` uses: its stack grows without regard to the limit.
         let parser = PrattParser::new().max_recursion_depth(MAX_DEPTH).max_expression_node_count(MAX_NODES);
         let expression = parser.parse(source).map_err(|errors| {
@@ -77,8 +77,11 @@ impl Expression {
         self.reads.contains(&("request", "headers"))
     }
 
-    /// What it says; an error when it fails.
-    pub(crate) fn holds(&self, subject: &Subject<'_>, path: Option<&str>) -> Result<bool, ()> {
+    /// What it says; an error when it fails. `path` is read instead of that of the request.
+    ///
+    /// # Errors
+    /// When it does not come to an answer, such as by a missing key.
+    pub fn holds(&self, subject: &Subject<'_>, path: Option<&str>) -> Result<bool, ()> {
         let mut context = Context::with_env(env());
         for (variable, _) in VARIABLES {
             let fields = self.reads.iter().filter(|(of, _)| *of == variable);

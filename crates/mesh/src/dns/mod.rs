@@ -6,6 +6,8 @@
 mod cache;
 mod forward;
 mod message;
+#[doc(hidden)]
+pub mod probe;
 mod resolv;
 mod server;
 mod zone;

@@ -144,6 +144,16 @@ impl Rewriter {
     }
 }
 
+/// What comes out when bytes come in these pieces: for fuzzing.
+pub fn rewritten<'b>(pieces: impl IntoIterator<Item = &'b [u8]>) -> Vec<u8> {
+    let (mut rewriter, mut out) = (Rewriter::new(), Vec::new());
+    for piece in pieces {
+        rewriter.take(piece);
+        out.append(&mut rewriter.out);
+    }
+    out
+}
+
 /// A HEADERS frame without padding, and with another authority.
 fn rewrite_frame(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     let mut payload = &frame[FRAME_HEADER..];

@@ -112,6 +112,11 @@ impl EtcdSource {
         path.strip_prefix(self.client.prefix().as_bytes()).is_some_and(|below| below.starts_with(b"/ca/"))
     }
 
+    /// Takes in one change as if etcd had told of it: a value, or that there is none any more.
+    pub fn told(&mut self, path: &[u8], value: Option<Vec<u8>>) {
+        self.take(Batch::Changes(vec![(path.to_vec(), value)]));
+    }
+
     fn put(&mut self, path: String, text: Vec<u8>) {
         if self.values.get(&path).is_some_and(|before| before.text == text) {
             return;
