@@ -9,7 +9,7 @@ use crate::{
     publish::{node::Millis, scope::Wanted, version::Version},
 };
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// First and longest wait between tries to connect; the real one is random between half of it and all of it.
 const BACKOFF: (Millis, Millis) = (200, 15_000);
@@ -19,6 +19,11 @@ const GOOD: Millis = 10_000;
 const PER_MESSAGE: usize = 1_000;
 /// Things asked for on demand at the same time.
 pub const MAX_WANTED: usize = 8_192;
+/// Of these, things that are not known. Beyond, the oldest is forgotten: whoever looks up names at random takes no place
+/// from what is used, and costs the control plane little.
+pub const MAX_UNKNOWN: usize = 1_024;
+/// How often people are told that there are too many.
+const TELL: Millis = 60_000;
 /// Something that is not known is asked for again after this long, should anybody want it still.
 const UNKNOWN: Millis = 30_000;
 /// Until a workload that was refused asks again.
@@ -112,6 +117,10 @@ pub struct Machine {
     applying: Option<Change>,
     changes: u64,
     wanted: BTreeMap<Wanted, Want>,
+    /// What of it is not known, and since when; the oldest first.
+    unknown: VecDeque<(Millis, Wanted)>,
+    /// Not asked for since people were told so, and when they were.
+    left_out: (u64, Option<Millis>),
     numbers: BTreeMap<u64, Wanted>,
     next: u64,
     registered: BTreeMap<String, Bytes>,
@@ -133,7 +142,7 @@ enum State {
 enum Want {
     Asked,
     Known,
-    Unknown { since: Millis },
+    Unknown,
 }
 
 impl Machine {
@@ -149,6 +158,8 @@ impl Machine {
             applying: None,
             changes: 0,
             wanted: BTreeMap::new(),
+            unknown: VecDeque::new(),
+            left_out: (0, None),
             numbers: BTreeMap::new(),
             next: 0,
             registered: BTreeMap::new(),
@@ -184,7 +195,7 @@ impl Machine {
         match self.wanted.get(wanted)? {
             Want::Asked => None,
             Want::Known => Some(true),
-            Want::Unknown { .. } => Some(false),
+            Want::Unknown => Some(false),
         }
     }
 
@@ -234,20 +245,18 @@ impl Machine {
             self.refused.insert(key.clone(), now + JOIN_AGAIN);
             self.register(key, actions);
         }
-        let old: Vec<Wanted> = self
-            .wanted
-            .iter()
-            .filter(|(_, want)| matches!(want, Want::Unknown { since } if *since + UNKNOWN <= now))
-            .map(|(wanted, _)| wanted.clone())
-            .collect();
-        if old.is_empty() {
-            return;
+        let mut remove = Vec::new();
+        while let Some((_, old)) = self.unknown.pop_front_if(|(since, _)| *since + UNKNOWN <= now) {
+            remove.extend(self.forget(old));
         }
-        let remove = old.iter().map(subscription).collect();
-        old.iter().for_each(|wanted| _ = self.wanted.remove(wanted));
-        if self.is_open() {
+        if !remove.is_empty() && self.is_open() {
             actions.push(say(Say::Subscribe(Subscribe { add: Vec::new(), remove })));
         }
+    }
+
+    /// A thing that was not known is not asked for any more.
+    fn forget(&mut self, old: Wanted) -> Option<Subscription> {
+        self.wanted.remove(&old).map(|_| subscription(&old))
     }
 
     fn connected(&mut self, now: Millis, actions: &mut Vec<Action>) {
@@ -271,7 +280,7 @@ impl Machine {
         let open: Vec<Wanted> =
             self.wanted.iter().filter(|(_, want)| **want == Want::Asked).map(|(wanted, _)| wanted.clone()).collect();
         for wanted in open {
-            self.ask(wanted, actions);
+            self.ask(wanted, None, actions);
         }
         self.asked.clear();
         for key in self.registered.keys().cloned().collect::<Vec<_>>() {
@@ -354,7 +363,10 @@ impl Machine {
         let Some(change) = self.applying.take_if(|change| change.number == outcome.number) else { return };
         for answer in change.answers {
             let Some(wanted) = self.numbers.remove(&answer.number) else { continue };
-            let want = if answer.known { Want::Known } else { Want::Unknown { since: now } };
+            let want = if answer.known { Want::Known } else { Want::Unknown };
+            if !answer.known {
+                self.unknown.push_back((now, wanted.clone()));
+            }
             self.wanted.insert(wanted.clone(), want);
             actions.push(Action::Answered(wanted, answer.known));
         }
@@ -377,8 +389,8 @@ impl Machine {
         match self.wanted.get(&wanted) {
             Some(Want::Asked) => return,
             Some(known) => return actions.push(Action::Answered(wanted, *known == Want::Known)),
-            None if self.wanted.len() >= MAX_WANTED => {
-                actions.push(Action::Refused(format!("{wanted:?}: {MAX_WANTED} things are in use already")));
+            None if self.wanted.len() >= MAX_WANTED && self.unknown.is_empty() => {
+                self.leave_out(now, &wanted, actions);
                 return actions.push(Action::Answered(wanted, false));
             }
             // Nobody to ask. It is not remembered, so that it is asked for when there is.
@@ -387,18 +399,34 @@ impl Machine {
             }
             None => {}
         }
-        let _ = now;
+        let full = self.wanted.len() >= MAX_WANTED || self.unknown.len() >= MAX_UNKNOWN;
+        let oldest = if full { self.unknown.pop_front() } else { None };
+        let gone = oldest.and_then(|(_, old)| self.forget(old));
         self.wanted.insert(wanted.clone(), Want::Asked);
         if self.is_open() {
-            self.ask(wanted, actions);
+            self.ask(wanted, gone, actions);
         }
     }
 
-    fn ask(&mut self, wanted: Wanted, actions: &mut Vec<Action>) {
+    /// Tells people, but not each time: it may be an application that looks up names at random.
+    fn leave_out(&mut self, now: Millis, wanted: &Wanted, actions: &mut Vec<Action>) {
+        let (count, told) = &mut self.left_out;
+        *count += 1;
+        if told.is_none_or(|told| told + TELL <= now) {
+            actions.push(Action::Refused(format!(
+                "{count} destinations were not asked for, the last one {wanted:?}: {MAX_WANTED} are in use already"
+            )));
+            self.left_out = (0, Some(now));
+        }
+    }
+
+    /// Asks for something, in the place of what was there.
+    fn ask(&mut self, wanted: Wanted, gone: Option<Subscription>, actions: &mut Vec<Action>) {
         self.next += 1;
         let asked = Asked { number: self.next, subscription: Some(subscription(&wanted)) };
         self.numbers.insert(self.next, wanted);
-        actions.push(say(Say::Subscribe(Subscribe { add: vec![asked], remove: Vec::new() })));
+        let remove = gone.into_iter().collect();
+        actions.push(say(Say::Subscribe(Subscribe { add: vec![asked], remove })));
     }
 
     fn register(&mut self, key: &str, actions: &mut Vec<Action>) {
@@ -528,5 +556,62 @@ mod tests {
         assert!(matches!(&machine.step(3, want())[..], [Action::Answered(_, false)]));
         assert!(matches!(&machine.step(2 + UNKNOWN, Event::Tick)[..], [Action::Send(_)]));
         assert!(matches!(&machine.step(2 + UNKNOWN, want())[..], [Action::Send(_)]));
+    }
+
+    /// Asks for a host, and has it answered.
+    fn look_up(machine: &mut Machine, now: Millis, host: &str, known: bool) -> Vec<Action> {
+        let mut actions = machine.step(now, Event::Want(Wanted::Host(host.to_owned())));
+        let Some(number) = actions.iter().find_map(|action| match action {
+            Action::Send(ProxyMessage { message: Some(Say::Subscribe(subscribe)) }) => Some(subscribe.add[0].number),
+            _ => None,
+        }) else {
+            return actions;
+        };
+        let changes = machine.step(now, update(&number.to_string(), &[], true, vec![Answer { number, known }]));
+        let [Action::Apply(change)] = &changes[..] else { panic!("{changes:?}") };
+        actions.extend(machine.step(now, Event::Applied(Outcome { number: change.number, ..Outcome::default() })));
+        actions
+    }
+
+    #[test]
+    fn names_that_nobody_knows_take_no_place_from_others() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        look_up(&mut machine, 1, "cart", true);
+        let mut refused = 0;
+        for n in 0..20_000 {
+            let actions = look_up(&mut machine, 2, &format!("n{n}.example"), false);
+            refused += actions.iter().filter(|a| matches!(a, Action::Refused(_))).count();
+        }
+        assert_eq!((refused, machine.wanted.len()), (0, MAX_UNKNOWN + 1));
+        // What the control plane was told is what we remember: each new one came with the end of an old one.
+        assert_eq!(machine.unknown.len(), MAX_UNKNOWN);
+        let actions = look_up(&mut machine, 3, "orders", true);
+        assert!(actions.iter().any(|a| matches!(a, Action::Answered(_, true))), "{actions:?}");
+        assert_eq!(machine.answer(&Wanted::Host("cart".into())), Some(true));
+        machine.step(2 + UNKNOWN, Event::Tick);
+        assert_eq!((machine.wanted.len(), machine.unknown.len()), (2, 0));
+    }
+
+    #[test]
+    fn too_many_that_are_used_are_told_of_once_a_minute() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        for n in 0..MAX_WANTED {
+            look_up(&mut machine, 1, &format!("n{n}.example"), true);
+        }
+        let mut told = Vec::new();
+        for n in 0..1_000_u64 {
+            let actions = machine.step(1 + n * 100, Event::Want(Wanted::Host(format!("m{n}"))));
+            assert!(actions.iter().any(|a| matches!(a, Action::Answered(_, false))));
+            told.extend(actions.into_iter().filter_map(|a| match a {
+                Action::Refused(why) => Some(why),
+                _ => None,
+            }));
+        }
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[1].starts_with("600 destinations"), "{told:?}");
     }
 }
