@@ -47,11 +47,14 @@ def can_connect(port):
 class Gateway:
     """A running `selvedge run` on a folder of its own."""
 
-    def __init__(self, folder, *args):
+    def __init__(self, folder, *args, hosts=None):
         self.folder = pathlib.Path(folder)
         self.admin = free_port()
         self.log = open(self.folder.parent / f"{self.folder.name}.log", "wb")
-        command = [BIN, "run", "-f", str(self.folder), "--admin", f"127.0.0.1:{self.admin}", "--no-state", *args]
+        command = [BIN, "run", "-f", str(self.folder), "--admin", f"127.0.0.1:{self.admin}", "--no-state", *map(str, args)]
+        if hosts:
+            # In a mount namespace of its own, with this file as /etc/hosts.
+            command = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(hosts), *command]
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         wait_for(lambda: self.get("/ready"), "the gateway being ready")
 
