@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_desync_guardian::RequestSafetyTier;
 use http_desync_guardian::request_analyzer::HttpRequestData;
 use selvedge_wire::http1::{
-    ChunkedDecoder, Decoded, FramingOptions, HeadLimits, HeadReader, Persist, RequestHead, ResponseHead, WriteLength,
+    ChunkedDecoder, Decoded, HeadLimits, HeadReader, Persist, RequestHead, ResponseHead, WriteLength,
     chunk_prefix, expectation, persistent, request_framing, response_framing, write_last_chunk, write_request,
     write_response,
 };
@@ -74,7 +74,7 @@ pub fn h1_request_head(data: &[u8]) {
     // A whole buffer may be refused for what follows in it only if it is refused in parts, too.
     assert_eq!(whole.as_ref().map(|(_, n)| *n), cut.map(|(_, n)| n));
     let Some((mut head, _)) = whole else { return };
-    let Ok(framing) = request_framing(&head.method, head.version, &head.headers, FramingOptions::default()) else {
+    let Ok(framing) = request_framing(&head.method, head.version, &head.headers) else {
         return;
     };
     expectation(head.version, &head.headers, framing);
@@ -90,7 +90,7 @@ pub fn h1_request_head(data: &[u8]) {
     let (again, length) = read_request(&out, out.len(), &with_room()).expect("what we write is a request");
     assert_eq!(length, out.len());
     assert_eq!((&again.method, &again.target[..]), (&head.method, path.as_bytes()));
-    assert_eq!(request_framing(&again.method, again.version, &again.headers, FramingOptions::default()), Ok(framing));
+    assert_eq!(request_framing(&again.method, again.version, &again.headers), Ok(framing));
     assert_same_fields(&head.headers, &again.headers);
 }
 

@@ -12,12 +12,7 @@ use crate::{
     words,
 };
 use http::{HeaderMap, Method};
-use selvedge_wire::{
-    forwarded::{self, Source},
-    host,
-    spiffe::SpiffeId,
-    uri,
-};
+use selvedge_wire::{forwarded, host, spiffe::SpiffeId, uri};
 use serde::Serialize;
 use std::{
     borrow::Cow,
@@ -398,8 +393,8 @@ impl<'a> Walk<'a> {
         if !trusted {
             forwarded::strip_internal(&mut headers);
         }
-        let source = if headers.contains_key("x-forwarded-for") { Source::XForwardedFor } else { Source::Forwarded };
-        let client = forwarded::client_ip(peer, &headers, source, &trust);
+        let client = forwarded::client(peer, &mut headers, options.forwarded, &trust)
+            .map_err(|contradiction| answer(400, contradiction.to_string()))?;
         let port = self.port.unwrap_or(host::default_port(self.secure));
         let hop = forwarded::Hop { peer, host: &self.host, secure: self.secure, port };
         forwarded::write_x_forwarded(&mut headers, &hop);

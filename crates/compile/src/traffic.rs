@@ -12,7 +12,7 @@ use selvedge_model::{
     http::HttpRouteRetry,
     traffic::{self as spec, TrafficSettings},
 };
-use selvedge_wire::log_template::DEFAULT_JSON;
+use selvedge_wire::{forwarded::Source, log_template::DEFAULT_JSON};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 fn span(value: Option<Span>, default: Duration) -> Duration {
@@ -349,6 +349,10 @@ pub(crate) fn http_options(settings: &TrafficSettings) -> HttpOptions {
     own.keepalive_timeout = span(http2.ping_timeout, own.keepalive_timeout);
     options.max_requests_per_connection = it.max_requests_per_connection.unwrap_or(options.max_requests_per_connection);
     options.trusted_hops = small(it.trusted_hops, options.trusted_hops);
+    options.forwarded = it.forwarded_header.map(|header| match header {
+        spec::ForwardedHeader::XForwardedFor => Source::XForwardedFor,
+        spec::ForwardedHeader::Forwarded => Source::Forwarded,
+    });
     // Those that are no networks were told about when they were read.
     options.trusted_cidrs = it.trusted_cidrs.iter().flatten().filter_map(|text| text.parse().ok()).collect();
     options.merge_slashes = path.merge_slashes.unwrap_or(options.merge_slashes);

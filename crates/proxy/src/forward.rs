@@ -195,7 +195,7 @@ pub async fn pass_request(
     if !passed {
         live.metrics.passed(conn.worker);
     }
-    request::sanitise(&mut request, conn, target, &selvedge_wire::forwarded::Trust::Nobody)?;
+    request::sanitise(&mut request, conn, target, &selvedge_wire::forwarded::Trust::Nobody, None)?;
     let request = request.map(|body| record.count_request(body));
     let connection = h1::Connection::new(open(conn, table, &key).await?, Arc::new(Nowhere));
     record.connected();

@@ -203,7 +203,15 @@ pub struct Sender {
 }
 
 /// Removes what must not pass and tells the backend about the client.
-pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Trust) -> Result<Sender, Error> {
+///
+/// `written` is the field in which the proxies in front name the client, if that was said.
+pub fn sanitise(
+    request: &mut Request,
+    conn: &Conn,
+    target: &Target,
+    trust: &Trust,
+    written: Option<Source>,
+) -> Result<Sender, Error> {
     let headers = request.headers_mut();
     if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
         return Err(Error::bad_request(400, "there is more than one Authorization header"));
@@ -215,7 +223,7 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
     headers.remove(&X_FORWARDED_CLIENT_CERT);
     let peer = conn.peer.ip().to_canonical();
     let (client, trusted) = match &conn.scope {
-        Scope::Hosts => forwarded(headers, conn, target, trust),
+        Scope::Hosts => forwarded(headers, conn, target, trust, written)?,
         // Between workloads nobody notices us: what the gateway has written about the client stays as it is.
         Scope::To(_) | Scope::Named => (peer, true),
         Scope::Port(arrived) => {
@@ -239,20 +247,26 @@ pub fn sanitise(request: &mut Request, conn: &Conn, target: &Target, trust: &Tru
 }
 
 /// What the edge says about a client, and whether that client is believed.
-fn forwarded(headers: &mut HeaderMap, conn: &Conn, target: &Target, trust: &Trust) -> (IpAddr, bool) {
+fn forwarded(
+    headers: &mut HeaderMap,
+    conn: &Conn,
+    target: &Target,
+    trust: &Trust,
+    written: Option<Source>,
+) -> Result<(IpAddr, bool), Error> {
     let peer = conn.peer.ip().to_canonical();
     let trusted = trust.trusts(peer);
     if !trusted {
         forwarded::strip_internal(headers);
     }
-    let source = if headers.contains_key("x-forwarded-for") { Source::XForwardedFor } else { Source::Forwarded };
-    let client = forwarded::client_ip(peer, headers, source, trust);
+    let client = forwarded::client(peer, headers, written, trust)
+        .map_err(|contradiction| Error::bad_request(400, contradiction.to_string()))?;
     let hop = Hop { peer, host: &target.host, secure: conn.secure(), port: conn.local.port() };
     forwarded::write_x_forwarded(headers, &hop);
     if headers.contains_key("forwarded") {
         forwarded::append_forwarded(headers, &hop);
     }
-    (client, trusted)
+    Ok((client, trusted))
 }
 
 /// Tells the application who called, in the words of Envoy.

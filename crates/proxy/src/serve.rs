@@ -115,7 +115,8 @@ async fn route(
     if conn.shared.overload.shed_request() {
         return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold").over(Limit::Memory));
     }
-    let request::Sender { client, id } = request::sanitise(&mut request, conn, target, &http.trust)?;
+    let request::Sender { client, id } =
+        request::sanitise(&mut request, conn, target, &http.trust, http.config.options.forwarded)?;
     record.client(client);
     record.request_id(id);
     if target.redirect {

@@ -48,6 +48,58 @@ pub enum Source {
     Forwarded,
 }
 
+/// `X-Forwarded-For` and `Forwarded` name different clients, and nobody can tell which one the proxy wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "X-Forwarded-For and Forwarded name different clients, {x_forwarded_for} and {forwarded}: set listener.forwardedHeader to the \
+     one that the proxies in front write"
+)]
+pub struct Contradiction {
+    pub x_forwarded_for: IpAddr,
+    pub forwarded: IpAddr,
+}
+
+/// The client, by the field that the trusted proxies are said to write; what the other says is taken out then, for it comes
+/// from a client. Without a word on that, either is read, and both only while they agree: a proxy that writes one of them
+/// passes the other on as a client may have made it up.
+pub fn client(
+    peer: IpAddr,
+    headers: &mut HeaderMap,
+    written: Option<Source>,
+    trust: &Trust,
+) -> Result<IpAddr, Contradiction> {
+    let peer = peer.to_canonical();
+    if !trust.trusts(peer) {
+        return Ok(peer);
+    }
+    match written {
+        Some(Source::XForwardedFor) => {
+            headers.remove(header::FORWARDED);
+            Ok(client_ip(peer, headers, Source::XForwardedFor, trust))
+        }
+        Some(Source::Forwarded) => {
+            let client = client_ip(peer, headers, Source::Forwarded, trust);
+            headers.remove(&X_FORWARDED_FOR);
+            if client != peer {
+                // Backends that read nothing else learn it too.
+                set(headers, &X_FORWARDED_FOR, client.to_string().as_bytes());
+            }
+            Ok(client)
+        }
+        None => {
+            let x_forwarded_for = client_ip(peer, headers, Source::XForwardedFor, trust);
+            if !headers.contains_key(header::FORWARDED) {
+                return Ok(x_forwarded_for);
+            }
+            let forwarded = client_ip(peer, headers, Source::Forwarded, trust);
+            if headers.contains_key(&X_FORWARDED_FOR) && x_forwarded_for != forwarded {
+                return Err(Contradiction { x_forwarded_for, forwarded });
+            }
+            Ok(forwarded)
+        }
+    }
+}
+
 /// The address of the client: the rightmost one that no trusted proxy is known by. What the client itself wrote stands
 /// further left and is never reached.
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, source: Source, trust: &Trust) -> IpAddr {
@@ -377,6 +429,34 @@ mod tests {
         for unknown in ["for=unknown", "for=_hidden", "for=", "by=1.2.3.4", "for=1.2.3.4;for=6.6.6.6", ""] {
             assert_eq!(of(&[unknown]), "10.0.0.1", "{unknown}");
         }
+    }
+
+    #[test]
+    fn the_field_that_the_proxy_writes_counts() {
+        // The proxy wrote the end of one of them; the client made up the other.
+        let both = [("x-forwarded-for", "6.6.6.6"), ("forwarded", "for=1.2.3.4")];
+        let client_of = |lines: &[(&'static str, &'static str)], written| {
+            let mut headers = map(lines);
+            let client = client(ip("10.0.0.1"), &mut headers, written, &Trust::Hops(1));
+            (client.map(|c| c.to_string()), headers)
+        };
+        let contradiction = Contradiction { x_forwarded_for: ip("6.6.6.6"), forwarded: ip("1.2.3.4") };
+        assert_eq!(client_of(&both, None).0, Err(contradiction));
+        let (found, headers) = client_of(&both, Some(Source::Forwarded));
+        assert_eq!(
+            (found, &headers["x-forwarded-for"]),
+            (Ok("1.2.3.4".to_owned()), &HeaderValue::from_static("1.2.3.4"))
+        );
+        let (found, headers) = client_of(&both, Some(Source::XForwardedFor));
+        assert_eq!((found, headers.contains_key("forwarded")), (Ok("6.6.6.6".to_owned()), false));
+        for lines in [&both[..1], &both[1..], &[("x-forwarded-for", "1.2.3.4"), ("forwarded", "for=\"1.2.3.4:5\"")]] {
+            assert!(client_of(lines, None).0.is_ok_and(|c| c == "6.6.6.6" || c == "1.2.3.4"));
+        }
+        // Nobody is made the proxy by naming a field that says nothing.
+        assert_eq!(client_of(&[], Some(Source::Forwarded)).0, Ok("10.0.0.1".to_owned()));
+        assert!(client_of(&[both[0], ("forwarded", "for=unknown")], None).0.is_err());
+        let mut headers = map(&both);
+        assert_eq!(client(ip("9.9.9.9"), &mut headers, None, &Trust::Nobody), Ok(ip("9.9.9.9")));
     }
 
     #[test]

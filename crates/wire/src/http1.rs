@@ -17,7 +17,7 @@ pub use chunked::{
     strip_request_trailers, strip_trailers, write_last_chunk,
 };
 pub use framing::{
-    ConnectionOptions, Expectation, Framing, FramingError, FramingOptions, connection_options, expectation, persistent,
+    ConnectionOptions, Expectation, Framing, FramingError, connection_options, expectation, persistent,
     request_framing, response_framing,
 };
 pub use head::{HeadError, HeadLimits, HeadReader, Preface, RequestHead, ResponseHead, UnderscoreNames, preface};

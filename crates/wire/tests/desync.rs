@@ -5,7 +5,7 @@ use http_desync_guardian::RequestSafetyTier;
 use http_desync_guardian::request_analyzer::HttpRequestData;
 use proptest::prelude::*;
 use selvedge_wire::http1::{
-    FramingOptions, HeadLimits, HeadReader, Persist, UnderscoreNames, request_framing, write_request,
+    HeadLimits, HeadReader, Persist, UnderscoreNames, request_framing, write_request,
 };
 use selvedge_wire::uri::PathOptions;
 use selvedge_wire::{host, uri};
@@ -14,7 +14,7 @@ use selvedge_wire::{host, uri};
 fn forwarded(bytes: &[u8]) -> Option<Vec<u8>> {
     let limits = HeadLimits { underscores: UnderscoreNames::Allow, ..HeadLimits::default() };
     let head = HeadReader::default().request(&mut BytesMut::from(bytes), &limits).ok()??;
-    let framing = request_framing(&head.method, head.version, &head.headers, FramingOptions::default()).ok()?;
+    let framing = request_framing(&head.method, head.version, &head.headers).ok()?;
     let target = uri::parse(&head.method, &head.target, &PathOptions::default()).ok()?;
     let authority = match (target.authority, head.headers.get(http::header::HOST)) {
         (Some(authority), _) => host::parse(authority).ok()?,

@@ -3,10 +3,10 @@
 use super::{Access, AccessLog, CertificateRef, ClientValidation, Inbound, L4Route, Netns, Outbound, Tracing};
 use crate::router::{HostMap, Router};
 use selvedge_wire::{
-    forwarded::Trust,
+    forwarded::{Source, Trust},
     uri::{self, PathOptions},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 /// The identity of a socket. Two snapshots that both contain an equal `Bind` keep the open socket.
@@ -150,6 +150,9 @@ pub struct HttpOptions {
     pub max_requests_per_connection: u32,
     /// Proxies in front of us whose X-Forwarded-For entries are believed.
     pub trusted_hops: u8,
+    /// The field in which trusted proxies name the client; without it both are read, and must agree.
+    #[serde(serialize_with = "source")]
+    pub forwarded: Option<Source>,
     /// Peers whose forwarded headers are believed; empty with `trusted_hops == 0` means none.
     pub trusted_cidrs: Vec<ipnet::IpNet>,
     /// Send `server: selvedge` on answers made by us.
@@ -166,6 +169,14 @@ pub struct HttpOptions {
     /// `//` in paths becomes `/` before routing.
     pub merge_slashes: bool,
     pub escaped_slashes: EscapedSlashes,
+}
+
+fn source<S: Serializer>(source: &Option<Source>, serializer: S) -> Result<S::Ok, S::Error> {
+    let name = source.map(|source| match source {
+        Source::XForwardedFor => "XForwardedFor",
+        Source::Forwarded => "Forwarded",
+    });
+    name.serialize(serializer)
 }
 
 impl HttpOptions {
@@ -231,6 +242,7 @@ impl Default for HttpOptions {
             http2: Http2Options::default(),
             max_requests_per_connection: 0,
             trusted_hops: 0,
+            forwarded: None,
             trusted_cidrs: Vec::new(),
             server_header: true,
             http2_enabled: true,

@@ -21,6 +21,9 @@ pub struct ListenerSettings {
     /// `trustedHops`. The client is the rightmost address outside of them.
     #[schemars(length(max = 256))]
     pub trusted_cidrs: Option<Vec<String>>,
+    /// The header in which the trusted proxies name the client; the other one is then removed, as it comes from a client.
+    /// When this is absent, either is read, and a request in which they name different clients is refused with 400.
+    pub forwarded_header: Option<ForwardedHeader>,
     /// Most connections at a time; further ones are closed as soon as they are accepted.
     #[schemars(range(min = 1), extend("default" = 10_000))]
     pub max_connections: Option<u32>,
@@ -38,9 +41,18 @@ pub struct ListenerSettings {
 }
 
 inherit!(ListenerSettings {
-    proxy_protocol, trusted_hops, trusted_cidrs, max_connections, max_requests_per_connection;
+    proxy_protocol, trusted_hops, trusted_cidrs, forwarded_header, max_connections, max_requests_per_connection;
     headers, timeouts, http2, normalization
 });
+
+/// A header in which proxies name the client they speak for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
 
 /// Whether connections start with a PROXY protocol header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

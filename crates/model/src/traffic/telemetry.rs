@@ -38,7 +38,8 @@ pub struct AccessLog {
     /// File to append to; without it, standard output. It is opened anew after SIGHUP.
     #[schemars(length(min = 1, max = 4096))]
     pub path: Option<String>,
-    /// Collector that lines are sent to by OTLP over gRPC, such as `http://127.0.0.1:4317`, instead of a file.
+    /// Collector that lines are sent to by OTLP over gRPC, instead of a file: `http://HOST:4317`, or `https://HOST:4317`
+    /// with a certificate that the system (or `--otlp-ca`) trusts.
     #[schemars(length(min = 1, max = 2048))]
     pub otlp: Option<String>,
     /// Which requests are logged; without any condition, all. All given conditions must hold.
@@ -85,7 +86,8 @@ pub struct Tracing {
     pub follow_caller: Option<bool>,
     /// Attributes put on every span.
     pub attributes: Option<BTreeMap<String, String>>,
-    /// Collector that spans are sent to by OTLP over gRPC, such as `http://127.0.0.1:4317`; without it, none are sent.
+    /// Collector that spans are sent to by OTLP over gRPC: `http://HOST:4317`, or `https://HOST:4317` with a certificate that
+    /// the system (or `--otlp-ca`) trusts. Without it, none are sent.
     #[schemars(length(min = 1, max = 2048))]
     pub otlp: Option<String>,
 }

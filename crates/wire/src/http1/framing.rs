@@ -24,14 +24,6 @@ impl Framing {
     }
 }
 
-/// What is allowed beyond the strict rules.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FramingOptions {
-    /// Lets GET and HEAD carry a body (Elasticsearch clients do). Some servers do not read it and take it for the next
-    /// request, so it is refused by default.
-    pub allow_get_body: bool,
-}
-
 /// Why the end of a body cannot be told for certain. The connection must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FramingError {
@@ -47,7 +39,8 @@ pub enum FramingError {
     ContentLength,
     #[error("an HTTP/1.0 request with a body must have a Content-Length")]
     LengthRequired,
-    #[error("a GET or HEAD request has a body, which this listener refuses")]
+    /// Some servers do not read such a body and take it for the next request.
+    #[error("a GET or HEAD request has a body, which is refused")]
     GetBody,
 }
 
@@ -63,12 +56,7 @@ impl FramingError {
 }
 
 /// The framing of a request body.
-pub fn request_framing(
-    method: &Method,
-    version: Version,
-    headers: &HeaderMap,
-    options: FramingOptions,
-) -> Result<Framing, FramingError> {
+pub fn request_framing(method: &Method, version: Version, headers: &HeaderMap) -> Result<Framing, FramingError> {
     let get = *method == Method::GET || *method == Method::HEAD;
     match announced(version, headers)? {
         // RFC 1945 section 7.2.2; otherwise the body would be taken for the next request (CVE-2026-2835).
@@ -79,10 +67,7 @@ pub fn request_framing(
             Err(FramingError::LengthRequired)
         }
         Framing::Length(0) if get => Ok(Framing::None),
-        framing @ (Framing::Length(_) | Framing::Chunked) if get && !options.allow_get_body => {
-            debug_assert!(!framing.is_empty());
-            Err(FramingError::GetBody)
-        }
+        Framing::Length(_) | Framing::Chunked if get => Err(FramingError::GetBody),
         // RFC 9110 section 9.3.6: CONNECT has no body; bytes after the head belong to the tunnel.
         Framing::None if *method == Method::CONNECT => Ok(Framing::None),
         _ if *method == Method::CONNECT => Err(FramingError::ContentLength),
@@ -224,7 +209,7 @@ mod tests {
     }
 
     fn post(lines: &[(&'static str, &'static [u8])]) -> Result<Framing, FramingError> {
-        request_framing(&Method::POST, Version::HTTP_11, &headers(lines), FramingOptions::default())
+        request_framing(&Method::POST, Version::HTTP_11, &headers(lines))
     }
 
     fn answer(code: u16, lines: &[(&'static str, &'static [u8])]) -> Result<Framing, FramingError> {
@@ -274,8 +259,7 @@ mod tests {
         }
         assert_eq!(post(&[(TE, b"gzip")]).unwrap_err().status(), StatusCode::NOT_IMPLEMENTED);
         assert_eq!(post(&[(TE, b"identity")]).unwrap_err().status(), StatusCode::NOT_IMPLEMENTED);
-        let old =
-            request_framing(&Method::POST, Version::HTTP_10, &headers(&[(TE, b"chunked")]), FramingOptions::default());
+        let old = request_framing(&Method::POST, Version::HTTP_10, &headers(&[(TE, b"chunked")]));
         assert_eq!(old, Err(FramingError::Http10));
     }
 
@@ -309,19 +293,16 @@ mod tests {
 
     #[test]
     fn methods_and_versions_matter() {
-        let strict = FramingOptions::default();
-        let of = |method, version, lines: &[(&'static str, &'static [u8])], options| {
-            request_framing(&method, version, &headers(lines), options)
+        let of = |method, version, lines: &[(&'static str, &'static [u8])]| {
+            request_framing(&method, version, &headers(lines))
         };
-        assert_eq!(of(Method::GET, Version::HTTP_11, &[(CL, b"0")], strict), Ok(Framing::None));
-        assert_eq!(of(Method::GET, Version::HTTP_11, &[(CL, b"5")], strict), Err(FramingError::GetBody));
-        assert_eq!(of(Method::HEAD, Version::HTTP_11, &[(TE, b"chunked")], strict), Err(FramingError::GetBody));
-        let lax = FramingOptions { allow_get_body: true };
-        assert_eq!(of(Method::GET, Version::HTTP_11, &[(CL, b"5")], lax), Ok(Framing::Length(5)));
-        assert_eq!(of(Method::POST, Version::HTTP_10, &[], strict), Err(FramingError::LengthRequired));
-        assert_eq!(of(Method::POST, Version::HTTP_10, &[(CL, b"5")], strict), Ok(Framing::Length(5)));
-        assert!(of(Method::CONNECT, Version::HTTP_11, &[(CL, b"5")], strict).is_err());
-        assert_eq!(of(Method::CONNECT, Version::HTTP_11, &[], strict), Ok(Framing::None));
+        assert_eq!(of(Method::GET, Version::HTTP_11, &[(CL, b"0")]), Ok(Framing::None));
+        assert_eq!(of(Method::GET, Version::HTTP_11, &[(CL, b"5")]), Err(FramingError::GetBody));
+        assert_eq!(of(Method::HEAD, Version::HTTP_11, &[(TE, b"chunked")]), Err(FramingError::GetBody));
+        assert_eq!(of(Method::POST, Version::HTTP_10, &[]), Err(FramingError::LengthRequired));
+        assert_eq!(of(Method::POST, Version::HTTP_10, &[(CL, b"5")]), Ok(Framing::Length(5)));
+        assert!(of(Method::CONNECT, Version::HTTP_11, &[(CL, b"5")]).is_err());
+        assert_eq!(of(Method::CONNECT, Version::HTTP_11, &[]), Ok(Framing::None));
     }
 
     #[test]
