@@ -144,16 +144,29 @@ struct Side {
 /// Output is produced in pieces of at most this size.
 const PIECE: usize = 8 * 1024;
 
+/// What compression can refer back to, as a power of two: 128 KiB. The default windows (4 MiB for brotli, 2 MiB for zstd)
+/// would make a few hundred slow readers of large responses exhaust the memory; with this one each takes less than 1 MiB
+/// (`test_compression_is_small`), and text becomes hardly longer.
+const WINDOW: u32 = 17;
+
 impl Compressed {
     fn new(coding: Coding, body: Body) -> Self {
-        use async_compression::Level;
+        use async_compression::{Level, brotli, zstd::CParameter};
         let side = Arc::new(Mutex::new(Side::default()));
         let source = Source { body: Box::pin(body), chunk: Bytes::new(), side: side.clone(), done: false };
         let encoder = match coding {
             Coding::Gzip => Encoder::Gzip(Box::pin(GzipEncoder::with_quality(source, Level::Precise(5)))),
-            // 4 is what servers use on the fly; the default 11 costs a hundred times as much.
-            Coding::Brotli => Encoder::Brotli(Box::pin(BrotliEncoder::with_quality(source, Level::Precise(4)))),
-            Coding::Zstd => Encoder::Zstd(Box::pin(ZstdEncoder::with_quality(source, Level::Precise(3)))),
+            Coding::Brotli => {
+                // From 4 on it would keep the commands of 64 KiB blocks, of which it needs a megabyte more; the default 11
+                // costs a hundred times as much time besides.
+                let params = brotli::EncoderParams::default().quality(Level::Precise(3)).window_size(WINDOW as i32);
+                Encoder::Brotli(Box::pin(BrotliEncoder::with_params(source, params)))
+            }
+            Coding::Zstd => {
+                let params = [CParameter::window_log(WINDOW), CParameter::hash_log(WINDOW), CParameter::chain_log(16)];
+                let encoder = ZstdEncoder::with_quality_and_params(source, Level::Precise(3), &params);
+                Encoder::Zstd(Box::pin(encoder))
+            }
         };
         Self { encoder, side, buffer: BytesMut::new(), finished: false }
     }
