@@ -2,6 +2,7 @@
 
 use crate::tls;
 use bytes::{Buf, Bytes};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::{
     io,
     pin::Pin,
@@ -128,6 +129,36 @@ impl Io {
             Poll::Pending => Probe::Idle,
             Poll::Ready(Ok(())) if !buf.filled().is_empty() => Probe::Data,
             Poll::Ready(_) => Probe::Closed,
+        }
+    }
+}
+
+/// What the kernel knows of the peer, whether or not all that it sent has been read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// It may send more, or nothing is known.
+    There,
+    /// It has ended its side.
+    Ended,
+    /// The connection is broken.
+    Gone,
+}
+
+impl Io {
+    /// Looks at the socket without reading. An in-memory or HTTP/2 stream is [`Peer::There`].
+    pub fn peer(&self) -> Peer {
+        let Some(tcp) = self.tcp() else { return Peer::There };
+        let mut sockets = [PollFd::new(tcp, PollFlags::RDHUP)];
+        let flags = match rustix::event::poll(&mut sockets, Some(&Timespec::default())) {
+            Ok(_) => sockets[0].revents(),
+            Err(_) => return Peer::There,
+        };
+        if flags.intersects(PollFlags::ERR | PollFlags::HUP) {
+            Peer::Gone
+        } else if flags.contains(PollFlags::RDHUP) {
+            Peer::Ended
+        } else {
+            Peer::There
         }
     }
 }

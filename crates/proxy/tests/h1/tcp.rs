@@ -3,6 +3,7 @@
 use crate::support::*;
 use bytes::Bytes;
 use http::header;
+use http_body::Frame;
 use http_body_util::BodyExt;
 use selvedge_compile::snapshot::HttpOptions;
 use selvedge_proxy::{
@@ -14,11 +15,16 @@ use selvedge_proxy::{
 };
 use std::{
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::oneshot,
+    time::timeout,
 };
 
 /// Serves connections until the test ends.
@@ -138,6 +144,56 @@ async fn a_reset_client_cancels_the_upstream() {
     client.set_zero_linger().unwrap();
     drop(client);
     assert_eq!(upstream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+}
+
+/// A response that has begun and does not go on, with the request it answers.
+struct Stuck(oneshot::Sender<()>, selvedge_proxy::Request);
+
+impl http_body::Body for Stuck {
+    type Data = Bytes;
+    type Error = selvedge_proxy::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let _ = (&self.0, &self.1);
+        Poll::Pending
+    }
+}
+
+/// Its end lies behind bytes of its body that nobody reads.
+#[tokio::test]
+async fn a_client_that_leaves_in_its_body_is_noticed() {
+    for (answered, reset) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (dropped, gone) = oneshot::channel();
+        let dropped = Arc::new(Mutex::new(Some(dropped)));
+        let address = listen(move |request| {
+            let stuck = Stuck(dropped.lock().unwrap().take().unwrap(), request);
+            Box::pin(async move {
+                if answered {
+                    return Response::new(Body::stream(stuck));
+                }
+                let _stuck = stuck;
+                std::future::pending().await
+            })
+        })
+        .await;
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n").await.unwrap();
+        if answered {
+            until(&mut client, "\r\n\r\n").await;
+        }
+        // Less than the buffers of the kernel hold: an end behind bytes that the client's own kernel still has does not
+        // reach us, only a reset does.
+        client.write_all(&[b'x'; 16 * 1024]).await.unwrap();
+        if reset {
+            while let Ok(written) = timeout(Duration::from_millis(200), client.write(&[b'x'; 1 << 16])).await {
+                written.unwrap();
+            }
+            client.set_zero_linger().unwrap();
+        }
+        drop(client);
+        // Without looking, only the idle timeout would tell, after a minute.
+        assert!(timeout(Duration::from_secs(10), gone).await.unwrap().is_err());
+    }
 }
 
 #[tokio::test]

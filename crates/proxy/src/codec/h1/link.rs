@@ -7,7 +7,7 @@ use super::input::{BodyReader, Input};
 use crate::{
     Error,
     error::{Kind, Side},
-    io::Io,
+    io::{Io, Peer},
     telemetry::Limit,
 };
 use bytes::Bytes;
@@ -188,6 +188,16 @@ impl Wire {
             }
         }
         Poll::Pending
+    }
+
+    /// The same where reading would not tell, for there is more than is wanted: by asking the kernel. `watched` is
+    /// whether a client that ends its side counts as gone.
+    pub(super) fn is_gone(&self, watched: bool) -> bool {
+        match self.io.peer() {
+            Peer::There => false,
+            Peer::Ended => watched,
+            Peer::Gone => true,
+        }
     }
 
     /// The next piece of the body; never [`Decoded::Incomplete`].

@@ -43,6 +43,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+/// How often a client is looked at whose body nobody reads at the moment: its end lies behind bytes that wait.
+const LOOK: Duration = Duration::from_secs(1);
 /// While draining, a connection without a request ends when it has been idle for so long. A client that is in the middle
 /// of its work has sent its next request by then: it is answered, with `Connection: close`, where a connection closed at
 /// once would cross that request on its way.
@@ -112,6 +114,8 @@ struct Server<'a> {
     since: Instant,
     /// How long the request at hand may be silent.
     stream_idle: Duration,
+    /// When the client was last looked at without reading.
+    looked: Instant,
 }
 
 /// A response that is being written.
@@ -168,6 +172,7 @@ impl<'a> Server<'a> {
             streams: false,
             since,
             stream_idle: options.stream_idle_timeout,
+            looked: since,
         }
     }
 
@@ -263,7 +268,16 @@ impl<'a> Server<'a> {
                 return Poll::Ready(Err(lost_in("an interim response", Some(error))));
             }
             if wire.is_open() {
-                ready!(self.timer.poll(due(wire.moved(), self.stream_idle), cx));
+                let over = due(wire.moved(), self.stream_idle);
+                ready!(self.timer.poll(over.min(self.look(wire.moved())), cx));
+                let now = Instant::now();
+                if now < over {
+                    self.looked = now;
+                    if wire.is_gone(asked.keep) {
+                        return Poll::Ready(Err(cancelled(None)));
+                    }
+                    continue;
+                }
                 // The body fails, and the service answers to that.
                 wire.time_out();
                 self.since = Instant::now();
@@ -280,6 +294,11 @@ impl<'a> Server<'a> {
         }
         Limit::StreamIdle.hit();
         Poll::Ready(Ok(self.begin(empty(StatusCode::GATEWAY_TIMEOUT), asked)))
+    }
+
+    /// When to look at a client that is not read from: some time after something has `moved`, or since the last look.
+    fn look(&self, moved: Instant) -> Instant {
+        self.looked.max(moved) + LOOK
     }
 
     /// Takes the interim responses that wait.
@@ -406,9 +425,17 @@ impl<'a> Server<'a> {
             {
                 return Poll::Ready(Err(cancelled(gone.err())));
             }
-            let since = self.since.max(wire.moved());
-            ready!(self.timer.poll(due(since, self.stream_idle), cx));
-            return Poll::Ready(Err(stalled()));
+            let over = due(self.since.max(wire.moved()), self.stream_idle);
+            let look = if wire.is_open() { self.look(self.since.max(wire.moved())) } else { over };
+            ready!(self.timer.poll(over.min(look), cx));
+            let now = Instant::now();
+            if now >= over {
+                return Poll::Ready(Err(stalled()));
+            }
+            self.looked = now;
+            if wire.is_gone(watched) {
+                return Poll::Ready(Err(cancelled(None)));
+            }
         }
     }
 
