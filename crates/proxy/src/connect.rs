@@ -5,6 +5,7 @@ use crate::{
     Error,
     dial::Dial,
     error::{Kind, Side},
+    eyeballs,
     hbone::{Pool, Towards},
     io::Io,
     tls::{
@@ -17,7 +18,11 @@ use selvedge_compile::snapshot::{
 };
 use selvedge_wire::{proxy_protocol, spiffe::SpiffeId};
 use socket2::{SockRef, TcpKeepalive};
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
 /// In a request's extensions: whose connection it came by, for the PROXY protocol towards the upstream.
@@ -51,6 +56,22 @@ pub struct Plan {
     /// As whom members of the mesh are called.
     identity: Option<SpiffeId>,
     dial: Arc<Dial>,
+}
+
+/// Where a connection leads.
+#[derive(Debug, Clone, Copy)]
+pub struct To<'a> {
+    pub address: SocketAddr,
+    /// Of the other family: the same, for all we know, and tried when the address does not answer soon.
+    pub others: &'a [SocketAddr],
+    /// Who is there, if a member of the mesh is.
+    pub peer: Option<&'a Peer>,
+}
+
+impl From<SocketAddr> for To<'_> {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, others: &[], peer: None }
+    }
 }
 
 /// A connection as it was made.
@@ -114,25 +135,21 @@ impl Plan {
         self.dial.udp(address, self.netns)
     }
 
-    /// Connects within the connect timeout. `peer` says who is at the address, if a member of the mesh is.
-    pub async fn connect(
-        &self,
-        address: SocketAddr,
-        peer: Option<&Peer>,
-        client: Option<ClientAddress>,
-    ) -> Result<Connected, Error> {
-        self.within(address, self.establish(address, peer, client, self.tls.as_ref())).await
+    /// Connects within the connect timeout.
+    pub async fn connect(&self, to: To<'_>, client: Option<ClientAddress>) -> Result<Connected, Error> {
+        self.within(to.address, self.establish(to, client, self.tls.as_ref())).await
     }
 
     /// The same for [`Http1Only`].
-    pub(crate) async fn connect_http1(
-        &self,
-        address: SocketAddr,
-        peer: Option<&Peer>,
-        client: Option<ClientAddress>,
-    ) -> Result<Connected, Error> {
+    pub(crate) async fn connect_http1(&self, to: To<'_>, client: Option<ClientAddress>) -> Result<Connected, Error> {
         let tls = self.tls_http1.as_ref().or(self.tls.as_ref());
-        self.within(address, self.establish(address, peer, client, tls)).await
+        self.within(to.address, self.establish(to, client, tls)).await
+    }
+
+    /// Whether this machine has a route to an address.
+    pub(crate) fn reaches(&self, ip: IpAddr) -> bool {
+        // Connecting such a socket sends nothing.
+        self.dial.udp(SocketAddr::new(ip, 9), self.netns).is_ok()
     }
 
     async fn within(
@@ -151,11 +168,11 @@ impl Plan {
 
     async fn establish(
         &self,
-        address: SocketAddr,
-        peer: Option<&Peer>,
+        to: To<'_>,
         client: Option<ClientAddress>,
         tls: Option<&Result<Connector, String>>,
     ) -> Result<Connected, Error> {
+        let To { address, others, peer } = to;
         let connector = match tls {
             None => None,
             Some(Ok(connector)) => Some(connector),
@@ -166,7 +183,7 @@ impl Plan {
                 let (io, proof) = self.member(own, address, peer, client).await?;
                 Bytes::Member(io, proof)
             }
-            _ => Bytes::Tcp(self.tcp(address).await?),
+            _ => Bytes::Tcp(self.tcp(address, others).await?),
         };
         if let Some(version) = self.proxy_protocol {
             let header = proxy_header(version, client)?;
@@ -191,8 +208,9 @@ impl Plan {
         }
     }
 
-    async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, Error> {
-        let tcp = self.dial.tcp(address, self.netns).await.map_err(|error| failed(address, error))?;
+    async fn tcp(&self, address: SocketAddr, others: &[SocketAddr]) -> Result<TcpStream, Error> {
+        let connect = |address| self.dial.tcp(address, self.netns);
+        let tcp = eyeballs::race(address, others, connect).await.map_err(|error| failed(address, error))?;
         self.set_options(&tcp).map_err(|error| failed(address, error))?;
         Ok(tcp)
     }
@@ -212,7 +230,7 @@ impl Plan {
                 Pool::open(&self.dial, &to).await
             }
             Via::MutualTls(address) => {
-                let tcp = self.tcp(address).await?;
+                let tcp = self.tcp(address, &[]).await?;
                 let identities = &self.dial.identities;
                 let (stream, proof) = mesh::connect(identities, own, &peer.identity, alpn::MUTUAL_TLS, tcp).await?;
                 Ok((Io::other(Guarded::new(stream, proof.clone())), proof))
@@ -297,7 +315,7 @@ mod tests {
             tcp_keepalive_probes: 5,
             ..Connections::default()
         };
-        let connected = plan(config).connect(listener.local_addr().unwrap(), None, None).await.unwrap();
+        let connected = plan(config).connect(listener.local_addr().unwrap().into(), None).await.unwrap();
         let tcp = SockRef::from(connected.io.tcp().unwrap());
         assert!(tcp.keepalive().unwrap());
         assert_eq!(tcp.tcp_keepalive_time().unwrap(), Duration::from_secs(7));
@@ -310,7 +328,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
-        let error = plan(Connections::default()).connect(address, None, None).await.err().unwrap();
+        let error = plan(Connections::default()).connect(address.into(), None).await.err().unwrap();
         assert_eq!(error.kind, Kind::Connect);
         assert!(error.to_string().starts_with(&format!("cannot connect to {address}: ")), "{error}");
     }
@@ -322,7 +340,7 @@ mod tests {
         let config = Connections { proxy_protocol: Some(ProxyProtocolVersion::V1), ..Connections::default() };
         let client =
             ClientAddress { source: "192.0.2.1:5000".parse().unwrap(), destination: "192.0.2.9:443".parse().unwrap() };
-        let connected = plan(config).connect(address, None, Some(client)).await.unwrap();
+        let connected = plan(config).connect(address.into(), Some(client)).await.unwrap();
         assert!(!connected.h2 && connected.io.is_plain_tcp());
         drop(connected);
         let mut received = String::new();

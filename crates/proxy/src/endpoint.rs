@@ -3,17 +3,19 @@
 
 use crate::{
     balance::ewma::Ewma,
+    connect::To,
     health,
     outlier::{self, Standing},
     pool::Shelves,
 };
+use arc_swap::ArcSwap;
 use selvedge_compile::snapshot::Peer;
 use serde::Serialize;
 use std::{
     fmt,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -51,6 +53,10 @@ pub enum Protocol {
 
 pub struct LiveEndpoint {
     pub address: SocketAddr,
+    /// Addresses of the other family, of an endpoint that DNS named.
+    others: ArcSwap<Vec<SocketAddr>>,
+    /// What it is called in session cookies; worked out when it is first asked for.
+    session: OnceLock<u64>,
     pub zone: Option<String>,
     /// The member of a mesh that is there.
     pub peer: Option<Arc<Peer>>,
@@ -84,6 +90,8 @@ impl LiveEndpoint {
     pub fn new(address: SocketAddr, weight: u32, zone: Option<String>, now: u64) -> Self {
         Self {
             address,
+            others: ArcSwap::default(),
+            session: OnceLock::new(),
             zone,
             peer: None,
             ewma: Ewma::default(),
@@ -103,6 +111,26 @@ impl LiveEndpoint {
     /// At which this member of a mesh is.
     pub(crate) fn with_peer(self, peer: Option<Arc<Peer>>) -> Self {
         Self { peer, ..self }
+    }
+
+    pub(crate) fn set_others(&self, others: Vec<SocketAddr>) {
+        if **self.others.load() != others {
+            self.others.store(Arc::new(others));
+        }
+    }
+
+    /// Addresses of the other family, of an endpoint that DNS named.
+    pub fn others(&self) -> Arc<Vec<SocketAddr>> {
+        self.others.load_full()
+    }
+
+    pub(crate) fn session_name(&self, name: impl FnOnce() -> u64) -> u64 {
+        *self.session.get_or_init(name)
+    }
+
+    /// Where connections lead.
+    pub(crate) fn to<'a>(&'a self, others: &'a [SocketAddr]) -> To<'a> {
+        To { address: self.address, others, peer: self.peer.as_deref() }
     }
 
     pub fn weight(&self) -> u32 {

@@ -9,7 +9,7 @@ use hickory_resolver::{
 use std::{
     future::Future,
     net::{IpAddr, Ipv4Addr},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
@@ -27,6 +27,10 @@ const MAX_INTERVAL: Duration = Duration::from_secs(300);
 /// After a failure; doubled with each, up to 30 s.
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(30);
+/// How long addresses of one family wait for those of the other, which may never come.
+const GRACE: Duration = Duration::from_secs(1);
+/// After that they are asked for again soon.
+const LATE: Duration = Duration::from_secs(30);
 /// For one lookup with all of the resolver's own retries.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -38,11 +42,18 @@ pub trait Lookup: Send + Sync + 'static {
     fn lookup<'a>(&'a self, host: &'a str) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>>;
 }
 
-/// DNS as `/etc/resolv.conf` says, and `/etc/hosts`; both are read again when they change. IPv4 addresses are
-/// preferred: IPv6 ones are asked for only when there are none, for a route to them is less certain.
+/// DNS as `/etc/resolv.conf` says, and `/etc/hosts`; both are read again when they change. Addresses of both families
+/// are asked for at the same time.
 #[derive(Default)]
 pub struct SystemLookup {
-    resolver: Mutex<Option<(Stamp, TokioResolver)>>,
+    resolvers: Mutex<Option<(Stamp, Resolvers)>>,
+}
+
+/// One for each family, so that servers that never answer questions for one of them do not spoil the other.
+#[derive(Clone)]
+struct Resolvers {
+    v4: TokioResolver,
+    v6: TokioResolver,
 }
 
 /// When the files that a resolver was made from had last changed.
@@ -54,46 +65,79 @@ impl Lookup for SystemLookup {
             if let Ok(ip) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
                 return Ok((vec![ip], MAX_INTERVAL));
             }
-            let resolver = self.resolver()?;
+            let resolvers = self.resolvers()?;
             let name = host.trim_end_matches('.');
-            match resolver.lookup_ip(host).await {
-                Ok(found) => {
-                    let addresses: Vec<IpAddr> = found.iter().take(MAX_ADDRESSES).collect();
-                    let ttl = found.valid_until().saturating_duration_since(std::time::Instant::now());
-                    Ok((addresses, ttl))
-                }
+            match both(one(&resolvers.v4, host), one(&resolvers.v6, host)).await {
+                Ok(found) => Ok(found),
                 // RFC 6761: the name means this machine even where /etc/hosts does not say so.
                 Err(_) if name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost") => {
                     Ok((vec![Ipv4Addr::LOCALHOST.into()], MAX_INTERVAL))
                 }
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(error),
             }
         })
     }
 }
 
+/// What one resolver finds.
+async fn one(resolver: &TokioResolver, host: &str) -> Found {
+    let found = resolver.lookup_ip(host).await.map_err(|error| error.to_string())?;
+    let addresses: Vec<IpAddr> = found.iter().take(MAX_ADDRESSES).collect();
+    Ok((addresses, found.valid_until().saturating_duration_since(std::time::Instant::now())))
+}
+
+/// The addresses of both families. When those of one are there, the other's are waited for no longer than [`GRACE`].
+async fn both(v4: impl Future<Output = Found>, v6: impl Future<Output = Found>) -> Found {
+    let (mut v4, mut v6) = (pin!(v4), pin!(v6));
+    let (first, second) = tokio::select! {
+        first = &mut v4 => match first {
+            Ok(_) => (first, timeout(GRACE, v6).await.ok()),
+            Err(_) => (first, Some(v6.await)),
+        },
+        first = &mut v6 => match first {
+            Ok(_) => (first, timeout(GRACE, v4).await.ok()),
+            Err(_) => (first, Some(v4.await)),
+        },
+    };
+    match (first, second) {
+        (Ok((mut addresses, ttl)), Some(Ok((more, other)))) => {
+            addresses.extend(more);
+            Ok((addresses, ttl.min(other)))
+        }
+        (Err(_), Some(second)) => second,
+        // The other family may yet come.
+        (Ok((addresses, ttl)), None) => Ok((addresses, ttl.min(LATE))),
+        (first, _) => first,
+    }
+}
+
 impl SystemLookup {
-    fn resolver(&self) -> Result<TokioResolver, String> {
+    fn resolvers(&self) -> Result<Resolvers, String> {
         let modified = |path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
         let stamp = [modified("/etc/resolv.conf"), modified("/etc/hosts")];
-        let mut slot = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((made, resolver)) = &*slot
+        let mut slot = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((made, resolvers)) = &*slot
             && *made == stamp
         {
-            return Ok(resolver.clone());
+            return Ok(resolvers.clone());
         }
+        let (v4, v6) = (Self::resolver(LookupIpStrategy::Ipv4Only)?, Self::resolver(LookupIpStrategy::Ipv6Only)?);
+        let resolvers = Resolvers { v4, v6 };
+        *slot = Some((stamp, resolvers.clone()));
+        Ok(resolvers)
+    }
+
+    fn resolver(strategy: LookupIpStrategy) -> Result<TokioResolver, String> {
         let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
             tracing::warn!(%error, "/etc/resolv.conf cannot be used: only /etc/hosts and literal addresses resolve");
             TokioResolver::builder_with_config(ResolverConfig::default(), TokioRuntimeProvider::default())
         });
         let options = builder.options_mut();
-        options.ip_strategy = LookupIpStrategy::Ipv4thenIpv6;
+        options.ip_strategy = strategy;
         // A name that does not exist yet may soon: the retries decide when to ask again.
         options.negative_max_ttl = Some(RETRY);
         options.positive_max_ttl = Some(MAX_INTERVAL);
-        let resolver = builder.build().map_err(|error| format!("no DNS resolver: {error}"))?;
-        *slot = Some((stamp, resolver.clone()));
-        Ok(resolver)
+        builder.build().map_err(|error| format!("no DNS resolver: {error}"))
     }
 }
 
@@ -127,6 +171,26 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, lookup: Arc<dyn Lookup>, hos
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_family_that_never_answers_is_not_waited_for() {
+        let (v4, v6) = ("192.0.2.7".parse::<IpAddr>().unwrap(), "2001:db8::7".parse::<IpAddr>().unwrap());
+        let ttl = Duration::from_secs(60);
+        let after = |millis: u64, found: Found| async move {
+            sleep(Duration::from_millis(millis)).await;
+            found
+        };
+        let found = |ip| Ok((vec![ip], ttl));
+        let silent = || Err("the name has no such addresses".to_owned());
+        let begin = tokio::time::Instant::now();
+        assert_eq!(both(after(10, found(v4)), after(900, Ok((vec![v6], ttl / 2)))).await, Ok((vec![v4, v6], ttl / 2)));
+        assert_eq!(both(after(10, found(v4)), std::future::pending()).await, Ok((vec![v4], LATE)));
+        assert_eq!(both(std::future::pending(), after(10, found(v6))).await, Ok((vec![v6], LATE)));
+        assert_eq!(begin.elapsed(), Duration::from_millis(900 + 2 * 1010));
+        assert_eq!(both(after(10, silent()), after(20, found(v6))).await, found(v6));
+        assert_eq!(both(after(20, found(v4)), after(10, silent())).await, found(v4));
+        assert_eq!(both(after(10, silent()), after(20, silent())).await, silent());
+    }
 
     #[tokio::test]
     async fn literals_and_localhost_need_no_dns() {

@@ -8,6 +8,7 @@ use crate::{
     connect::Plan,
     dial::Dial,
     endpoint::{Clock, LiveEndpoint, Protocol},
+    eyeballs,
     gate::Gate,
     health,
     outlier::{self, Standing},
@@ -156,22 +157,28 @@ impl LiveCluster {
         self.rebuild(&members);
     }
 
-    /// Addresses that DNS has given, or why it has not: then those of before stay.
+    /// Addresses that DNS has given, or why it has not: then those of before stay. Each address of the better family is
+    /// an endpoint; those of the other family are where its connections are tried second.
     pub(crate) fn resolved(self: &Arc<Self>, port: u16, found: Result<Vec<std::net::IpAddr>, String>, rt: &Handle) {
         let settings = self.settings();
         let mut members = self.members();
         self.counters.dns_resolutions.fetch_add(1, Ordering::Relaxed);
         match found {
             Ok(addresses) => {
-                let list: Vec<Endpoint> = addresses
-                    .into_iter()
-                    .take(resolve::MAX_ADDRESSES)
-                    .map(|ip| Endpoint::new(SocketAddr::new(ip, port)))
-                    .collect();
+                let (first, other) = eyeballs::families(&addresses, |ip| settings.plan.reaches(ip));
+                let socket = |ip| SocketAddr::new(ip, port);
+                let first: Vec<SocketAddr> = first.into_iter().take(resolve::MAX_ADDRESSES).map(socket).collect();
+                let other: Vec<SocketAddr> = other.into_iter().take(resolve::MAX_ADDRESSES).map(socket).collect();
+                let list: Vec<Endpoint> = first.iter().copied().map(Endpoint::new).collect();
                 if let Some(resolution) = &mut members.resolution {
                     resolution.succeeded(list.len());
                 }
                 self.replace(&mut members, &list, &settings.config, rt);
+                for (i, address) in first.iter().enumerate() {
+                    if let Some(member) = members.by_address.get(address) {
+                        member.endpoint.set_others(eyeballs::others(i, &other));
+                    }
+                }
                 self.rebuild(&members);
             }
             Err(reason) => {

@@ -1,6 +1,7 @@
 //! Clusters against real servers on loopback, and against virtual time where only timers matter.
 
 mod auto;
+mod checks;
 
 use super::*;
 use crate::{

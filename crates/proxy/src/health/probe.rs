@@ -1,10 +1,12 @@
-//! The checks: a task for each, on the control runtime, with connections of their own.
+//! The checks: a task for each, on the control runtime. Each has a connection of its own, which it keeps from one check to
+//! the next, as long as the endpoint does: a handshake per check and endpoint would be most of its cost. A TCP check is
+//! the connecting, so it makes a new one each time.
 
 use crate::{
     Body, Request, Response,
     cluster::{LiveCluster, Settings},
-    codec::{SendError, h1, h2},
-    connect::Connected,
+    codec::{Progress, SendError, h1, h2},
+    connect::{Connected, To},
     endpoint::LiveEndpoint,
 };
 use bytes::{Bytes, BytesMut};
@@ -15,14 +17,16 @@ use std::{
     future::poll_fn,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Bytes of an answer to a gRPC check that are looked at; a real one has seven.
 const MAX_ANSWER: usize = 1024;
+/// Bytes of an answer to an HTTP check that are read to use its connection again; after more it is closed.
+const MAX_PAGE: usize = 64 * 1024;
 /// Below this a check would be load.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -30,17 +34,23 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>, index: usize) {
     // Not all endpoints of all clusters in the same instant, but soon: traffic waits for the first result.
     let mut pause = Duration::from_millis(rand::random_range(0..100));
+    let mut kept = Kept::default();
     loop {
         sleep(pause).await;
         let (Some(live), Some(target)) = (cluster.upgrade(), endpoint.upgrade()) else { return };
         let settings = live.settings();
         let Some(config) = settings.config.health_checks.get(index) else { return };
         drop(live);
-        let limit = config.timeout;
-        let result = match timeout(limit, check(&settings, config, target.address, target.peer.as_deref())).await {
+        let until = Instant::now() + config.timeout;
+        let one = One::new(&settings, config, &target, until);
+        let result = match timeout_at(until, one.check(&mut kept)).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer within {limit:?}")),
+            Err(_) => Err(format!("no answer within {:?}", config.timeout)),
         };
+        if result.is_err() {
+            // Whatever was wrong may be wrong with the connection.
+            kept = Kept::default();
+        }
         let Some(live) = cluster.upgrade() else { return };
         live.counters.health_checks.fetch_add(1, Ordering::Relaxed);
         if let Err(reason) = &result {
@@ -55,33 +65,163 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>
     }
 }
 
-/// One check; the error says what was wrong with the endpoint.
-async fn check(
-    settings: &Settings,
-    config: &HealthCheck,
-    mut address: SocketAddr,
-    peer: Option<&Peer>,
-) -> Result<(), String> {
-    if let Some(port) = config.port {
-        address.set_port(port);
+/// The connection of a check between two of them.
+#[derive(Default)]
+struct Kept {
+    /// Of the settings that it was made by.
+    epoch: u64,
+    h1: Arc<Slot>,
+    h2: Option<(h2::Connection, AbortOnDropHandle<()>)>,
+}
+
+/// Where an HTTP/1.1 connection comes back to when its response has been read.
+#[derive(Default)]
+struct Slot(Mutex<Option<h1::Connection>>);
+
+impl h1::Home for Slot {
+    fn give_back(&self, connection: h1::Connection) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
     }
-    let connected = settings.plan.connect(address, peer, None).await.map_err(|error| error.to_string())?;
-    match &config.check {
-        Check::Tcp => Ok(()),
-        Check::Http { method, path, host, expected, headers } => {
-            let default_host = || settings.config.tls.as_ref().map_or(address.to_string(), |tls| tls.sni.clone());
-            let host = host.clone().unwrap_or_else(default_host);
-            let request = http_request(method, path, &host, headers)?;
-            let (response, _driver) = exchange(settings, connected, request).await?;
-            let status = response.status().as_u16();
-            let expected = if expected.is_empty() { &[(200, 299)][..] } else { expected };
-            if expected.iter().any(|(low, high)| (*low..=*high).contains(&status)) {
-                Ok(())
-            } else {
-                Err(format!("{method} {path} was answered with status {status}"))
-            }
+}
+
+impl Slot {
+    fn take(&self) -> Option<h1::Connection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Kept {
+    /// Sends the request on the connection of before. `None`: there is none, or the endpoint closed it meanwhile, which
+    /// says nothing about its health.
+    async fn send(&mut self, settings: &Settings, request: Request) -> Option<Result<Response, SendError>> {
+        if self.epoch != settings.epoch {
+            *self = Self { epoch: settings.epoch, ..Self::default() };
         }
-        Check::Grpc { service } => grpc(settings, connected, address, service).await,
+        let idle = self.h1.take().and_then(|mut connection| connection.is_reusable().then_some(connection));
+        let result = match (idle, &self.h2) {
+            (Some(connection), _) => connection.send(request, &settings.h1).await,
+            (_, Some((connection, _))) if connection.is_usable() && connection.has_capacity() => {
+                connection.send(request).await
+            }
+            _ => return None,
+        };
+        Some(result).filter(|result| !matches!(result, Err(failure) if failure.progress < Progress::Answered))
+    }
+
+    /// Sends it on a new connection, and keeps that.
+    async fn send_first(&mut self, one: &One<'_>, connected: Connected, request: Request) -> Result<Response, String> {
+        self.h2 = None;
+        let failed = |failure: SendError| failure.error.to_string();
+        if !connected.h2 {
+            let connection = h1::Connection::new(connected.io, self.h1.clone());
+            return connection.send(request, &one.settings.h1).await.map_err(failed);
+        }
+        let (connection, driver) =
+            h2::connect(connected.io, &one.settings.h2).await.map_err(|error| error.to_string())?;
+        let (connection, _) = self.h2.insert((connection, AbortOnDropHandle::new(tokio::spawn(driver))));
+        connection.send(request).await.map_err(failed)
+    }
+}
+
+/// One check of one endpoint.
+struct One<'s> {
+    settings: &'s Settings,
+    config: &'s HealthCheck,
+    address: SocketAddr,
+    others: Vec<SocketAddr>,
+    peer: Option<&'s Peer>,
+    until: Instant,
+}
+
+impl<'s> One<'s> {
+    fn new(settings: &'s Settings, config: &'s HealthCheck, target: &'s LiveEndpoint, until: Instant) -> Self {
+        let (mut address, mut others) = (target.address, target.others().to_vec());
+        if let Some(port) = config.port {
+            address.set_port(port);
+            others.iter_mut().for_each(|other| other.set_port(port));
+        }
+        Self { settings, config, address, others, peer: target.peer.as_deref(), until }
+    }
+
+    /// The error says what was wrong with the endpoint.
+    async fn check(&self, kept: &mut Kept) -> Result<(), String> {
+        match &self.config.check {
+            Check::Tcp => self.connect().await.map(drop),
+            Check::Http { method, path, host, expected, headers } => {
+                let host = host.clone().unwrap_or_else(|| self.host());
+                let request = || http_request(method, path, &host, headers);
+                let response = self.exchange(kept, false, request).await?;
+                let status = response.status().as_u16();
+                // Read to its end, which brings the connection back. A body that is not done in time fails nobody.
+                let _ = timeout_at(self.until, collect(response.into_body(), MAX_PAGE)).await;
+                let expected = if expected.is_empty() { &[(200, 299)][..] } else { expected };
+                if expected.iter().any(|(low, high)| (*low..=*high).contains(&status)) {
+                    Ok(())
+                } else {
+                    Err(format!("{method} {path} was answered with status {status}"))
+                }
+            }
+            Check::Grpc { service } => self.grpc(kept, service).await,
+        }
+    }
+
+    fn host(&self) -> String {
+        self.settings.config.tls.as_ref().map_or(self.address.to_string(), |tls| tls.sni.clone())
+    }
+
+    async fn connect(&self) -> Result<Connected, String> {
+        let to = To { address: self.address, others: &self.others, peer: self.peer };
+        self.settings.plan.connect(to, None).await.map_err(|error| error.to_string())
+    }
+
+    /// `h2`: HTTP/2 even where the cluster is not known to speak it.
+    async fn exchange(
+        &self,
+        kept: &mut Kept,
+        h2: bool,
+        request: impl Fn() -> Result<Request, String>,
+    ) -> Result<Response, String> {
+        if let Some(result) = kept.send(self.settings, request()?).await {
+            return result.map_err(|failure| failure.error.to_string());
+        }
+        let mut connected = self.connect().await?;
+        connected.h2 |= h2;
+        kept.send_first(self, connected, request()?).await
+    }
+
+    /// `grpc.health.v1.Health/Check`.
+    async fn grpc(&self, kept: &mut Kept, service: &str) -> Result<(), String> {
+        let host = self.host();
+        let request = || {
+            let mut request = http_request("POST", "/grpc.health.v1.Health/Check", &host, &Default::default())?;
+            *request.version_mut() = Version::HTTP_2;
+            request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+            *request.body_mut() = Body::full(health_request(service));
+            Ok(request)
+        };
+        let response = self.exchange(kept, true, request).await?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(format!("the gRPC health check was answered with HTTP status {status}"));
+        }
+        let (head, body) = response.into_parts();
+        let (answer, trailers) = collect(body, MAX_ANSWER).await?;
+        let grpc_status = trailers.get("grpc-status").or_else(|| head.headers.get("grpc-status"));
+        match grpc_status.map(HeaderValue::as_bytes) {
+            Some(b"0") => {}
+            Some(b"5") => return Err(format!("the gRPC health service does not know the service {service:?}")),
+            Some(b"12") => return Err("the server has no gRPC health service (UNIMPLEMENTED)".to_owned()),
+            Some(code) => return Err(format!("gRPC status {}", String::from_utf8_lossy(code))),
+            None => return Err("the answer has no grpc-status".to_owned()),
+        }
+        match serving_status(&answer) {
+            Some(1) => Ok(()),
+            Some(2) => Err("NOT_SERVING".to_owned()),
+            Some(3) => Err(format!("the service {service:?} is unknown (SERVICE_UNKNOWN)")),
+            Some(_) => Err("UNKNOWN".to_owned()),
+            None => Err("the answer is not a gRPC health response".to_owned()),
+        }
     }
 }
 
@@ -108,68 +248,12 @@ fn http_request(
     Ok(request)
 }
 
-/// The connection of a check is used once.
-struct Nowhere;
-
-impl h1::Home for Nowhere {
-    fn give_back(&self, _: h1::Connection) {}
-}
-
-/// Sends the request; what is returned beside the response keeps an HTTP/2 connection going.
-async fn exchange(
-    settings: &Settings,
-    connected: Connected,
-    request: Request,
-) -> Result<(Response, Option<AbortOnDropHandle<()>>), String> {
-    let failed = |failure: SendError| failure.error.to_string();
-    if !connected.h2 {
-        let connection = h1::Connection::new(connected.io, Arc::new(Nowhere));
-        return Ok((connection.send(request, &settings.h1).await.map_err(failed)?, None));
-    }
-    let (connection, driver) = h2::connect(connected.io, &settings.h2).await.map_err(|error| error.to_string())?;
-    let driver = AbortOnDropHandle::new(tokio::spawn(driver));
-    Ok((connection.send(request).await.map_err(failed)?, Some(driver)))
-}
-
-/// `grpc.health.v1.Health/Check`: HTTP/2 even where the cluster is not known to speak it.
-async fn grpc(settings: &Settings, mut connected: Connected, address: SocketAddr, service: &str) -> Result<(), String> {
-    connected.h2 = true;
-    let host = settings.config.tls.as_ref().map_or(address.to_string(), |tls| tls.sni.clone());
-    let mut request = http_request("POST", "/grpc.health.v1.Health/Check", &host, &Default::default())?;
-    *request.version_mut() = Version::HTTP_2;
-    request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
-    *request.body_mut() = Body::full(health_request(service));
-    let (response, _driver) = exchange(settings, connected, request).await?;
-    let status = response.status().as_u16();
-    if status != 200 {
-        return Err(format!("the gRPC health check was answered with HTTP status {status}"));
-    }
-    let (head, body) = response.into_parts();
-    let (answer, trailers) = collect(body).await?;
-    let grpc_status = trailers.get("grpc-status").or_else(|| head.headers.get("grpc-status"));
-    match grpc_status.map(HeaderValue::as_bytes) {
-        Some(b"0") => {}
-        Some(b"5") => return Err(format!("the gRPC health service does not know the service {service:?}")),
-        Some(b"12") => return Err("the server has no gRPC health service (UNIMPLEMENTED)".to_owned()),
-        Some(code) => return Err(format!("gRPC status {}", String::from_utf8_lossy(code))),
-        None => return Err("the answer has no grpc-status".to_owned()),
-    }
-    match serving_status(&answer) {
-        Some(1) => Ok(()),
-        Some(2) => Err("NOT_SERVING".to_owned()),
-        Some(3) => Err(format!("the service {service:?} is unknown (SERVICE_UNKNOWN)")),
-        Some(_) => Err("UNKNOWN".to_owned()),
-        None => Err("the answer is not a gRPC health response".to_owned()),
-    }
-}
-
-async fn collect(mut body: Body) -> Result<(Bytes, HeaderMap), String> {
+async fn collect(mut body: Body, limit: usize) -> Result<(Bytes, HeaderMap), String> {
     let mut data = BytesMut::new();
     let mut trailers = HeaderMap::new();
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
         match frame.map_err(|error| error.to_string())?.into_data() {
-            Ok(bytes) if data.len() + bytes.len() > MAX_ANSWER => return Err("the answer is too long".to_owned()),
+            Ok(bytes) if data.len() + bytes.len() > limit => return Err("the answer is too long".to_owned()),
             Ok(bytes) => data.extend_from_slice(&bytes),
             Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
         }

@@ -166,10 +166,10 @@ impl Seeker<'_> {
 
     async fn connect(&self, open: Open) -> Result<(Connected, Arc<Ticket>), Error> {
         let place = (Place::new(self.endpoint, self.worker), self.worker);
-        let (plan, address, peer) = (&self.settings.plan, self.endpoint.address, self.endpoint.peer.as_deref());
+        let (plan, others) = (&self.settings.plan, self.endpoint.others());
         let connected = match self.http1 {
-            true => plan.connect_http1(address, peer, self.client).await,
-            false => plan.connect(address, peer, self.client).await,
+            true => plan.connect_http1(self.endpoint.to(&others), self.client).await,
+            false => plan.connect(self.endpoint.to(&others), self.client).await,
         };
         match connected {
             Ok(mut connected) => {
