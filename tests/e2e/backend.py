@@ -56,9 +56,10 @@ def answer(body, status="200 OK", **headers):
 class Backend:
     """Serves each connection in a thread: `handle(backend, request, connection)` returns bytes to send, or None to close."""
 
-    def __init__(self, name, handle=None, context=None, preface=0):
+    def __init__(self, name, handle=None, context=None, preface=0, host="127.0.0.1", port=0):
         self.name, self.handle, self.context, self.preface = name, handle, context, preface
-        self.socket = socket.create_server(("127.0.0.1", 0), backlog=512)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.socket = socket.create_server((host, port), family=family, backlog=512)
         self.port = self.socket.getsockname()[1]
         self.requests, self.connections, self.closed, self.prefaces = [], 0, 0, []
         self.state = {}

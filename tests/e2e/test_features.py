@@ -1,9 +1,14 @@
 """Timeouts, retries, hedging, mirrors, faults, compression, limits, client addresses, each seen once from outside."""
+import base64
 import collections
 import concurrent.futures
 import gzip
 import json
+import pathlib
+import random
+import re
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -49,6 +54,14 @@ def media(backend, request, connection):
     return answer(TEXT, content_type="text/plain", etag='"a"')
 
 
+def big(backend, request, connection):
+    """Text that does not compress well, without an end."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n")
+    while True:
+        piece = base64.b64encode(random.randbytes(48_000))
+        connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+
+
 def extras(backend, request, connection):
     if "hints" in request.target:
         connection.sendall(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n")
@@ -69,6 +82,15 @@ def die_after(count):
     return handle
 
 
+def late(backend, request, connection):
+    """Answers the first two requests of each path too late."""
+    with backend.lock:
+        count = backend.state[request.target] = backend.state.get(request.target, 0) + 1
+    if count <= 2:
+        time.sleep(0.6)
+    return answer(str(count))
+
+
 def waiting(backend, request, connection):
     """Waits for the gateway to close the connection."""
     connection.settimeout(10)
@@ -85,10 +107,10 @@ def edge(tmp_path_factory):
     b = {name: Backend(name, handle) for name, handle in {
         "echo": None, "other": None, "slow": sleeping(1.5), "sleepy": sleeping(0.6), "drip": drip, "media": media,
         "flaky": nth([503, 503, 200]), "always": nth([503]), "mirror1": None, "mirror2": None, "extras": extras,
-        "short-lived": die_after(3), "waiting": waiting, "hold": sleeping(1.0),
+        "late": late, "big": big, "short-lived": die_after(3), "waiting": waiting, "hold": sleeping(1.0),
         "after": lambda b, r, c: answer("later", "503 Busy", retry_after="1") if not b.state.setdefault("n", 0) and not b.state.update(n=1) else answer("ok"),
         "reset": lambda b, r, c: None}.items()}
-    p = {name: free_port() for name in ("http", "hops", "few", "strict")}
+    p = {name: free_port() for name in ("http", "hops", "rfc7239", "few", "strict")}
     text = gateway_resource([{"name": n, "port": port, "protocol": "HTTP"} for n, port in p.items()])
     for name, one in b.items():
         text += backend_service(name, [one])
@@ -104,6 +126,8 @@ def edge(tmp_path_factory):
     text += simple("stall", "drip", spec={"timeouts": {"streamIdle": "400ms"}})
     text += simple("flaky", "flaky", spec={"retry": {"attempts": 3, "codes": [503], "backoff": {"base": "1ms", "max": "2ms"}}})
     text += simple("postok", "flaky", spec={"retry": {"attempts": 3, "codes": [503], "methods": ["GET", "POST"], "maxBodyBytes": 1000}})
+    for attempts in (1, 2):
+        text += simple(f"late{attempts}", "late", retry={"attempts": attempts, "backoff": "1ms"}, timeouts={"backendRequest": "200ms"})
     text += simple("always", "always", spec={"retry": {"attempts": 2, "codes": [503]}})
     text += simple("budget", "always", spec={"retry": {"attempts": 5, "codes": [503], "backoff": {"base": "1ms", "max": "1ms"},
                                              "budget": {"percent": 0, "minRetriesPerSecond": 1, "minConcurrency": 0}}})
@@ -118,10 +142,15 @@ def edge(tmp_path_factory):
     text += simple("half", "echo", spec={"fault": {"abort": {"status": 418, "percent": 50}}})
     text += simple("direct", [], spec={"directResponse": {"status": 203, "body": "{}", "contentType": "application/json"}})
     text += simple("media", "media", spec={"compression": {}}) + simple("gz", "media", spec={"compression": {"algorithms": ["gzip"]}})
+    text += simple("big", "big", spec={"compression": {}})
+    # Takes connections (the kernel does), and reads nothing.
+    unread = socket.create_server(("127.0.0.1", 0))
+    text += backend_service("unread", [unread.getsockname()[1]]) + simple("unread", "unread")
     text += simple("limited", "echo", spec={"requestLimits": {"maxBodyBytes": 1000}})
     text += simple("one", "one") + simple("conn", "conn") + simple("short", "short")
     text += simple("lived", "short-lived") + simple("extras", "extras") + simple("waiting", "waiting") + simple("reset", "reset")
     text += simple("hops", "echo", "hops") + policy("hops", "Gateway", "edge", {"listener": {"trustedHops": 1}}, "hops")
+    text += simple("rfc7239", "echo", "rfc7239") + policy("rfc7239", "Gateway", "edge", {"listener": {"trustedHops": 1, "forwardedHeader": "Forwarded"}}, "rfc7239")
     text += simple("few", "echo", "few") + policy("few", "Gateway", "edge", {"listener": {"maxConnections": 2}}, "few")
     text += simple("strict", "echo", "strict") + policy("strict", "Gateway", "edge", {
         "listener": {"normalization": {"escapedSlashes": "Reject"}, "headers": {"maxCount": 20, "underscores": "Reject"}, "maxRequestsPerConnection": 2}}, "strict")
@@ -134,6 +163,7 @@ def edge(tmp_path_factory):
     running = Gateway(folder)
     errors = [d for d in running.status()["diagnostics"] if d["severity"] == "error"]
     assert not errors, errors[:3]
+    running.unread = unread
     running.b, running.ports, running.port, running.url = b, p, p["http"], f"http://127.0.0.1:{p['http']}"
     yield running
     assert running.stop() == 0
@@ -177,6 +207,11 @@ def test_retries(edge):
     assert len(edge.b["flaky"].targets("/postok/large")) == 1
     assert status(edge, "/always/x") == 503
     assert len(edge.b["always"].targets("/always/x")) == 3
+
+
+def test_retries_after_timeouts_of_backends(edge):
+    assert status(edge, "/late2/x") == 200
+    assert status(edge, "/late1/x") == 504
 
 
 def test_retry_after_is_respected_up_to_the_longest_pause(edge):
@@ -289,6 +324,34 @@ def test_compression_leaves_alone(edge, path):
     assert "content-encoding: gzip" not in head and "content-encoding: br" not in head and "content-encoding: zstd" not in head
 
 
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
+def test_compression_is_small(edge, coding):
+    """Memory of responses whose readers have stopped: their encoders stay, and must be small."""
+    rss = lambda: int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{edge.process.pid}/status").read_text())[1])
+    count, stuck = 40, []
+
+    def begin():
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.connect(("127.0.0.1", edge.port))
+        s.sendall(f"GET /big HTTP/1.1\r\nHost: a\r\nAccept-Encoding: {coding}\r\n\r\n".encode())
+        assert f"content-encoding: {coding}" in s.recv(200).decode(errors="replace").lower()
+        stuck.append(s)
+
+    begin()
+    time.sleep(1)
+    before = rss()
+    for _ in range(count):
+        begin()
+    # What waits in sockets is the kernel's.
+    time.sleep(2)
+    each = (rss() - before) / count
+    for s in stuck:
+        s.close()
+    print(f"{coding}: {each:.0f} KiB for each response")
+    assert each < 1200
+
+
 def test_compression_negotiates(edge):
     ask = lambda path, accept: curl("-D", "-", "-o", "/dev/null", "-H", f"Accept-Encoding: {accept}", edge.url + path).lower()
     assert "content-encoding: zstd" in ask("/media/x", "gzip, br, zstd")
@@ -387,6 +450,25 @@ def test_a_client_that_leaves_cancels_its_request(edge, version):
     wait_for(lambda: backend.state.get("cancelled"), "the cancellation at the backend", 5)
 
 
+def test_a_client_that_leaves_in_its_body_cancels_its_request(edge):
+    """The backend reads nothing of it, so neither does the gateway: what tells of the end lies behind bytes that wait."""
+    s = socket.create_connection(("127.0.0.1", edge.port), timeout=5)
+    s.sendall(b"POST /unread/x HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+    s.settimeout(0.5)
+    try:
+        while True:
+            s.sendall(b"x" * 65536)
+    except TimeoutError:
+        pass
+    cluster = lambda: next(c for c in json.loads(edge.get("/clusters")) if c["key"] == "default/unread:80")
+    open_now = lambda: cluster()["endpoints"][0]["connections"]
+    wait_for(lambda: open_now() == 1, "the connection to the backend")
+    # By a reset: an end would wait in the client's kernel until somebody reads.
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    s.close()
+    wait_for(lambda: open_now() == 0, "the cancellation", 5)
+
+
 def seen_headers(edge, path, *args, port="http"):
     pairs = json.loads(curl(*args, f"http://127.0.0.1:{edge.ports[port]}{path}"))["headers"]
     return collections.defaultdict(list, {n: [v for m, v in pairs if m == n] for n, _ in pairs})
@@ -405,6 +487,18 @@ def test_trusted_hops(edge):
     seen = seen_headers(edge, "/hops", "-H", "X-Forwarded-For: 6.6.6.6, 1.2.3.4", "-H", "X-Forwarded-Proto: https", port="hops")
     assert seen["x-forwarded-for"] in (["6.6.6.6, 1.2.3.4, 127.0.0.1"], ["6.6.6.6,1.2.3.4,127.0.0.1"])
     assert seen["x-forwarded-proto"] == ["https"]
+
+
+def test_forwarded_headers_that_contradict(edge):
+    """A proxy in front writes one of the two fields; a client may have made up the other."""
+    ask = lambda port, *args: curl("-o", "/dev/null", "-w", "%{http_code}", *args, f"http://127.0.0.1:{edge.ports[port]}/{port}")
+    both = ("-H", "X-Forwarded-For: 6.6.6.6", "-H", "Forwarded: for=1.2.3.4")
+    assert ask("hops", *both) == "400"
+    assert ask("hops", "-H", "X-Forwarded-For: 1.2.3.4", "-H", "Forwarded: for=1.2.3.4") == "200"
+    assert ask("hops", *both[2:]) == "200" and ask("hops", *both[:2]) == "200"
+    seen = seen_headers(edge, "/rfc7239", *both, port="rfc7239")
+    assert seen["x-forwarded-for"] == ["1.2.3.4, 127.0.0.1"] and "6.6.6.6" not in str(dict(seen))
+    assert ask("http", *both) == "404", "without trust neither is read"
 
 
 def test_hop_by_hop_headers(edge):

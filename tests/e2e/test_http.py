@@ -2,6 +2,7 @@
 import collections
 import gzip
 import json
+import re
 import subprocess
 import time
 
@@ -145,6 +146,43 @@ def test_session_persistence(gateway, tmp_path):
     jar = tmp_path / "jar"
     first = backend(gateway, "/sticky", "-c", jar)
     assert {backend(gateway, "/sticky", "-b", jar) for _ in range(20)} == {first}
+
+
+def test_session_cookies_are_signed(tmp_path, nginx):
+    key, port, folder = tmp_path / "key", free_port(), tmp_path / "sessions"
+    key.write_text("0123456789abcdef0123456789abcdef\n")
+    folder.mkdir()
+    text = f"""
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: edge}}
+spec:
+  gatewayClassName: selvedge
+  listeners: [{{name: http, port: {port}, protocol: HTTP}}]
+"""
+    text += service("web", 80, [nginx["v1"], nginx["v2"]])
+    text += route("main", [{"sessionPersistence": {"sessionName": "sid", "type": "Cookie"}, "backendRefs": to(("web", 1))}])
+    folder.joinpath("gateway.yaml").write_text(text)
+    offset = free_port() - port
+    offset = offset if offset > 0 else 1
+    one = Gateway(folder, "--session-key", key)
+    two = Gateway(folder, "--session-key", key, "--port-offset", offset)
+
+    def ask(port, cookie=None):
+        answer = curl("-i", *(["-H", f"Cookie: sid={cookie}"] if cookie else []), f"http://127.0.0.1:{port}/")
+        given = re.search(r"(?i)set-cookie: sid=([^;]+)", answer)
+        return re.search(r'"backend":"(\w+)"', answer)[1], given and given[1]
+
+    backend, cookie = ask(port)
+    assert "127.0.0.1" not in cookie and str(nginx[backend]) not in cookie
+    # Both replicas keep to it, and give no other.
+    assert {ask(p, cookie) for p in (port, port + offset) for _ in range(6)} == {(backend, None)}
+    name, created, used, signature = cookie.split("-")
+    later = f"{name}-{int(created, 16) + 1:x}-{used}-{signature}"
+    other = f"{int(name, 16) ^ 1:016x}-{created}-{used}-{signature}"
+    for forged in (later, other, "-".join((name, created, used)), f"{cookie}0", "x" * 3000, "-", ""):
+        assert ask(port, forged or "-")[1], "it is nobody's session: a new one begins"
+    assert one.stop() == 0 and two.stop() == 0
 
 
 def test_bodies(gateway, tmp_path):

@@ -2,6 +2,7 @@
 import collections
 import concurrent.futures
 import json
+import pathlib
 import re
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import grpc
 import pytest
 from backend import Backend, answer, backend_service, gateway_resource, policy, simple
 from conftest import Gateway, curl, free_port, raw, wait_for
+from test_streams import certificate
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -19,14 +21,18 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 class Collector:
     """Takes whatever is exported by OTLP over gRPC."""
 
-    def __init__(self):
+    def __init__(self, stem=None):
         self.got = collections.defaultdict(list)
         take = lambda kind: grpc.unary_unary_rpc_method_handler(lambda request, _: (self.got[kind].append(request), b"")[1])
         self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
         self.server.add_generic_rpc_handlers((
             grpc.method_handlers_generic_handler("opentelemetry.proto.collector.trace.v1.TraceService", {"Export": take("spans")}),
             grpc.method_handlers_generic_handler("opentelemetry.proto.collector.logs.v1.LogsService", {"Export": take("logs")})))
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        if stem:
+            pair = (pathlib.Path(f"{stem}.key").read_bytes(), pathlib.Path(f"{stem}.crt").read_bytes())
+            self.port = self.server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+        else:
+            self.port = self.server.add_insecure_port("127.0.0.1:0")
         self.server.start()
 
     def all(self, kind):
@@ -149,6 +155,31 @@ def test_logs_by_otlp(edge):
 def requests_total(edge):
     found = re.findall(r'^selvedge_http_requests_total\{([^}]*)\} (\d+)', edge.get("/metrics"), re.M)
     return collections.Counter({labels: int(n) for labels, n in found})
+
+
+def test_export_by_tls(tmp_path):
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    ca = certificate(keys, "ca", names=("ca.example",))
+    good = Collector(certificate(keys, "good", ca, names=("localhost",)))
+    wrong = Collector(certificate(keys, "wrong", ca, names=("elsewhere.example",)))
+    stranger = Collector(certificate(keys, "stranger", certificate(keys, "other", names=("other.example",)), names=("localhost",)))
+    port, folder = free_port(), tmp_path / "tls"
+    folder.mkdir()
+    text = gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}])
+    for name, collector in (("good", good), ("wrong", wrong), ("stranger", stranger)):
+        spec = {"telemetry": {"tracing": {"sampling": 100, "otlp": f"https://localhost:{collector.port}"}}, "directResponse": {"status": 200, "body": name}}
+        text += simple(name, [], spec=spec)
+    folder.joinpath("gateway.yaml").write_text(text)
+    gateway = Gateway(folder, "--otlp-ca", f"{ca}.crt")
+    for name in ("good", "wrong", "stranger"):
+        assert curl(f"http://127.0.0.1:{port}/{name}") == name
+    wait_for(lambda: b"/good" in good.all("spans"), "the span by TLS")
+    log = folder.parent / "tls.log"
+    for why in ("its certificate is for another name", "its certificate comes from an issuer that is not trusted"):
+        wait_for(lambda: f"TLS to upstream localhost: {why}" in log.read_text(), why, 30)
+    assert not wrong.got and not stranger.got
+    assert gateway.stop() == 0
 
 
 def test_every_request_is_counted_once(edge):

@@ -1,6 +1,7 @@
 """What backends may do: balance, health, misbehaviour, TLS, HTTP/2, names, PROXY protocol."""
 import collections
 import concurrent.futures
+import http.client
 import json
 import socket
 import ssl
@@ -150,9 +151,9 @@ def edge(tmp_path_factory):
         b[n] = Backend(n, sick)
     b["g1"], b["g2"] = GrpcHealth(), GrpcHealth()
     four = [b[n] for n in "abcd"]
-    http = free_port()
+    port = free_port()
     gateway_tls = {"tls": {"backend": {"clientCertificateRef": {"name": "gw"}}}}
-    text = gateway_resource([{"name": "http", "port": http, "protocol": "HTTP"}], **gateway_tls)
+    text = gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}], **gateway_tls)
     text += secret("gw", client) + config_map("ca", f"{ca}.crt")
     balance = lambda algorithm, **more: {"loadBalancing": {"algorithm": algorithm, **more}}
     text += backend_service("rr", four, balance("RoundRobin")) + simple("rr", "rr")
@@ -195,7 +196,7 @@ spec:
     running = Gateway(folder, "--workers", "1")
     errors = [d for d in running.status()["diagnostics"] if d["severity"] == "error"]
     assert not errors, errors[:3]
-    running.b, running.port, running.url = b, http, f"http://127.0.0.1:{http}"
+    running.b, running.port, running.url = b, port, f"http://127.0.0.1:{port}"
     yield running
     assert running.stop() == 0
 
@@ -314,6 +315,101 @@ def test_http2_upstreams(edge, path, version):
     out = curl("-i", version, edge.url + path)
     assert "x-version: 2" in out and "h2" in out
     assert status(edge, path, version, "-d", "x" * 100_000) == 200
+
+
+def test_health_checks_keep_their_connections(edge):
+    for name in ("s1", "s2"):
+        backend = edge.b[name]
+        backend.state["sick"] = False
+        health = lambda: len(backend.targets("/health"))
+        begin, connections = health(), backend.connections
+        wait_for(lambda: health() >= begin + 10, "ten checks")
+        assert backend.connections == connections, "by the connection of before"
+
+
+def workload(name, ip, weight):
+    return f"""
+---
+apiVersion: selvedge.dev/v1alpha1
+kind: Workload
+metadata: {{name: {name}}}
+spec: {{addresses: [{ip}], weight: {weight}}}
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["RoundRobin", "Random", "LeastRequest", "Maglev", "RingHash"])
+def test_weights_of_endpoints(tmp_path, algorithm):
+    backends = {f"w{i}": Backend(f"w{i}", host=f"127.0.0.{i}") for i in (2, 3, 4)}
+    port = free_port()
+    # Hashes are of what differs in each request.
+    keys = {"hashKeys": [HASHES["query"]]} if algorithm in ("Maglev", "RingHash") else {}
+    text = gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}]) + simple("w", "w")
+    text += workload("heavy", "127.0.0.2", 6) + workload("light", "127.0.0.3", 2) + workload("none", "127.0.0.4", 0)
+    text += backend_service("w", list(backends.values()), {"loadBalancing": {"algorithm": algorithm, **keys}})
+    for name, one in backends.items():
+        text = text.replace(f"endpoints: [{{addresses: [127.0.0.1]}}]\nports: [{{name: main, port: {one.port},",
+                            f"endpoints: [{{addresses: [127.0.0.{name[1]}]}}]\nports: [{{name: main, port: {one.port},")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    folder.joinpath("gateway.yaml").write_text(text)
+    gateway = Gateway(folder, "--workers", "1")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+
+    def ask(i):
+        connection.request("GET", f"/w?u={i}", headers={"Host": "a"})
+        return json.loads(connection.getresponse().read())["backend"]
+
+    count = collections.Counter(ask(i) for i in range(400))
+    assert gateway.stop() == 0
+    # 300 to 100; by chance within five standard deviations, by turns exactly.
+    slack = 2 if algorithm == "RoundRobin" else 45
+    assert abs(count["w2"] - 300) <= slack and count["w3"] == 400 - count["w2"] and not count["w4"], count
+
+
+@pytest.mark.parametrize("alive", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_names_with_one_dead_family(tmp_path, alive, silent):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 both.test\n::1 both.test\n")
+    backend = Backend("alive", host=alive)
+    dead = "::1" if alive == "127.0.0.1" else "127.0.0.1"
+    waiting = []
+    if silent:
+        # A queue that is full: the kernel drops whoever else wants to connect.
+        family = socket.AF_INET6 if ":" in dead else socket.AF_INET
+        listening = socket.socket(family)
+        listening.bind((dead, backend.port))
+        listening.listen(0)
+        waiting.append(listening)
+        for _ in range(4):
+            one = socket.socket(family)
+            one.setblocking(False)
+            one.connect_ex((dead, backend.port))
+            waiting.append(one)
+    port = free_port()
+    text = gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}]) + f"""
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: name}}
+spec:
+  type: ExternalName
+  externalName: both.test
+  ports: [{{name: main, port: {backend.port}}}]
+""" + simple("name", [{"name": "name", "port": backend.port}])
+    folder = tmp_path / "families"
+    folder.mkdir()
+    folder.joinpath("gateway.yaml").write_text(text)
+    gateway = Gateway(folder, hosts=hosts)
+    begin = time.monotonic()
+    assert json.loads(curl(f"http://127.0.0.1:{port}/name"))["backend"] == "alive"
+    # The delay of the first attempt, and not the timeout of connecting (5 s).
+    assert time.monotonic() - begin < 2
+    endpoints = [e for c in json.loads(gateway.get("/clusters")) for e in c["endpoints"]]
+    assert len(endpoints) == 1, "one endpoint with two addresses, not two of which one is dead"
+    assert gateway.stop() == 0
+    for one in waiting:
+        one.close()
 
 
 def test_names_are_resolved(edge):

@@ -191,7 +191,7 @@ fn serve_admin(
     let socket = TcpListener::from_std(socket).context("the admin listener cannot be served")?;
     tracing::info!(address = %socket.local_addr()?, "admin listener");
     let (status, config, known, publisher) = (current.clone(), current.clone(), current, publisher.clone());
-    let telemetry = Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current()));
+    let telemetry = Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current()), None);
     if let Some(keeper) = keeper {
         telemetry.registry.collect(move |out| keeper.encode(out));
     }

@@ -11,7 +11,7 @@ use crate::{
     proxy::beside::Beside,
 };
 use admin::{Address, Parts, Phase};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args as ClapArgs;
 use handover::{Inherited, Origin};
 use selvedge_compile::{Options, snapshot::Snapshot};
@@ -25,12 +25,13 @@ use selvedge_proxy::{
     discover::Discover,
     overload::Limits,
     proxy::{Proxy, Settings},
+    session_key::SessionKey,
     worker::WorkerCount,
 };
 use signals::{Asked, Signals};
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     process::ExitCode,
     sync::{Arc, OnceLock},
@@ -77,6 +78,12 @@ pub struct Common {
     /// Seconds between the end of readiness and the end of accepting, for load balancers to notice.
     #[arg(long, default_value_t = 0, value_name = "SECONDS")]
     pub drain_delay: u64,
+    /// A secret of at least 16 bytes that session cookies are signed with; the same at all replicas.
+    #[arg(long, value_name = "FILE", env = "SELVEDGE_SESSION_KEY_FILE")]
+    pub session_key: Option<PathBuf>,
+    /// CA certificates (PEM) that OTLP collectors at https:// addresses are trusted by, instead of the system's.
+    #[arg(long, value_name = "FILE", env = "OTEL_EXPORTER_OTLP_CERTIFICATE")]
+    pub otlp_ca: Option<PathBuf>,
     /// Address of the admin listener (moved by --port-offset), or `off`.
     #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
     pub admin: Address,
@@ -162,7 +169,7 @@ async fn serve(
     let leave = feed.leave.take();
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
-    let settings = settings(args, &feed);
+    let settings = settings(args, &feed)?;
     let proxy =
         Arc::new(Proxy::start(&settings, tokio::runtime::Handle::current()).context("cannot start the workers")?);
     if let Some(keeper) = feed.keeper.take() {
@@ -203,9 +210,11 @@ async fn serve(
     Ok(finish(args, &parts, &mut signals, ended, &admin_end).await)
 }
 
-fn settings(args: &Common, feed: &Feed) -> Settings {
+fn settings(args: &Common, feed: &Feed) -> Result<Settings> {
     let mut settings = Settings {
         zone: args.zone.clone(),
+        otlp_ca: args.otlp_ca.clone(),
+        session_key: args.session_key.as_deref().map(session_key).transpose()?,
         identities: feed.identities.clone(),
         discover: feed.discover.clone(),
         mark: feed.beside.mark,
@@ -217,7 +226,12 @@ fn settings(args: &Common, feed: &Feed) -> Settings {
     }
     settings.limits =
         Limits { max_connections: args.max_connections, max_memory: args.max_memory, ..Limits::default() };
-    settings
+    Ok(settings)
+}
+
+fn session_key(file: &Path) -> Result<SessionKey> {
+    let secret = std::fs::read(file).with_context(|| format!("cannot read the session key {}", file.display()))?;
+    SessionKey::new(&secret).map_err(|error| anyhow!("{}: {error}", file.display()))
 }
 
 fn serve_admin(parts: &Parts, socket: Option<&TcpListener>, end: &watch::Sender<bool>) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::{
     outbound::Questions,
     overload::{Limits, Overload},
     own::Own,
+    session_key::SessionKey,
     spaces::Spaces,
     table::ListenerTable,
     telemetry::{self, ListenerHandle, Telemetry},
@@ -20,6 +21,7 @@ use selvedge_identity::{Bundle, Identities};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -44,6 +46,10 @@ pub struct Settings {
     pub spaces: Option<Arc<dyn Spaces>>,
     /// Who is asked about destinations that are not known.
     pub discover: Option<Arc<dyn Discover>>,
+    /// Signs session cookies; the same at all replicas.
+    pub session_key: Option<SessionKey>,
+    /// PEM file of the CAs that OTLP collectors are trusted by, instead of the system's.
+    pub otlp_ca: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -57,6 +63,8 @@ impl Default for Settings {
             mark: None,
             spaces: None,
             discover: None,
+            session_key: None,
+            otlp_ca: None,
         }
     }
 }
@@ -73,6 +81,7 @@ pub struct Shared {
     pub discover: Option<Arc<dyn Discover>>,
     /// Asked of `discover` and not yet answered.
     pub(crate) questions: Questions,
+    pub(crate) session_key: Option<SessionKey>,
     /// Tells what is in progress that AccessPolicies have changed.
     pub(crate) access: access::Watch,
     /// Where connections of workloads come in.
@@ -122,11 +131,12 @@ impl Proxy {
         let dial = Arc::new(Dial::new(settings.identities.clone(), settings.mark, settings.spaces.clone()));
         let shared = Arc::new(Shared {
             clusters: Clusters::with_dial(count, settings.zone.clone(), control.clone(), dial.clone()),
-            telemetry: Telemetry::on(count, Some(control.clone())),
+            telemetry: Telemetry::on(count, Some(control.clone()), settings.otlp_ca.as_deref()),
             tls: tls::Store::default(),
             dial,
             discover: settings.discover.clone(),
             questions: Questions::default(),
+            session_key: settings.session_key.clone(),
             access: access::Watch::new(count),
             own: Own::default(),
             workers,

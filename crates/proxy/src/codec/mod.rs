@@ -2,6 +2,7 @@
 //! crate; HTTP/3 takes its place beside them as `codec/h3`. Nothing outside this folder knows which one a request
 //! came by, except through [`http::Version`] and the types here.
 
+pub(crate) mod channel;
 pub mod h1;
 pub mod h2;
 

@@ -14,7 +14,7 @@ use http::{HeaderName, header::USER_AGENT};
 use selvedge_compile::snapshot::{
     self, AccessLog, HttpListener, L4Options, ListenerName, LogOutput, RuleName, Tracing,
 };
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 use tokio::runtime::Handle;
 
 /// The telemetry of the process; one, for as long as it lives.
@@ -36,13 +36,14 @@ struct Outputs {
 impl Telemetry {
     /// Exports run on the runtime that this is called in; without one there are none.
     pub fn new(workers: WorkerCount) -> Arc<Self> {
-        Self::on(workers, Handle::try_current().ok())
+        Self::on(workers, Handle::try_current().ok(), None)
     }
 
-    /// Exports run on `runtime`: the control runtime, so that they never delay a request.
-    pub fn on(workers: WorkerCount, runtime: Option<Handle>) -> Arc<Self> {
+    /// Exports run on `runtime`: the control runtime, so that they never delay a request. `otlp_ca` is a PEM file of the
+    /// CAs that collectors are trusted by, instead of the system's.
+    pub fn on(workers: WorkerCount, runtime: Option<Handle>, otlp_ca: Option<&Path>) -> Arc<Self> {
         let registry = Registry::new(workers);
-        let outputs = Arc::new(Outputs { logs: Kept::default(), exports: Exports::new(runtime) });
+        let outputs = Arc::new(Outputs { logs: Kept::default(), exports: Exports::new(runtime, otlp_ca) });
         let source = outputs.clone();
         registry.collect(move |out| {
             source.logs.live().iter().for_each(|output| output.encode(out));

@@ -8,6 +8,7 @@ use super::{
     families::Family,
     kept::Kept,
 };
+use crate::codec::channel;
 use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
@@ -20,6 +21,7 @@ use opentelemetry_proto::tonic::{
 };
 use std::{
     future::Future,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -31,10 +33,7 @@ use tokio::{
     },
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
 /// Spans or log records that wait for one collector: the default of OpenTelemetry's SDKs is half of it.
 const QUEUE: usize = 4096;
@@ -53,6 +52,7 @@ const BACKOFF: Duration = Duration::from_millis(500);
 pub(super) struct Exports {
     /// Where exporters run; `None` drops (and counts) everything.
     runtime: Option<Handle>,
+    ca: Option<Arc<Path>>,
     spans: Kept<Key, Batcher<Span>>,
     logs: Kept<Key, Batcher<LogRecord>>,
     span_counts: Arc<Counts>,
@@ -73,9 +73,11 @@ struct Counts {
 }
 
 impl Exports {
-    pub fn new(runtime: Option<Handle>) -> Self {
+    /// `ca` is a PEM file of the CAs that collectors are trusted by, instead of the system's.
+    pub fn new(runtime: Option<Handle>, ca: Option<&Path>) -> Self {
         Self {
             runtime,
+            ca: ca.map(Arc::from),
             spans: Kept::default(),
             logs: Kept::default(),
             span_counts: Arc::default(),
@@ -85,12 +87,21 @@ impl Exports {
 
     pub fn spans(&self, endpoint: &str, service: &str) -> SpanExport {
         let key = (endpoint.to_owned(), service.to_owned());
-        self.spans.get_or(&key, || Batcher::start(self.runtime.as_ref(), endpoint, service, &self.span_counts))
+        self.spans
+            .get_or(&key, || Batcher::start(self.runtime.as_ref(), self.task(endpoint, service, &self.span_counts)))
     }
 
     pub fn logs(&self, endpoint: &str, service: &str) -> LogExport {
         let key = (endpoint.to_owned(), service.to_owned());
-        LogExport(self.logs.get_or(&key, || Batcher::start(self.runtime.as_ref(), endpoint, service, &self.log_counts)))
+        LogExport(
+            self.logs
+                .get_or(&key, || Batcher::start(self.runtime.as_ref(), self.task(endpoint, service, &self.log_counts))),
+        )
+    }
+
+    fn task(&self, endpoint: &str, service: &str, counts: &Arc<Counts>) -> Task {
+        let (endpoint, service) = (endpoint.to_owned(), service.to_owned());
+        Task { endpoint, service, ca: self.ca.clone(), counts: counts.clone() }
     }
 
     /// Sends what waits, and returns when it is sent or given up.
@@ -202,14 +213,14 @@ pub(super) struct Batcher<T> {
 }
 
 impl<T: Signal> Batcher<T> {
-    fn start(runtime: Option<&Handle>, endpoint: &str, service: &str, counts: &Arc<Counts>) -> Self {
+    fn start(runtime: Option<&Handle>, task: Task) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
-        let task = Task { endpoint: endpoint.to_owned(), service: service.to_owned(), counts: counts.clone() };
+        let counts = task.counts.clone();
         match runtime {
             Some(runtime) => drop(runtime.spawn(task.run(receiver))),
-            None => tracing::warn!(endpoint, "nothing is exported by OTLP: there is no runtime for it"),
+            None => tracing::warn!(task.endpoint, "nothing is exported by OTLP: there is no runtime for it"),
         }
-        Self { queue, counts: counts.clone() }
+        Self { queue, counts }
     }
 
     /// False: the queue is full. Never blocks.
@@ -233,16 +244,18 @@ impl<T: Signal> Batcher<T> {
 struct Task {
     endpoint: String,
     service: String,
+    ca: Option<Arc<Path>>,
     counts: Arc<Counts>,
 }
 
 impl Task {
     async fn run<T: Signal>(self, mut queue: Receiver<Item<T>>) {
-        let channel = match Endpoint::from_shared(self.endpoint.clone()) {
-            Ok(endpoint) => endpoint.connect_timeout(TRY_TIMEOUT).connect_lazy(),
-            Err(error) => {
+        let channel = match channel::lazy(&self.endpoint, TRY_TIMEOUT, self.ca.clone()) {
+            Ok(channel) => channel,
+            Err(reason) => {
                 // The queue closes, so that everything is counted as dropped.
-                tracing::warn!(endpoint = self.endpoint, %error, "nothing is exported: the OTLP endpoint is not a URI");
+                let endpoint = self.endpoint;
+                tracing::warn!(endpoint, reason, "nothing is exported: the OTLP endpoint cannot be used");
                 return;
             }
         };
@@ -283,13 +296,28 @@ impl Task {
                     self.counts.dropped.add(size);
                     if !std::mem::replace(complained, true) {
                         let (what, endpoint) = (T::NAME, &self.endpoint);
-                        tracing::warn!(endpoint, code = ?status.code(), message = status.message(), "{what} are lost: the OTLP collector does not take them");
+                        let message = causes(&status);
+                        tracing::warn!(endpoint, code = ?status.code(), message, "{what} are lost: the OTLP collector does not take them");
                     }
                     return;
                 }
             }
         }
     }
+}
+
+/// What a status says and what it came of: that a certificate is wrong is the innermost.
+fn causes(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut next = std::error::Error::source(status);
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = if text.is_empty() { cause_text } else { format!("{text}: {cause_text}") };
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Waits for a batch. `None`: the queue is closed and nothing is left; `Some(Some(..))`: somebody waits for the batch.
@@ -372,6 +400,7 @@ mod tests {
             Flags, ListenerHandle, Record, Telemetry, encode,
             record::tests::{facts, http_listener},
         },
+        tls::Accepted,
         worker::WorkerCount,
     };
     use opentelemetry_proto::tonic::collector::{
@@ -388,6 +417,7 @@ mod tests {
     use selvedge_compile::snapshot::{
         AccessLog, Cluster, Connections, Discovery, LoadBalancing, LogFormat, LogOutput, Tracing, UpstreamProtocol,
     };
+    use selvedge_testkit::certs::{Ca, Leaf, Spec};
     use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
     use tonic::{Request, Response};
 
@@ -441,6 +471,65 @@ mod tests {
             .add_service(LogsServiceServer::new(service));
         tokio::spawn(server.serve_with_incoming(incoming));
         Started { endpoint, spans, logs }
+    }
+
+    impl tonic::transport::server::Connected for crate::io::Io {
+        type ConnectInfo = ();
+        fn connect_info(&self) {}
+    }
+
+    /// The same by TLS, and what it was sent.
+    async fn secure(leaf: &Leaf) -> (String, mpsc::UnboundedReceiver<ExportTraceServiceRequest>) {
+        let (spans, got) = mpsc::unbounded_channel();
+        let (logs, _) = mpsc::unbounded_channel();
+        let service = Collector { failures: Arc::default(), spans, logs };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let acceptor = Arc::new(crate::tls::tests::server(leaf, &["localhost"]));
+        let incoming = futures_util::stream::unfold((listener, acceptor), |(listener, acceptor)| async {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let until = Instant::now() + TRY_TIMEOUT;
+                if let Ok(Accepted::Terminated { io, .. }) = acceptor.accept(tcp, Default::default(), until).await {
+                    return Some((Ok::<_, std::io::Error>(crate::io::Io::from(*io)), (listener, acceptor)));
+                }
+            }
+        });
+        let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(service));
+        tokio::spawn(server.serve_with_incoming(incoming));
+        (endpoint, got)
+    }
+
+    #[tokio::test]
+    async fn a_collector_is_reached_by_tls_if_its_certificate_is_good() {
+        let (ca, other) = (Ca::new("collectors"), Ca::new("others"));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, ca.pem()).unwrap();
+        let (endpoint, mut spans) = secure(&ca.leaf(&["localhost"])).await;
+        let telemetry = Telemetry::on(WorkerCount(1), Handle::try_current().ok(), Some(&file));
+        let _table = exchange(&telemetry, &endpoint);
+        assert_eq!(spans.recv().await.unwrap().resource_spans.len(), 1);
+
+        let cases = [
+            (other.leaf(&["localhost"]), "its certificate comes from an issuer that is not trusted"),
+            (ca.issue(&Spec::dns(&["localhost"]).expired()), "its certificate has expired"),
+            (ca.leaf(&["elsewhere"]), "its certificate is for another name"),
+        ];
+        for (leaf, why) in cases {
+            let (endpoint, mut spans) = secure(&leaf).await;
+            let channel = channel::lazy(&endpoint, TRY_TIMEOUT, Some(Arc::from(file.as_path()))).unwrap();
+            let status = Span::export(channel, Span::request(Resource::default(), Vec::new())).await.unwrap_err();
+            assert!(causes(&status).contains(&format!("TLS to upstream localhost: {why}")), "{}", causes(&status));
+            assert!(is_transient(status.code()), "the certificate may be mended: {status}");
+            assert!(spans.try_recv().is_err());
+        }
+        let missing = channel::lazy(&endpoint, TRY_TIMEOUT, Some(Arc::from(folder.path().join("none")))).unwrap();
+        let status = Span::export(missing, Span::request(Resource::default(), Vec::new())).await.unwrap_err();
+        assert!(causes(&status).contains("cannot be read"), "{}", causes(&status));
+        for bad in ["ftp://a", "collector:4317", "https://"] {
+            assert!(channel::lazy(bad, TRY_TIMEOUT, None).is_err(), "{bad}");
+        }
     }
 
     fn cluster() -> Arc<Cluster> {
@@ -550,7 +639,8 @@ mod tests {
         let counts = Arc::<Counts>::default();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         // A runtime that is not driven.
-        let batcher = Batcher::start(Some(runtime.handle()), "http://127.0.0.1:1", "x", &counts);
+        let exports = Exports { span_counts: counts.clone(), ..Exports::new(None, None) };
+        let batcher = Batcher::start(Some(runtime.handle()), exports.task("http://127.0.0.1:1", "x", &counts));
         for _ in 0..QUEUE {
             assert!(batcher.send(Span::default()));
         }

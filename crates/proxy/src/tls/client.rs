@@ -17,10 +17,11 @@ use rustls::{
     server::ParsedCertificate,
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use selvedge_compile::snapshot::{Certificate, SubjectAltName, Trust, UpstreamTls};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use selvedge_compile::snapshot::{CaBundle, Certificate, SubjectAltName, Trust, UpstreamTls};
 use std::{
     fmt, io,
+    path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 use tokio::{
@@ -65,6 +66,14 @@ impl Connector {
         let name = ServerName::try_from(tls.sni.clone())
             .map_err(|_| config_error(format!("{:?} is not a host name that can be sent as SNI", tls.sni)))?;
         Ok(Self { config: shared_config(tls, alpn)?, name, alpn })
+    }
+
+    /// To a server of HTTP/2 by its host name or address. `ca` is a PEM file of the CAs that are trusted instead of the
+    /// system's.
+    pub(crate) fn to(host: &str, ca: Option<&Path>) -> Result<Self, Error> {
+        let trust = ca.map_or(Ok(Trust::System), |file| bundle(file).map(|bundle| Trust::Roots(Arc::new(bundle))))?;
+        let tls = UpstreamTls { sni: host.to_owned(), trust, subject_alt_names: Vec::new(), client_certificate: None };
+        Self::new(&tls, Alpn::Http2)
     }
 
     /// Does the handshake. The caller holds the timer.
@@ -217,6 +226,17 @@ fn roots(trust: &Trust) -> Result<Arc<RootCertStore>, Error> {
     }
 }
 
+/// The certificates of a PEM file.
+fn bundle(file: &Path) -> Result<CaBundle, Error> {
+    let text = std::fs::read(file)
+        .map_err(|error| config_error(format!("the CA file {} cannot be read", file.display())).with_source(error))?;
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(|error| config_error(format!("the CA file {} is broken PEM: {error}", file.display())))?;
+    let fingerprint = format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&text));
+    Ok(CaBundle { origin: format!("the CA file {}", file.display()), fingerprint, certificates })
+}
+
 /// The operating system's roots, read once: they change with the system's packages, not with our configuration.
 fn system_roots() -> Result<Arc<RootCertStore>, Error> {
     static SYSTEM: OnceLock<Arc<RootCertStore>> = OnceLock::new();
@@ -228,7 +248,7 @@ fn system_roots() -> Result<Arc<RootCertStore>, Error> {
     if roots.is_empty() {
         return Err(config_error(
             "this system has no CA certificates; install them (Debian: ca-certificates), set SSL_CERT_FILE, or name a \
-             CA in the BackendTLSPolicy"
+             CA (for backends in the BackendTLSPolicy, for a collector by --otlp-ca)"
                 .to_owned(),
         ));
     }

@@ -7,7 +7,7 @@ pub mod mesh;
 mod peer;
 pub mod server;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use client::{Alpn, Connector, Negotiated};
 pub use config::Store;

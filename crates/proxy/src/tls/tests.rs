@@ -94,6 +94,11 @@ fn acceptor(listeners: impl IntoIterator<Item = Arc<TlsListener>>) -> Acceptor {
     acceptor
 }
 
+/// For HTTP, with a certificate of this CA.
+pub(crate) fn server(leaf: &Leaf, names: &[&str]) -> Acceptor {
+    acceptor([http(None, vec![certificate(leaf, names)], None)])
+}
+
 fn upstream(ca: &Ca, sni: &str) -> UpstreamTls {
     UpstreamTls {
         sni: sni.to_owned(),

@@ -1,7 +1,9 @@
 //! Session persistence (GEP-1619): a cookie or header that brings a client back to its endpoint.
 //!
-//! The value names the endpoint by a hash, so that it tells nothing about our network and cannot choose an address
-//! that is not one of the cluster's.
+//! The value names the endpoint by a hash: it can choose no address that is not one of the cluster's. With a
+//! [`SessionKey`](crate::session_key::SessionKey) the hash is keyed and the value signed, so that a client can neither
+//! find out the address by trying those there may be, nor choose an endpoint, nor make its session last longer. Without
+//! one, replicas still agree.
 
 use super::hashed;
 use crate::{Request, Response, cluster::LiveCluster, endpoint::LiveEndpoint, serve::Exchange};
@@ -31,6 +33,13 @@ pub(super) fn read(exchange: &Exchange<'_>, request: &Request) -> Option<Session
         SessionKind::Cookie => cookie(request.headers(), &policy.name)?,
         SessionKind::Header => request.headers().get(policy.name.as_str())?.to_str().ok()?,
     };
+    let value = match &exchange.conn.shared.session_key {
+        None => value,
+        Some(key) => {
+            let (value, signature) = value.rsplit_once('-')?;
+            Some(value).filter(|value| key.verify(&policy.name, value, signature))?
+        }
+    };
     parse(value).filter(|session| {
         let within =
             |since: u64, limit: Option<Duration>| limit.is_none_or(|l| now().saturating_sub(since) <= l.as_secs());
@@ -40,7 +49,8 @@ pub(super) fn read(exchange: &Exchange<'_>, request: &Request) -> Option<Session
 
 fn parse(value: &str) -> Option<Session> {
     let mut parts = value.split('-').map(|p| u64::from_str_radix(p, 16).ok());
-    Some(Session { endpoint: parts.next()??, created: parts.next()??, used: parts.next()?? })
+    let session = Session { endpoint: parts.next()??, created: parts.next()??, used: parts.next()?? };
+    parts.next().is_none().then_some(session)
 }
 
 /// The backend and endpoint that a session names, if they still exist: it takes precedence over weights.
@@ -52,13 +62,17 @@ pub(super) fn endpoint<'s>(
     split.backends.iter().filter(|b| b.weight > 0).find_map(|backend| {
         let Target::Cluster(id) = &backend.target else { return None };
         let cluster = exchange.table.cluster(*id);
-        let address = cluster.endpoints().iter().map(|e| e.address).find(|a| name(cluster, *a) == session.endpoint)?;
-        Some((backend, address))
+        let endpoints = cluster.endpoints();
+        let found = endpoints.iter().find(|endpoint| name(exchange, cluster, endpoint) == session.endpoint)?;
+        Some((backend, found.address))
     })
 }
 
-fn name(cluster: &LiveCluster, address: SocketAddr) -> u64 {
-    hashed(format!("{}|{address}", cluster.key()).as_bytes())
+fn name(exchange: &Exchange<'_>, cluster: &LiveCluster, endpoint: &LiveEndpoint) -> u64 {
+    endpoint.session_name(|| match &exchange.conn.shared.session_key {
+        None => hashed(format!("{}|{}", cluster.key(), endpoint.address).as_bytes()),
+        Some(key) => key.name(cluster.key(), endpoint.address),
+    })
 }
 
 /// Tells the client about its endpoint when that is new, or when an idle timeout has to start anew.
@@ -70,13 +84,16 @@ pub(super) fn write(
     response: &mut Response,
 ) {
     let Some(policy) = &exchange.rule.session else { return };
-    let at = name(cluster, endpoint.address);
+    let at = name(exchange, cluster, endpoint);
     let kept = session.filter(|s| s.endpoint == at);
     if kept.is_some() && policy.idle_timeout.is_none() {
         return;
     }
     let created = kept.map_or_else(now, |s| s.created);
-    let value = format!("{at:016x}-{created:x}-{:x}", now());
+    let mut value = format!("{at:016x}-{created:x}-{:x}", now());
+    if let Some(key) = &exchange.conn.shared.session_key {
+        value = format!("{value}-{}", key.sign(&policy.name, &value));
+    }
     match policy.kind {
         SessionKind::Cookie => {
             set_cookie(response, &policy.name, &value, &policy.path, max_age(policy), exchange.conn.secure())
@@ -174,7 +191,7 @@ mod tests {
     #[test]
     fn values_parse_strictly() {
         assert!(parse("00ff-1-2").is_some());
-        for bad in ["", "x-1-2", "1-2", "1", "1-2-z"] {
+        for bad in ["", "x-1-2", "1-2", "1", "1-2-z", "1-2-3-4"] {
             assert!(parse(bad).is_none(), "{bad}");
         }
     }
