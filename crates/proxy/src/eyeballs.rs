@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep_until};
 
 /// Until the next address is tried beside the one before it (RFC 8305 section 5, "Connection Attempt Delay").
 pub(crate) const DELAY: Duration = Duration::from_millis(250);
+/// Addresses of each family that are looked at to choose between the two.
+const MAX_ASKED: usize = 4;
 /// Addresses of the other family that an endpoint is tried at. More would only take longer to fail.
 pub(crate) const MAX_OTHERS: usize = 3;
 
@@ -20,7 +22,11 @@ pub(crate) const MAX_OTHERS: usize = 3;
 /// machine has a route to an address (RFC 6724 section 6, rule 1).
 pub(crate) fn families(addresses: &[IpAddr], reachable: impl Fn(IpAddr) -> bool) -> (Vec<IpAddr>, Vec<IpAddr>) {
     let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = addresses.iter().map(IpAddr::to_canonical).partition(IpAddr::is_ipv4);
-    let best = |list: &[IpAddr]| list.iter().map(|ip| (reachable(*ip), precedence(*ip))).max();
+    if v6.is_empty() {
+        return (v4, v6);
+    }
+    // A few speak for all: each costs a socket for a moment.
+    let best = |list: &[IpAddr]| list.iter().take(MAX_ASKED).map(|ip| (reachable(*ip), precedence(*ip))).max();
     if best(&v6) > best(&v4) { (v6, v4) } else { (v4, v6) }
 }
 

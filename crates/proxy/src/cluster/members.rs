@@ -161,11 +161,11 @@ impl LiveCluster {
     /// an endpoint; those of the other family are where its connections are tried second.
     pub(crate) fn resolved(self: &Arc<Self>, port: u16, found: Result<Vec<std::net::IpAddr>, String>, rt: &Handle) {
         let settings = self.settings();
+        let found = found.map(|addresses| eyeballs::families(&addresses, |ip| settings.plan.reaches(ip)));
         let mut members = self.members();
         self.counters.dns_resolutions.fetch_add(1, Ordering::Relaxed);
         match found {
-            Ok(addresses) => {
-                let (first, other) = eyeballs::families(&addresses, |ip| settings.plan.reaches(ip));
+            Ok((first, other)) => {
                 let socket = |ip| SocketAddr::new(ip, port);
                 let first: Vec<SocketAddr> = first.into_iter().take(resolve::MAX_ADDRESSES).map(socket).collect();
                 let other: Vec<SocketAddr> = other.into_iter().take(resolve::MAX_ADDRESSES).map(socket).collect();
