@@ -41,7 +41,8 @@ pub fn schema_bundle() -> Value {
     })
 }
 
-fn build(kind: Kind) -> Value {
+/// Makes the schema of a kind anew.
+pub(crate) fn build(kind: Kind) -> Value {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft2020_12());
     let mut root = crate::resource::root_schema(kind, &mut generator).to_value();
     tidy(&mut root);

@@ -1,7 +1,7 @@
 //! A JSON Schema made ready for checking: only the words that the resource schemas use.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use regex::Regex;
 use serde_json::Value;
@@ -36,7 +36,7 @@ pub(crate) enum Shape {
     Text {
         least: u64,
         most: u64,
-        pattern: Option<Regex>,
+        pattern: Option<Arc<Pattern>>,
         format: Option<String>,
     },
     Number {
@@ -58,13 +58,39 @@ pub(crate) struct Field {
     pub(crate) required: bool,
 }
 
+/// An expression that a text must match. The few that there are occur hundreds of times in the schemas, so equal ones
+/// are one, and it takes memory (about 50 KB) only when a text was to be matched.
+#[derive(Debug)]
+pub(crate) struct Pattern {
+    text: String,
+    regex: OnceLock<Option<Regex>>,
+}
+
+impl Pattern {
+    fn of(text: &str) -> Arc<Pattern> {
+        static ALL: Mutex<Vec<Arc<Pattern>>> = Mutex::new(Vec::new());
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pattern) = all.iter().find(|pattern| pattern.text == text) {
+            return pattern.clone();
+        }
+        let pattern = Arc::new(Pattern { text: text.to_owned(), regex: OnceLock::new() });
+        all.push(pattern.clone());
+        pattern
+    }
+
+    pub(crate) fn is_match(&self, text: &str) -> bool {
+        let regex = self.regex.get_or_init(|| Regex::new(&self.text).ok());
+        regex.as_ref().is_none_or(|regex| regex.is_match(text))
+    }
+}
+
 impl Shapes {
-    /// The shapes of a kind.
+    /// The shapes of a kind, made when the first resource of the kind is read: a proxy sees few kinds. The schema that
+    /// they are made of is a hundred times their size with all its texts, and is not kept.
     pub(crate) fn of(kind: Kind) -> &'static Shapes {
-        static SHAPES: OnceLock<Vec<Shapes>> = OnceLock::new();
-        let all =
-            SHAPES.get_or_init(|| Kind::ALL.iter().map(|kind| Shapes::compile(crate::schema::schema(*kind))).collect());
-        &all[kind as usize]
+        static SHAPES: OnceLock<Vec<OnceLock<Shapes>>> = OnceLock::new();
+        let all = SHAPES.get_or_init(|| Kind::ALL.iter().map(|_| OnceLock::new()).collect());
+        all[kind as usize].get_or_init(|| Shapes::compile(&crate::schema::build(kind)))
     }
 
     /// The shape of that index.
@@ -137,7 +163,7 @@ impl<'a> Compiler<'a> {
             Some("string") => Shape::Text {
                 least: limit("minLength").unwrap_or(0),
                 most: limit("maxLength").unwrap_or(u64::MAX),
-                pattern: schema["pattern"].as_str().and_then(|pattern| Regex::new(pattern).ok()),
+                pattern: schema["pattern"].as_str().map(Pattern::of),
                 format: schema["format"].as_str().map(str::to_owned),
             },
             Some("array") => Shape::List {
