@@ -50,7 +50,7 @@ pub struct Entry {
 }
 
 /// What a resource says about others.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Links {
     /// Services, Secrets, ConfigMaps and others that it names, but for parents and targets.
     pub uses: BTreeSet<ResourceKey>,
@@ -79,6 +79,11 @@ pub struct Touched {
     pub tokens: Vec<Token>,
     /// It refers to others than before.
     pub relinked: bool,
+    /// Of an EndpointSlice that names other addresses, of which none is a Workload's: those that are new. It leads to
+    /// nothing else than before, unless a Workload comes to one of them.
+    pub appeared: Vec<IpAddr>,
+    /// How many addresses it then names no more.
+    pub vanished: usize,
 }
 
 /// All resources.
@@ -114,15 +119,20 @@ impl Graph {
         }
         let none = BTreeSet::new();
         let old = before.as_ref().map_or(&none, |before| &before.provides);
+        let moved = before.as_ref().and_then(|before| self.moved(&before.links, &entry.links));
+        let relinked = moved.is_none() && before.as_ref().is_none_or(|before| before.links != entry.links);
+        let (appeared, vanished) = moved.unwrap_or_default();
         let touched = Touched {
             same: false,
+            relinked,
+            appeared,
+            vanished,
             // Nobody is told of who names an address: it is only looked up.
             tokens: old
                 .symmetric_difference(&entry.provides)
                 .filter(|token| !matches!(token, Token::Endpoint(_)))
                 .cloned()
                 .collect(),
-            relinked: before.as_ref().is_none_or(|before| before.links != entry.links),
         };
         for token in old.difference(&entry.provides) {
             self.unindex(token, &entry.key);
@@ -140,7 +150,18 @@ impl Graph {
         for token in &entry.provides {
             self.unindex(token, key);
         }
-        Touched { same: false, tokens: entry.provides.iter().cloned().collect(), relinked: true }
+        Touched { tokens: entry.provides.iter().cloned().collect(), relinked: true, ..Touched::default() }
+    }
+
+    /// Endpoints that came, and the number of those that went, when these are all that is other and none is a Workload.
+    fn moved(&self, before: &Links, after: &Links) -> Option<(Vec<IpAddr>, usize)> {
+        let same = Links { endpoints: after.endpoints.clone(), ..before.clone() } == *after;
+        let workload = |address: &IpAddr| self.find(&Token::Address(*address)).any(|k| k.kind.name() == "Workload");
+        if !same || before.endpoints.symmetric_difference(&after.endpoints).any(workload) {
+            return None;
+        }
+        let appeared = after.endpoints.difference(&before.endpoints).copied().collect();
+        Some((appeared, before.endpoints.difference(&after.endpoints).count()))
     }
 
     fn unindex(&mut self, token: &Token, key: &ResourceKey) {
@@ -334,14 +355,20 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_changes_relinks_its_slice_only() {
+    fn an_endpoint_that_changes_leads_nowhere_else_unless_it_is_a_workload() {
         let mut graph = Graph::default();
         graph.upsert(&service("shop", "cart", "10.0.0.1"));
         assert!(graph.upsert(&service("shop", "cart", "10.0.0.1")).same);
         let first = graph.upsert(&slice("shop", "cart", &["10.1.0.1"]));
         assert!(first.tokens.contains(&Token::Slices("shop".into(), "cart".into())));
         let second = graph.upsert(&slice("shop", "cart", &["10.1.0.2"]));
-        assert!(second.tokens.is_empty() && second.relinked && !second.same);
+        assert!(second.tokens.is_empty() && !second.relinked && !second.same);
+        assert_eq!((second.appeared, second.vanished), (vec!["10.1.0.2".parse().unwrap()], 1));
+        let workload = "{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {name: w, namespace: shop}, spec: {addresses: [10.1.0.3], ports: [{port: 80}]}}";
+        graph.upsert(&resource(workload));
+        assert!(graph.upsert(&slice("shop", "cart", &["10.1.0.3"])).relinked, "it leads to a Workload");
+        assert!(graph.upsert(&slice("shop", "cart", &["10.1.0.4"])).relinked, "it did");
+        graph.remove(&resource(workload).key());
         graph.remove(&ResourceKey::new(Kind::EndpointSlice, "shop", "cart"));
         graph.remove(&ResourceKey::new(Kind::Service, "shop", "cart"));
         assert!(graph.is_empty() && graph.index.is_empty());

@@ -1,7 +1,7 @@
 //! All streams of one control plane, without IO: who sees what, who must be told, whose turn it is.
 
 use super::{
-    graph::{Entry, Graph, Token},
+    graph::{Entry, Graph, Token, Touched},
     join::{Joined, Workloads},
     node::{Action, Event, Group, Millis, Node, Sight},
     scope::{Interest, Role, Wanted, scope},
@@ -10,7 +10,7 @@ use super::{
 use crate::proto::discovery::{
     Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message, subscription::What,
 };
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use selvedge_model::{Kind, Resource, ResourceKey};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
@@ -30,6 +30,8 @@ pub const MAX_NODES: usize = 50_000;
 pub const MAX_SUBSCRIPTIONS: usize = 10_000;
 /// Workloads or Gateways of one proxy.
 const MAX_NAMES: usize = 1_000;
+/// A view that may have looked up so many addresses in vain is found anew: see [`Hub::endpoints`].
+const MAX_STALE: usize = 256;
 /// A stream that has not said who it is and what it has by then is cut: it takes the place of a proxy.
 const GREETING: Millis = 60_000;
 /// After a start, workloads that have not yet come back are not taken from proxies for so long.
@@ -48,8 +50,8 @@ pub enum Output {
 pub struct Hub {
     graph: Graph,
     views: BTreeMap<ViewId, View>,
-    by_interest: BTreeMap<Interest, ViewId>,
-    by_token: AHashMap<Token, BTreeSet<ViewId>>,
+    by_interest: BTreeMap<Arc<Interest>, ViewId>,
+    by_token: AHashMap<Arc<Token>, BTreeSet<ViewId>>,
     next_view: ViewId,
     members: BTreeMap<NodeId, Member>,
     waiting: VecDeque<NodeId>,
@@ -64,9 +66,12 @@ pub struct Hub {
 
 /// What proxies of one interest see.
 struct View {
-    interest: Interest,
+    interest: Arc<Interest>,
     keys: BTreeMap<Arc<ResourceKey>, Version>,
-    tokens: ahash::AHashSet<Token>,
+    /// What it has looked up: the keys of `Hub::by_token`.
+    tokens: AHashSet<Arc<Token>>,
+    /// Of them, those that it may need no more.
+    stale: usize,
     known: BTreeSet<Wanted>,
     sum: Sum,
     members: BTreeSet<NodeId>,
@@ -321,7 +326,7 @@ impl Hub {
         let Some(view) = self.members.get(&node).and_then(|m| m.view).and_then(|v| self.views.get(&v)) else {
             return Ok(());
         };
-        let mut interest = view.interest.clone();
+        let mut interest = (*view.interest).clone();
         for gone in subscribe.remove.iter().filter_map(wanted) {
             interest.wanted.remove(&gone);
         }
@@ -390,12 +395,16 @@ impl Hub {
                 rescope.extend(self.by_token.get(token).into_iter().flatten());
             }
             let key = Arc::new(key);
-            let near = self.by_token.get(&Token::Key((*key).clone())).into_iter().flatten();
-            for view in near.filter(|view| self.views.get(view).is_some_and(|view| view.keys.contains_key(&key))) {
-                if touched.relinked {
-                    rescope.insert(*view);
-                }
+            let near = self.by_token.get(&Token::Key((*key).clone())).into_iter().flatten().copied();
+            let sees = |view: &ViewId| self.views.get(view).is_some_and(|view| view.keys.contains_key(&key));
+            let near: Vec<ViewId> = near.filter(sees).collect();
+            for view in &near {
                 content.entry(*view).or_default().push(key.clone());
+            }
+            if touched.relinked {
+                rescope.extend(&near);
+            } else if !touched.appeared.is_empty() || touched.vanished > 0 {
+                self.endpoints(&near, &touched, &mut rescope);
             }
         }
         for view in &rescope {
@@ -414,11 +423,39 @@ impl Hub {
         }
     }
 
+    /// Views see an EndpointSlice whose addresses are other than before, and no Workload's. They look the new ones up, as
+    /// they would when found anew: with thousands of views that is most of the work of such a change. Whether the old ones
+    /// are needed for something else is not known, so they are looked up further, until they are many.
+    fn endpoints(&mut self, views: &[ViewId], touched: &Touched, rescope: &mut BTreeSet<ViewId>) {
+        let tokens: Vec<Arc<Token>> = touched.appeared.iter().map(|a| self.shared(Token::Address(*a))).collect();
+        for token in &tokens {
+            self.by_token.entry(token.clone()).or_default().extend(views);
+        }
+        for id in views {
+            let Some(view) = self.views.get_mut(id) else { continue };
+            view.tokens.extend(tokens.iter().cloned());
+            view.stale += touched.vanished;
+            if view.stale > MAX_STALE {
+                rescope.insert(*id);
+            }
+        }
+    }
+
+    /// The one that others look up already.
+    fn shared(&self, token: Token) -> Arc<Token> {
+        match self.by_token.get_key_value(&token) {
+            Some((shared, _)) => shared.clone(),
+            None => Arc::new(token),
+        }
+    }
+
     /// Finds anew what a view sees. Returns what is other than before.
     fn rescope(&mut self, id: ViewId) -> Vec<Arc<ResourceKey>> {
-        let Some(view) = self.views.get_mut(&id) else { return Vec::new() };
+        let Some(view) = self.views.get(&id) else { return Vec::new() };
         let scope = scope(&self.graph, &view.interest);
-        for token in view.tokens.difference(&scope.tokens) {
+        let tokens: AHashSet<Arc<Token>> = scope.tokens.into_iter().map(|token| self.shared(token)).collect();
+        let Some(view) = self.views.get_mut(&id) else { return Vec::new() };
+        for token in view.tokens.difference(&tokens) {
             if let Some(views) = self.by_token.get_mut(token) {
                 views.remove(&id);
                 if views.is_empty() {
@@ -426,7 +463,7 @@ impl Hub {
                 }
             }
         }
-        for token in scope.tokens.difference(&view.tokens) {
+        for token in tokens.difference(&view.tokens) {
             self.by_token.entry(token.clone()).or_default().insert(id);
         }
         let keys: BTreeMap<Arc<ResourceKey>, Version> =
@@ -440,7 +477,7 @@ impl Hub {
                 view.sum.add(key, *version);
             }
         }
-        (view.keys, view.tokens, view.known) = (keys, scope.tokens, scope.known);
+        (view.keys, view.tokens, view.known, view.stale) = (keys, tokens, scope.known, 0);
         changed
     }
 
@@ -459,6 +496,7 @@ impl Hub {
         let id = match self.by_interest.get(&interest) {
             Some(id) => *id,
             None => {
+                let interest = Arc::new(interest);
                 self.next_view += 1;
                 let id = self.next_view;
                 self.by_interest.insert(interest.clone(), id);
@@ -541,11 +579,12 @@ impl Hub {
 }
 
 impl View {
-    fn new(interest: Interest) -> Self {
+    fn new(interest: Arc<Interest>) -> Self {
         Self {
             interest,
             keys: BTreeMap::new(),
-            tokens: ahash::AHashSet::new(),
+            tokens: AHashSet::new(),
+            stale: 0,
             known: BTreeSet::new(),
             sum: Sum::default(),
             members: BTreeSet::new(),
@@ -689,5 +728,52 @@ mod tests {
             let [(1, Output::Registered { refused, .. })] = &out[..] else { panic!("{out:?}") };
             assert!(!refused.is_empty(), "{hostile}");
         }
+    }
+
+    /// Names of what is sent to node 1, which takes it.
+    fn sent(hub: &mut Hub) -> Vec<String> {
+        let groups = hub.take_output().into_iter().filter_map(|(node, output)| match output {
+            Output::Group(group) if node == 1 => Some(group),
+            _ => None,
+        });
+        let groups: Vec<Group> = groups.collect();
+        for group in &groups {
+            let ack = crate::proto::discovery::Ack { nonce: group.nonce.clone(), ..Default::default() };
+            hub.message(0, 1, ProxyMessage { message: Some(Message::Ack(ack)) });
+        }
+        let mut names: Vec<_> = groups.iter().flat_map(|g| &g.upserts).map(|e| e.key.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_endpoint_that_changes_is_told_and_a_workload_that_comes_to_it_later_too() {
+        let mut hub = Hub::new(0);
+        let put = |hub: &mut Hub, resource: Resource| hub.resources(0, vec![(resource.key(), Some(resource))]);
+        let address = |n: usize| format!("10.1.{}.{}", n / 250, n % 250);
+        let at = |n: usize| slice("shop", "cart", &[&address(n)]);
+        put(&mut hub, service("shop", "cart", "10.0.0.1"));
+        put(&mut hub, at(1));
+        hub.connected(0, 1, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
+        let cart = Subscription { what: Some(What::Host("cart.shop".into())) };
+        let role = WireRole::Sidecar.into();
+        let hello = Hello { id: "web".into(), role, subscriptions: vec![cart], ..Hello::default() };
+        hub.message(0, 1, ProxyMessage { message: Some(Message::Hello(hello)) });
+        let known = Known { resources: Vec::new(), last: true };
+        hub.message(0, 1, ProxyMessage { message: Some(Message::Known(known)) });
+        assert_eq!(sent(&mut hub), ["EndpointSlice shop/cart", "Service shop/cart"]);
+        for n in 2..2 + 2 * MAX_STALE {
+            put(&mut hub, at(n));
+            assert_eq!(sent(&mut hub), ["EndpointSlice shop/cart"]);
+        }
+        assert!(hub.by_token.len() < 2 * MAX_STALE, "what is looked up in vain is forgotten");
+        let last = address(1 + 2 * MAX_STALE);
+        put(
+            &mut hub,
+            resource(&format!(
+                "{{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {{name: late, namespace: shop}}, spec: {{addresses: [{last}], ports: [{{port: 80}}]}}}}"
+            )),
+        );
+        assert_eq!(sent(&mut hub), ["Workload shop/late"]);
     }
 }
