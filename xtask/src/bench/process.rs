@@ -93,10 +93,20 @@ impl Process {
 
     /// Resident memory of the process and its children, in KiB.
     pub fn rss(&self) -> Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// What of the resident memory is the process's own: not the pages of its program and of libraries, which all processes
+    /// of the same program share.
+    pub fn own(&self) -> Result<u64> {
+        self.status("RssAnon:")
+    }
+
+    fn status(&self, name: &str) -> Result<u64> {
         let mut total = 0;
         for pid in self.pids() {
             let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("0");
+            let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("0");
             total += line.split_whitespace().next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
         }
         Ok(total)

@@ -34,8 +34,8 @@ pub struct Row {
     pub p50: Duration,
     pub p99: Duration,
     pub failed: u64,
-    /// Resident memory after the last round, KiB: outbound, inbound.
-    pub rss: Vec<u64>,
+    /// Memory after the last round, KiB: of the outbound proxy and of the inbound one, resident, and of it their own.
+    pub memory: Vec<[u64; 2]>,
 }
 
 impl Load {
@@ -67,7 +67,7 @@ impl Load {
 
     pub fn run(self, dir: &Path, ways: &[Way], effort: Effort) -> Result<Vec<Row>> {
         println!("\n{}", self.title());
-        let ways: Vec<&Way> = ways.iter().filter(|w| self != Self::Handshakes || w.inbound.is_some()).collect();
+        let ways: Vec<&Way> = ways.iter().filter(|way| self.suits(way)).collect();
         let mut rounds: Vec<Vec<(f64, Seen)>> = vec![Vec::new(); ways.len()];
         for way in &ways {
             let seen = self.load(dir, way, 1).with_context(|| format!("warming {} up", way.name))?;
@@ -86,6 +86,16 @@ impl Load {
             }
         }
         ways.iter().zip(rounds).map(|(way, rounds)| row(way, &rounds)).collect()
+    }
+
+    /// The forwarders are the floor for what a proxy that sleeps between requests costs; with large bodies or new connections
+    /// they would only show what TLS costs.
+    fn suits(self, way: &Way) -> bool {
+        match self {
+            Self::Handshakes => way.inbound.is_some(),
+            Self::Http => true,
+            _ => way.name != super::FORWARD,
+        }
     }
 
     fn load(self, dir: &Path, way: &Way, seconds: u64) -> Result<Seen> {
@@ -117,6 +127,6 @@ fn row(way: &Way, rounds: &[(f64, Seen)]) -> Result<Row> {
         p50: Duration::from_secs_f64(of(|r| r.1.p50.as_secs_f64())),
         p99: Duration::from_secs_f64(of(|r| r.1.p99.as_secs_f64())),
         failed: rounds.iter().map(|r| r.1.failed).sum(),
-        rss: way.proxies.iter().map(|p| p.rss()).collect::<Result<_>>()?,
+        memory: way.proxies.iter().map(|p| Ok([p.rss()?, p.own()?])).collect::<Result<_>>()?,
     })
 }

@@ -23,8 +23,8 @@ pub const ENDPOINTS: usize = 5;
 
 pub struct Row {
     pub what: String,
-    /// KiB when it is ready, and after it has used its services.
-    pub rss: [u64; 2],
+    /// KiB when it is ready, and after it has used its services: resident, and of it its own.
+    pub memory: [[u64; 2]; 2],
 }
 
 pub fn run(program: &Path, authority: &Authority, dir: &Path, backend: &Backend, quick: bool) -> Result<Vec<Row>> {
@@ -37,10 +37,13 @@ pub fn run(program: &Path, authority: &Authority, dir: &Path, backend: &Backend,
     ];
     let mut rows = Vec::new();
     for (label, services, all, what) in cases {
-        let rss = measure(program, authority, &dir.join(label), backend, services, all)
+        let memory = measure(program, authority, &dir.join(label), backend, services, all)
             .with_context(|| format!("a sidecar in a {what}"))?;
-        println!("  {what}: {} KiB when ready, {} KiB after using {USED}", rss[0], rss[1]);
-        rows.push(Row { what, rss });
+        let [[ready, own], [after, own_after]] = memory;
+        println!(
+            "  {what}: {ready} KiB when ready, {own} its own; {after} KiB after using {USED}, {own_after} its own"
+        );
+        rows.push(Row { what, memory });
     }
     Ok(rows)
 }
@@ -52,7 +55,7 @@ fn measure(
     backend: &Backend,
     services: usize,
     all: bool,
-) -> Result<[u64; 2]> {
+) -> Result<[[u64; 2]; 2]> {
     let mut resources = vec![fleet::workload("client", CLIENT, json!([]), 15008), mesh(all)];
     for n in 0..services {
         let endpoints: Vec<String> = match n < USED {
@@ -67,7 +70,7 @@ fn measure(
         (0..USED).map(|n| Ok((address(free_port()?), format!("s{n}.many:80")))).collect::<Result<_>>()?;
     let sidecar = fleet::Sidecar { name: "client", hbone: None, to: &to }.start(&control, &dir.join("client"))?;
     settle();
-    let before = sidecar.rss()?;
+    let before = [sidecar.rss()?, sidecar.own()?];
     for (at, name) in &to {
         let mut stream = TcpStream::connect(at)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
@@ -75,7 +78,7 @@ fn measure(
         anyhow::ensure!(head.starts_with("http/1.1 200"), "{name} answered {head}");
     }
     settle();
-    Ok([before, sidecar.rss()?])
+    Ok([before, [sidecar.rss()?, sidecar.own()?]])
 }
 
 fn mesh(all: bool) -> Value {

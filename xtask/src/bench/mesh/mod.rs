@@ -74,6 +74,7 @@ pub struct Way {
 pub const DIRECT: &str = "no mesh";
 pub const SELVEDGE: &str = "Selvedge";
 pub const ENVOY: &str = "Envoy";
+pub const FORWARD: &str = "two byte forwarders";
 
 pub fn run(args: &Args) -> Result<()> {
     let names: Vec<&str> = Load::ALL.iter().map(|l| l.name()).chain([memory::NAME]).collect();
@@ -95,7 +96,11 @@ pub fn run(args: &Args) -> Result<()> {
     let used = world.versions.iter().filter(|v| ["Selvedge", "Envoy", "nginx", "wrk"].iter().any(|n| v.starts_with(n)));
     let mut report = Report::new(report::MESH, machine, &used.cloned().collect::<Vec<_>>());
     if Load::ALL.iter().any(|l| wanted(l.name())) {
-        let mut ways = vec![direct(&backend), selvedge(&world.selvedge, &authority, &dir.join("selvedge"), &backend)?];
+        let mut ways = vec![
+            direct(&backend),
+            forwarders(&backend)?,
+            selvedge(&world.selvedge, &authority, &dir.join("selvedge"), &backend)?,
+        ];
         if let Some(envoy) = &world.envoy {
             ways.push(envoys(envoy, &authority, &dir.join("envoy"), &backend)?);
         }
@@ -133,6 +138,17 @@ impl Backend {
 
 fn direct(backend: &Backend) -> Way {
     Way { name: DIRECT, proxies: Vec::new(), http: backend.http, tcp: backend.tcp, inbound: None, _control: None }
+}
+
+/// The floor: two processes in a row that read and write without looking, and without TLS.
+fn forwarders(backend: &Backend) -> Result<Way> {
+    let forward = |to: SocketAddr| {
+        let args = ["forward".to_owned(), "--to".to_owned(), to.to_string()];
+        Process::helper_on(&args, Core::Proxy)
+    };
+    let (second, at) = forward(backend.http)?;
+    let (first, http) = forward(at)?;
+    Ok(Way { name: FORWARD, proxies: vec![first, second], http, tcp: backend.tcp, inbound: None, _control: None })
 }
 
 fn envoys(envoy: &Path, authority: &Authority, dir: &Path, backend: &Backend) -> Result<Way> {
