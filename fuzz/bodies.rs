@@ -6,9 +6,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_desync_guardian::RequestSafetyTier;
 use http_desync_guardian::request_analyzer::HttpRequestData;
 use selvedge_wire::http1::{
-    ChunkedDecoder, Decoded, HeadLimits, HeadReader, Persist, RequestHead, ResponseHead, WriteLength,
-    chunk_prefix, expectation, persistent, request_framing, response_framing, write_last_chunk, write_request,
-    write_response,
+    ChunkedDecoder, Decoded, HeadLimits, HeadReader, Persist, RequestHead, ResponseHead, WriteLength, chunk_prefix,
+    expectation, persistent, request_framing, response_framing, write_last_chunk, write_request, write_response,
 };
 use selvedge_wire::uri::{Backslash, EscapedSlashes, PathOptions, PathParams};
 use selvedge_wire::{client_hello, forwarded, grpc, hbone as tunnel, hop, host, proxy_protocol, trace, uri, websocket};

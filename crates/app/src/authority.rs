@@ -153,9 +153,28 @@ impl Args {
             return Ok((Arc::new(Memory::new()), Key::Passphrase(random)));
         };
         let beside = || self.ca_key_file.clone().unwrap_or_else(|| path.with_extension("key"));
+        let own_key = self.ca_key_file.is_none() && passphrase.is_none();
+        not_lost(&path, own_key.then(beside).as_deref())?;
         let key = passphrase.map_or_else(|| Key::File(beside()), Key::Passphrase);
         Ok((Arc::new(File::open(&path)?), key))
     }
+}
+
+/// A store that is gone, while the key that was made with it stays, or that is empty is an accident: a new authority in its
+/// place would make every node join again.
+fn not_lost(store: &Path, key: Option<&Path>) -> Result<()> {
+    let (what, remove) = match (fs::metadata(store), key) {
+        (Ok(found), _) if found.len() == 0 => ("is empty", store),
+        (Err(error), Some(key)) if error.kind() == std::io::ErrorKind::NotFound && key.exists() => {
+            ("is gone, and its key is not", key)
+        }
+        _ => return Ok(()),
+    };
+    bail!(
+        "the CA's store {} {what}: restore it from a backup; or remove {} to begin a new CA (every node must join again)",
+        store.display(),
+        remove.display()
+    )
 }
 
 fn passphrase(path: &Path) -> Result<String> {
@@ -340,5 +359,28 @@ fn remaining(then: u64) -> String {
         Some(left) if left < 7200 => format!("{}m", left / 60),
         Some(left) if left < 172_800 => format!("{}h", left / 3600),
         Some(left) => format!("{}d", left / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_was_lost_is_not_begun_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (store, key) = (folder.path().join("ca.redb"), folder.path().join("ca.key"));
+        assert!(not_lost(&store, Some(&key)).is_ok(), "the first start");
+        fs::write(&key, "key").expect("written");
+        let why = not_lost(&store, Some(&key)).expect_err("gone").to_string();
+        assert!(why.contains("ca.redb is gone, and its key is not") && why.contains("remove"), "{why}");
+        assert!(not_lost(&store, None).is_ok(), "a key from elsewhere may be there before the store");
+        fs::write(&store, "").expect("written");
+        for key in [None, Some(&*key)] {
+            let why = not_lost(&store, key).expect_err("empty").to_string();
+            assert!(why.contains("ca.redb is empty"), "{why}");
+        }
+        fs::write(&store, "redb").expect("written");
+        assert!(not_lost(&store, Some(&key)).is_ok());
     }
 }

@@ -1,11 +1,8 @@
 //! How a proxy comes to its identities, and hands them to applications.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args as ClapArgs;
-use selvedge_control::{
-    ca::Token,
-    identity::{Joining, RemoteIssuer},
-};
+use selvedge_control::identity::{JoinTokens, Joining, RemoteIssuer};
 use selvedge_identity::Identities;
 use selvedge_mesh::{
     identity::{Keeper, Options},
@@ -14,7 +11,6 @@ use selvedge_mesh::{
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -59,8 +55,14 @@ impl Args {
                 "--control {url}: certificates are only fetched from https://HOST:PORT"
             );
         }
-        let tokens = self.tokens()?;
-        let domain = match (&self.trust_domain, tokens.first()) {
+        let file = self.join_token_file.clone();
+        if let Some(path) = file.as_ref().filter(|path| !path.exists()) {
+            // It may have been removed after the first start; what is missing then is told when it is needed.
+            tracing::warn!(path = %path.display(), "the file with the join token does not exist");
+        }
+        let tokens = file.map_or_else(|| JoinTokens::Given(Vec::new()), JoinTokens::File);
+        let known = tokens.all().map_err(|why| anyhow!("--join-token-file {why}"))?;
+        let domain = match (&self.trust_domain, known.first()) {
             (Some(domain), _) => domain.clone(),
             (None, Some(token)) => token.trust_domain.clone(),
             (None, None) => "cluster.local".to_owned(),
@@ -84,23 +86,6 @@ impl Args {
             issuer.follow(&follows).await;
         });
         Ok(Some((own, keeper)))
-    }
-
-    fn tokens(&self) -> Result<Vec<Token>> {
-        let Some(path) = &self.join_token_file else { return Ok(Vec::new()) };
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            // It may have been removed after the first start; what is missing then is told when it is needed.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), "the file with the join token does not exist");
-                return Ok(Vec::new());
-            }
-            Err(error) => bail!("--join-token-file {}: {error}", path.display()),
-        };
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        let tokens: Result<Vec<Token>> =
-            lines.map(|line| line.parse().with_context(|| path.display().to_string())).collect();
-        tokens
     }
 
     /// Serves the Workload API from now on, if it is wanted. To be called on a runtime.

@@ -4,9 +4,7 @@ use bytes::BytesMut;
 use http_desync_guardian::RequestSafetyTier;
 use http_desync_guardian::request_analyzer::HttpRequestData;
 use proptest::prelude::*;
-use selvedge_wire::http1::{
-    HeadLimits, HeadReader, Persist, UnderscoreNames, request_framing, write_request,
-};
+use selvedge_wire::http1::{HeadLimits, HeadReader, Persist, UnderscoreNames, request_framing, write_request};
 use selvedge_wire::uri::PathOptions;
 use selvedge_wire::{host, uri};
 

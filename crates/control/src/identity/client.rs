@@ -16,6 +16,7 @@ use selvedge_identity::{
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     io,
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc,
@@ -45,8 +46,31 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub struct Joining {
     /// `https://HOST:PORT` each.
     pub control: Vec<String>,
-    /// Each is for one identity.
-    pub tokens: Vec<Token>,
+    pub tokens: JoinTokens,
+}
+
+/// Join tokens, each for one identity.
+#[derive(Debug, Clone)]
+pub enum JoinTokens {
+    Given(Vec<Token>),
+    /// One in a line. Read whenever one is needed: who was revoked comes back by a new token in the file.
+    File(PathBuf),
+}
+
+impl JoinTokens {
+    /// Those that there are now; none without the file, for it may be removed after the first start.
+    pub fn all(&self) -> Result<Vec<Token>, String> {
+        let path = match self {
+            Self::Given(tokens) => return Ok(tokens.clone()),
+            Self::File(path) => path,
+        };
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            read => read.map_err(|error| format!("{}: {error}", path.display()))?,
+        };
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.map(|line| line.parse().map_err(|error| format!("{}: {error}", path.display()))).collect()
+    }
 }
 
 /// Gets certificates from control planes: the first by a join token, the next by the one before.
@@ -70,11 +94,9 @@ impl RemoteIssuer {
         if joining.control.is_empty() {
             return Err(NotIssued::Never("no control plane is named: give --control https://HOST:PORT".to_owned()));
         }
-        if let Some(token) = joining.tokens.iter().find(|t| t.trust_domain != domain) {
-            return Err(NotIssued::Never(format!(
-                "the join token is of trust domain {}, but this proxy is of {domain}: use a token of {domain}",
-                token.trust_domain
-            )));
+        let tokens = joining.tokens.all().map_err(NotIssued::Never)?;
+        if let Some(why) = tokens.iter().find_map(|token| foreign(token, domain)) {
+            return Err(NotIssued::Never(why));
         }
         let (trust, next) = (watch::Sender::new(None), AtomicUsize::new(0));
         Ok(Self { shared: Arc::new(Shared { joining, domain: domain.to_owned(), identities, trust, next }) })
@@ -140,18 +162,37 @@ impl Shared {
     }
 
     async fn attempt(&self, url: &str, id: &SpiffeId, proof: &Proof, request: &[u8]) -> Result<Issued, NotIssued> {
-        let answer = match proof {
-            Proof::Valid => {
-                let request = RenewRequest { certificate_request: request.to_vec() };
-                let answer = self.client(url, id).await.map_err(NotIssued::Later)?.renew(request).await;
-                answer.map_err(|status| refused(&status))?.into_inner()
-            }
-            Proof::Lapsed(svid) => match self.come_back(url, svid, request).await {
-                Err(_) if !self.joining.tokens.is_empty() => self.join(url, id, request).await?,
-                answer => answer?,
-            },
-            Proof::Token => self.join(url, id, request).await?,
+        let renewed = match proof {
+            Proof::Valid => self.renew(url, id, request).await,
+            Proof::Lapsed(svid) => self.come_back(url, svid, request).await,
+            Proof::Token => return self.take_issued(self.join(url, id, request).await?, id),
         };
+        let answer = match renewed {
+            Ok(answer) => answer,
+            // A revoked certificate opens no connection, and one that ended long ago renews nothing: a token may.
+            Err(why) => match self.join(url, id, request).await {
+                Ok(answer) => answer,
+                Err(NotIssued::Never(also)) if self.has_token() => {
+                    return Err(NotIssued::Never(format!("{why}; and by the join token: {also}")));
+                }
+                Err(_) => return Err(why),
+            },
+        };
+        self.take_issued(answer, id)
+    }
+
+    fn has_token(&self) -> bool {
+        self.joining.tokens.all().map_or(true, |tokens| !tokens.is_empty())
+    }
+
+    async fn renew(&self, url: &str, id: &SpiffeId, request: &[u8]) -> Result<wire::Issued, NotIssued> {
+        let request = RenewRequest { certificate_request: request.to_vec() };
+        let mut client = self.client(url, id).await.map_err(NotIssued::Later)?;
+        let answer = client.renew(request).await;
+        Ok(answer.map_err(|status| refused(&status))?.into_inner())
+    }
+
+    fn take_issued(&self, answer: wire::Issued, id: &SpiffeId) -> Result<Issued, NotIssued> {
         if answer.identity != id.as_str() {
             let got: String = answer.identity.chars().take(200).collect();
             return Err(NotIssued::Never(format!("asked for {id} and got {}", got.escape_debug())));
@@ -187,7 +228,11 @@ impl Shared {
             "{id} has no valid certificate and no join token: make one on the control plane (`selvedge token create`) and \
              give it with --join-token-file"
         ));
-        for token in &self.joining.tokens {
+        for token in self.joining.tokens.all().map_err(NotIssued::Never)? {
+            if let Some(foreign) = foreign(&token, &self.domain) {
+                why = NotIssued::Never(foreign);
+                continue;
+            }
             let channel = pinned(url, &token.trust_domain, token.root).await.map_err(NotIssued::Later)?;
             let request =
                 JoinRequest { token: token.reveal(), identity: id.to_string(), certificate_request: request.to_vec() };
@@ -263,8 +308,23 @@ impl Shared {
     }
 }
 
+/// What is wrong with a token of another trust domain.
+fn foreign(token: &Token, domain: &str) -> Option<String> {
+    (token.trust_domain != domain).then(|| {
+        let theirs = &token.trust_domain;
+        format!("the join token is of trust domain {theirs}, but this proxy is of {domain}: use a token of {domain}")
+    })
+}
+
 fn refused(status: &Status) -> NotIssued {
-    let text: String = status.message().chars().filter(|c| !c.is_control()).take(1000).collect();
+    // What ended the connection, such as the other side's alert that a certificate is revoked, is at the bottom.
+    let mut text = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text = format!("{}: {error}", status.message());
+        source = error.source();
+    }
+    let text: String = text.chars().filter(|c| !c.is_control()).take(1000).collect();
     match status.code() {
         Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition | Code::Unauthenticated => {
             NotIssued::Never(text)

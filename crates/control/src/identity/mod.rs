@@ -11,6 +11,6 @@ mod service;
 mod tests;
 
 pub use authority::{administer, administrator};
-pub use client::{Joining, RemoteIssuer};
+pub use client::{JoinTokens, Joining, RemoteIssuer};
 pub use local::LocalIssuer;
 pub use service::IdentityService;

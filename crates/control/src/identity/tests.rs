@@ -72,7 +72,7 @@ impl Control {
 
     fn node(&self, tokens: Vec<ca::Token>) -> (RemoteIssuer, Arc<Identities>) {
         let identities = Arc::<Identities>::default();
-        let joining = Joining { control: vec![self.url.clone()], tokens };
+        let joining = Joining { control: vec![self.url.clone()], tokens: JoinTokens::Given(tokens) };
         (RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap(), identities)
     }
 }
@@ -133,9 +133,31 @@ async fn tokens_that_do_not_work() {
     let (issuer, identities) = control.node(Vec::new());
     let why = never(obtain(&issuer, &identities, &id("orders")).await);
     assert!(why.contains("selvedge token create"), "{why}");
-    let joining = Joining { control: vec![control.url.clone()], tokens: vec![token] };
+    let joining = Joining { control: vec![control.url.clone()], tokens: JoinTokens::Given(vec![token]) };
     let why = RemoteIssuer::new("other.example", joining, Arc::default()).err().unwrap().to_string();
     assert!(why.contains("the join token is of trust domain mesh.example"), "{why}");
+}
+
+/// A revoked certificate opens no connection; a token that is written into the file while the node runs does.
+#[tokio::test]
+async fn who_was_revoked_comes_back_by_a_new_token() {
+    let control = Control::new(DOMAIN).await;
+    let file = control.folder.path().join("token");
+    let write = async || std::fs::write(&file, control.token(&id("orders"), 1).await.reveal()).unwrap();
+    write().await;
+    let identities = Arc::<Identities>::default();
+    let joining = Joining { control: vec![control.url.clone()], tokens: JoinTokens::File(file.clone()) };
+    let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
+    let first = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    control.ca.revoke_identity(&id("orders")).await.unwrap();
+    let why = never(obtain(&issuer, &identities, &id("orders")).await);
+    assert!(why.contains("and by the join token"), "{why}");
+    write().await;
+    let second = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    assert_ne!(first.serial(), second.serial());
+    std::fs::write(&file, "nonsense").unwrap();
+    let renewed = obtain(&issuer, &identities, &id("orders")).await;
+    assert!(renewed.is_ok(), "the file is only read when it is needed: {renewed:?}");
 }
 
 /// A node never shows its token to a control plane that is not the token's.
@@ -146,7 +168,7 @@ async fn another_control_plane() {
     for (elsewhere, what) in [(&twin, "is not the one of the join token"), (&foreign, "other.example")] {
         let token = control.token(&id("orders"), 1).await;
         let identities = Arc::<Identities>::default();
-        let joining = Joining { control: vec![elsewhere.url.clone()], tokens: vec![token] };
+        let joining = Joining { control: vec![elsewhere.url.clone()], tokens: JoinTokens::Given(vec![token]) };
         let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
         let why = obtain(&issuer, &identities, &id("orders")).await.unwrap_err().to_string();
         assert!(why.contains(what), "{why}");
@@ -163,10 +185,10 @@ async fn one_control_plane_of_two_is_away() {
     let away = format!("https://{}", closed.local_addr().unwrap());
     drop(closed);
     let identities = Arc::<Identities>::default();
-    let joining = Joining { control: vec![away.clone(), control.url.clone()], tokens: vec![token] };
+    let joining = Joining { control: vec![away.clone(), control.url.clone()], tokens: JoinTokens::Given(vec![token]) };
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
     obtain(&issuer, &identities, &id("orders")).await.unwrap();
-    let joining = Joining { control: vec![away], tokens: vec![control.token(&id("cart"), 1).await] };
+    let joining = Joining { control: vec![away], tokens: JoinTokens::Given(vec![control.token(&id("cart"), 1).await]) };
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::default()).unwrap();
     let failed = obtain(&issuer, &Identities::default(), &id("cart")).await;
     assert!(matches!(&failed, Err(NotIssued::Later(why)) if why.contains("refused")), "{failed:?}");
@@ -221,7 +243,7 @@ async fn away(days: u64) -> (Control, RemoteIssuer, Arc<Identities>) {
         got.set(Svid::new(chain, key.private_key()).unwrap());
     })
     .await;
-    let joining = Joining { control: vec![control.url.clone()], tokens: Vec::new() };
+    let joining = Joining { control: vec![control.url.clone()], tokens: JoinTokens::Given(Vec::new()) };
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
     (control, issuer, identities)
 }

@@ -11,6 +11,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(150);
 /// The first wait after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
+/// The shortest: short lives, of tests say, leave no time for long pauses.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(200);
+
 /// How bad it is that there is no newer certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Alarm {
@@ -67,7 +70,21 @@ pub(super) struct Life {
 }
 
 impl Life {
-    /// A certificate is in use from now on. `chance` is evenly between 0 and 1.
+    /// A certificate is in use from now on. `chance` is evenly between 0 and 1. Says whether anything was gained: one that
+    /// ends when the last one does (its authority ends then) is no renewal, and the next is asked for as after a failure.
+    pub(super) fn renewed(&mut self, span: Span, now: SystemTime, chance: f64) -> bool {
+        let gained = match self.held {
+            Some(held) if held.holds(now) && !self.at_once => span.not_after > held.not_after,
+            _ => true,
+        };
+        match gained {
+            true => self.holds(span, chance),
+            false => self.failed(now, chance),
+        }
+        gained
+    }
+
+    /// A certificate is in use from now on.
     pub(super) fn holds(&mut self, span: Span, chance: f64) {
         *self = Self { held: Some(span), renew_at: 0.4 + 0.2 * chance, ..Self::default() };
     }
@@ -75,8 +92,7 @@ impl Life {
     /// None was to be had at `now`.
     pub(super) fn failed(&mut self, now: SystemTime, chance: f64) {
         let exponential = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
-        // Short lives, of tests say, leave no time for long pauses.
-        let share = self.held.map_or(LONGEST_PAUSE, |h| h.life() / 20).max(Duration::from_millis(50));
+        let share = self.held.map_or(LONGEST_PAUSE, |h| h.life() / 20).max(SHORTEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.pause = Some(now + exponential.min(share).mul_f64(0.5 + chance / 2.0));
     }
@@ -105,6 +121,8 @@ impl Life {
             None => Alarm::Without,
             Some(span) if !span.holds(now) => Alarm::Without,
             Some(_) if self.failures == 0 => Alarm::None,
+            // Nobody accepts it any more.
+            Some(_) if self.at_once => Alarm::Without,
             Some(span) if span.age(now) >= 0.8 => Alarm::Urgent,
             Some(span) if span.age(now) >= 0.5 => Alarm::Half,
             Some(_) => Alarm::None,
@@ -168,6 +186,36 @@ mod tests {
         let seen = [43_000, 43_200, 69_000, 69_120, 86_399, 86_400].map(|s| life.alarm(at(s)));
         use Alarm::{Half, None, Urgent, Without};
         assert_eq!(seen, [None, Half, Half, Urgent, Urgent, Without]);
+    }
+
+    #[test]
+    fn what_does_not_count_any_more_is_an_alarm_at_once() {
+        let mut life = Life::default();
+        life.holds(day(), 0.5);
+        life.renew_now();
+        assert_eq!((life.due(at(100)), life.alarm(at(100))), (at(100), Alarm::None), "asked for, not refused yet");
+        life.failed(at(100), 0.5);
+        assert_eq!(life.alarm(at(100)), Alarm::Without);
+        life.holds(day(), 0.5);
+        assert_eq!(life.alarm(at(101)), Alarm::None);
+    }
+
+    #[test]
+    fn an_authority_that_ends_is_not_stormed() {
+        let mut life = Life::default();
+        life.holds(day(), 0.5);
+        let (mut now, mut asked) = (at(43_200), 0);
+        while now < at(86_400) {
+            let cut = Span { not_before: now - SKEW, not_after: at(86_400) };
+            assert!(!life.renewed(cut, now, 1.0));
+            now = life.due(now);
+            asked += 1;
+        }
+        assert!(asked < 300, "{asked} times");
+        assert_eq!((life.alarm(at(50_000)), life.alarm(at(70_000))), (Alarm::Half, Alarm::Urgent));
+        let new = Span { not_before: at(80_000) - SKEW, not_after: at(160_000) };
+        assert!(life.renewed(new, at(80_000), 0.5));
+        assert_eq!((life.alarm(at(80_000)), life.due(at(80_000))), (Alarm::None, at(120_000)));
     }
 
     #[test]

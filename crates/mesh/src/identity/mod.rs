@@ -293,11 +293,15 @@ impl Shared {
                     warn!(%id, %error, "the certificate cannot be saved; it is in use, but a restart would lose it");
                 }
                 self.identities.set(svid);
+                let why = "the authority that signs it ends when the last certificate does: replace the authority";
                 self.with(id, |kept| {
-                    kept.life.holds(span, chance);
+                    let gained = kept.life.renewed(span, now, chance);
+                    if !gained && kept.last_error.is_none() {
+                        warn!(%id, reason = why, "the new certificate ends no later than the last one");
+                    }
                     kept.renewals += 1;
                     kept.lapsed = None;
-                    kept.last_error = None;
+                    kept.last_error = (!gained).then(|| why.to_owned());
                 });
             }
             Err(why) => {
