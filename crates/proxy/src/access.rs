@@ -374,7 +374,7 @@ impl Live {
     /// Ends the body of a response when its request is denied while it lasts.
     pub fn watch(self, response: Response) -> Response {
         response.map(|body| {
-            let small = body.as_full().is_some() || body.size_hint().exact().is_some_and(|size| size <= SMALL);
+            let small = body.is_whole() || body.size_hint().exact().is_some_and(|size| size <= SMALL);
             if small {
                 return body;
             }

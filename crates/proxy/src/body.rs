@@ -2,6 +2,7 @@
 
 use crate::{Error, io::Io};
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use std::{
     fmt,
@@ -22,6 +23,8 @@ enum Kind {
     #[default]
     Empty,
     Full(Bytes),
+    /// The rest of a body that ends with trailers.
+    Trailed(Bytes, Box<HeaderMap>),
     Stream(Stream),
     /// In a response to an upgrade (101) or CONNECT (2xx): what to do with the client's connection once the
     /// head has been written. The codec calls it and is done with the connection or stream when it returns.
@@ -38,6 +41,11 @@ impl Body {
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() { Self::empty() } else { Self(Kind::Full(bytes)) }
+    }
+
+    /// A body that is already here and ends with trailers.
+    pub fn trailed(bytes: Bytes, trailers: HeaderMap) -> Self {
+        Self(Kind::Trailed(bytes, Box::new(trailers)))
     }
 
     pub fn stream(body: impl HttpBody<Data = Bytes, Error = Error> + Send + 'static) -> Self {
@@ -78,7 +86,28 @@ impl Body {
         }
     }
 
-    /// The whole body, when it is already here (empty or full).
+    /// Nothing is waited for any more: all of the body is here, its trailers included.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.0, Kind::Empty | Kind::Full(_) | Kind::Trailed(..))
+    }
+
+    /// The trailers, when they are already here.
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        match &self.0 {
+            Kind::Trailed(_, trailers) => Some(trailers),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a body that [is whole](Body::is_whole); 0 of any other.
+    pub fn whole_len(&self) -> u64 {
+        match &self.0 {
+            Kind::Full(bytes) | Kind::Trailed(bytes, _) => bytes.len() as u64,
+            _ => 0,
+        }
+    }
+
+    /// The whole body, when it is already here (empty or full) and has no trailers.
     pub fn as_full(&self) -> Option<Bytes> {
         match &self.0 {
             Kind::Empty => Some(Bytes::new()),
@@ -104,6 +133,12 @@ impl HttpBody for Body {
                 self.0 = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
+            Kind::Trailed(bytes, _) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Trailed(_, trailers) => {
+                let trailers = std::mem::take(&mut **trailers);
+                self.0 = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+            }
             Kind::Empty | Kind::Tunnel(_) | Kind::Upgraded(_) => Poll::Ready(None),
         }
     }
@@ -112,6 +147,7 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Stream(stream) => stream.is_end_stream(),
             Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Trailed(..) => false,
             Kind::Empty | Kind::Tunnel(_) | Kind::Upgraded(_) => true,
         }
     }
@@ -120,6 +156,8 @@ impl HttpBody for Body {
         match &self.0 {
             Kind::Stream(stream) => stream.size_hint(),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            // Whoever frames it by its length would lose the trailers.
+            Kind::Trailed(..) => SizeHint::default(),
             Kind::Empty | Kind::Tunnel(_) | Kind::Upgraded(_) => SizeHint::with_exact(0),
         }
     }
@@ -130,6 +168,7 @@ impl fmt::Debug for Body {
         f.write_str(match &self.0 {
             Kind::Empty => "Body(empty)",
             Kind::Full(_) => "Body(full)",
+            Kind::Trailed(..) => "Body(trailed)",
             Kind::Stream(_) => "Body(stream)",
             Kind::Tunnel(_) => "Body(tunnel)",
             Kind::Upgraded(_) => "Body(upgraded)",

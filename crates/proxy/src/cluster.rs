@@ -182,12 +182,12 @@ impl LiveCluster {
     ///
     /// Of the request's extensions [`ClientAddress`], [`FreshConnection`] and [`Http1Only`] are looked at. A response
     /// whose connection has changed its protocol carries [`Held`] in its extensions, to be kept with the tunnel. Nothing
-    /// is replayed here: the request has been given away by then, and what is safe is known to the caller.
+    /// is replayed here: the request is taken once there is a connection, and what is safe is known to the caller.
     pub async fn send(
         self: &Arc<Self>,
         worker: WorkerId,
         endpoint: &Arc<LiveEndpoint>,
-        request: Request,
+        request: &mut Request,
     ) -> Result<Response, SendFailure> {
         let settings = self.settings();
         let seeker = Seeker {
@@ -200,7 +200,9 @@ impl LiveCluster {
             http1: request.extensions().get::<Http1Only>().is_some(),
         };
         let unsent = |error| SendFailure { error, progress: Progress::Unsent, reused: false };
-        match pool::lease(seeker).await.map_err(unsent)? {
+        let lease = pool::lease(seeker).await.map_err(unsent)?;
+        let request = std::mem::take(request);
+        match lease {
             Lease::Http1 { connection, ticket, reused } => {
                 ticket.begin(endpoint);
                 let sent = connection.send(request, &settings.h1).await;
@@ -215,7 +217,7 @@ impl LiveCluster {
                 let mut response = sent.map_err(|e| SendFailure::new(e, reused))?;
                 if is_upgraded(&mut response) {
                     response.extensions_mut().insert(Held::new(Arc::new((busy, connection))));
-                } else if !response.body().is_empty() {
+                } else if !response.body().is_whole() {
                     let body = std::mem::take(response.body_mut());
                     *response.body_mut() = Body::stream(Counted { body, busy: Some(busy) });
                 }

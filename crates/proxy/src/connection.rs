@@ -60,8 +60,10 @@ impl Conn {
 }
 
 impl Service for Conn {
-    fn call(&self, request: Request) -> impl Future<Output = Response> + Send {
-        serve::serve(self, request)
+    #[allow(clippy::manual_async_fn, reason = "an `async fn` holds its arguments twice")]
+    fn call(&self, mut request: Request) -> impl Future<Output = Response> + Send {
+        // The request stays where it is until it goes upstream: each step that took it would hold it once more.
+        async move { serve::serve(self, &mut request).await }
     }
 
     fn rejected(&self, status: StatusCode, error: &Error) {

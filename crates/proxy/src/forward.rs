@@ -29,11 +29,11 @@ use std::{net::SocketAddr, sync::Arc};
 use tokio::time::Instant;
 
 /// Answers a request to the proxy.
-pub async fn serve(conn: &Conn, mut request: Request) -> Response {
+pub async fn serve(conn: &Conn, request: &mut Request) -> Response {
     let connect = *request.method() == Method::CONNECT && request.extensions().get::<ExtendedConnect>().is_none();
-    let key = match destination(&request, connect) {
+    let key = match destination(request, connect) {
         Ok(key) => key,
-        Err(error) => return refuse(conn, &request, &error),
+        Err(error) => return refuse(conn, request, &error),
     };
     let shared = &conn.shared;
     let found = outbound::acquaint(&conn.listener, &shared.questions, shared.discover.as_ref(), conn.worker, &key);
@@ -76,8 +76,8 @@ fn refuse(conn: &Conn, request: &Request, error: &Error) -> Response {
 }
 
 /// CONNECT: what is inside is served as a connection to the destination would be.
-async fn tunnelled(conn: &Conn, table: &Arc<ListenerTable>, request: Request, key: Key) -> Response {
-    let mut record = Record::start(conn.facts.clone(), &request);
+async fn tunnelled(conn: &Conn, table: &Arc<ListenerTable>, request: &mut Request, key: Key) -> Response {
+    let mut record = Record::start(conn.facts.clone(), request);
     let Some(live) = table.outbound() else { return record.respond(reply::from_error(&gone(), false)) };
     record.listener(&live.handle, request.headers());
     let result = match live.find(&key) {
@@ -183,7 +183,7 @@ pub async fn pass_request(
     table: &ListenerTable,
     live: &LiveOutbound,
     target: &Target,
-    mut request: Request,
+    request: &mut Request,
     record: &mut Record,
 ) -> Result<Response, Error> {
     let key = target.key();
@@ -195,11 +195,12 @@ pub async fn pass_request(
     if !passed {
         live.metrics.passed(conn.worker);
     }
-    request::sanitise(&mut request, conn, target, &selvedge_wire::forwarded::Trust::Nobody, None)?;
-    let request = request.map(|body| record.count_request(body));
+    request::sanitise(request, conn, target, &selvedge_wire::forwarded::Trust::Nobody, None)?;
+    *request.body_mut() = record.count_request(std::mem::take(request.body_mut()));
     let connection = h1::Connection::new(open(conn, table, &key).await?, Arc::new(Nowhere));
     record.connected();
-    let mut response = connection.send(request, &ClientOptions::default()).await.map_err(|failed| failed.error)?;
+    let mut response =
+        connection.send(std::mem::take(request), &ClientOptions::default()).await.map_err(|failed| failed.error)?;
     record.first_byte();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::upstream(Kind::Protocol { status: 502 }, "the server changed the protocol unasked"));

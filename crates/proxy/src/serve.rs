@@ -48,7 +48,7 @@ pub struct Exchange<'a> {
 }
 
 /// Answers a request. Errors become responses here and nowhere else.
-pub async fn serve(conn: &Conn, request: Request) -> Response {
+pub async fn serve(conn: &Conn, request: &mut Request) -> Response {
     if conn.scope == Scope::Named {
         return Box::pin(forward::serve(conn, request)).await;
     }
@@ -56,8 +56,8 @@ pub async fn serve(conn: &Conn, request: Request) -> Response {
 }
 
 /// Answers a request with what this table says.
-pub async fn answer(conn: &Conn, table: Arc<ListenerTable>, mut request: Request) -> Response {
-    let mut record = Record::start(conn.facts.clone(), &request);
+pub async fn answer(conn: &Conn, table: Arc<ListenerTable>, request: &mut Request) -> Response {
+    let mut record = Record::start(conn.facts.clone(), request);
     let grpc = selvedge_wire::grpc::is_grpc(request.headers());
     // Listeners of one socket agree on what is decided before the host is known.
     let any = table.any_http();
@@ -66,8 +66,8 @@ pub async fn answer(conn: &Conn, table: Arc<ListenerTable>, mut request: Request
         scope => table.options(scope),
     };
     let understood = match (any.map(|http| &http.config.options), &options) {
-        (_, Some(options)) | (Some(options), None) => request::understand(&mut request, conn.secure(), options),
-        (None, None) => request::understand(&mut request, conn.secure(), &HttpOptions::default()),
+        (_, Some(options)) | (Some(options), None) => request::understand(request, conn.secure(), options),
+        (None, None) => request::understand(request, conn.secure(), &HttpOptions::default()),
     };
     let result = match understood {
         Ok(target) => route(conn, &table, &target, request, grpc, &mut record).await,
@@ -90,7 +90,7 @@ async fn route(
     conn: &Conn,
     table: &Arc<ListenerTable>,
     target: &Target,
-    mut request: Request,
+    request: &mut Request,
     grpc: bool,
     record: &mut Record,
 ) -> Result<Response, Error> {
@@ -116,11 +116,11 @@ async fn route(
         return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold").over(Limit::Memory));
     }
     let request::Sender { client, id } =
-        request::sanitise(&mut request, conn, target, &http.trust, http.config.options.forwarded)?;
+        request::sanitise(request, conn, target, &http.trust, http.config.options.forwarded)?;
     record.client(client);
     record.request_id(id);
     if target.redirect {
-        return Ok(to_normal_form(&request, grpc));
+        return Ok(to_normal_form(request, grpc));
     }
     record.begin_trace(request.headers_mut());
     let uri = request.uri();
@@ -134,7 +134,7 @@ async fn route(
     let found = http.config.router.find(&lookup);
     let access = access_of(conn, table, http);
     if let Some(access) = access {
-        let what = (&request, target.host.as_str(), found.as_ref().map(|found| found.rule.as_ref()));
+        let what = (&*request, target.host.as_str(), found.as_ref().map(|found| found.rule.as_ref()));
         if let Some(audited) = access::request(access, &conn.facts, client, what, &table.counts)? {
             record.details(audited);
         }
@@ -162,10 +162,10 @@ async fn route(
     let live = matches!(conn.scope, Scope::Hosts | Scope::Port(_)).then(|| {
         let at = access::At { shared: &conn.shared, listener: &conn.listener, facts: &conn.facts, table };
         let long = grpc || target.upgrade.is_some() || request.body().size_hint().exact().is_none();
-        let kept = KeptRequest::new(&request, &target.host, rule, access.map(Arc::as_ref), long);
+        let kept = KeptRequest::new(request, &target.host, rule, access.map(Arc::as_ref), long);
         Live::request(&at, access, http, client, kept)
     });
-    let timeout = timeout(rule, options.request_timeout, grpc, &request);
+    let timeout = timeout(rule, options.request_timeout, grpc, request);
     let exchange = Exchange {
         conn,
         table,
@@ -223,7 +223,7 @@ async fn unserved(
     conn: &Conn,
     table: &Arc<ListenerTable>,
     target: &Target,
-    request: Request,
+    request: &mut Request,
     grpc: bool,
     record: &mut Record,
 ) -> Result<Response, Error> {
@@ -244,11 +244,11 @@ async fn unserved(
 
 async fn act<'e>(
     exchange: &'e Exchange<'e>,
-    mut request: Request,
+    request: &mut Request,
     chain: &mut Chain<'e>,
     record: &mut Record,
 ) -> Result<Response, Error> {
-    if let Err(answer) = chain.on_request(&exchange.rule.filters, &exchange.facts, &mut request).await {
+    if let Err(answer) = chain.on_request(&exchange.rule.filters, &exchange.facts, request).await {
         return Ok(answer);
     }
     match &exchange.rule.action {

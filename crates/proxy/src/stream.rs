@@ -211,7 +211,7 @@ const PACE_WINDOW: Duration = Duration::from_secs(10);
 
 /// Wants at least `rate` bytes per second of a body; 0 is no limit.
 pub fn paced(body: Body, rate: u32) -> Body {
-    if rate == 0 || body.as_full().is_some() || body.is_end_stream() {
+    if rate == 0 || body.is_whole() || body.is_end_stream() {
         return body;
     }
     let least = u64::from(rate) * PACE_WINDOW.as_secs();
@@ -276,7 +276,7 @@ impl<G: Send + Unpin + 'static> Held<G> {
         Self::both_ways(body, deadline, idle.unwrap_or_default(), None, guard)
     }
 
-    /// Like [`Held::wrap`]; what the client still sends (counted in `upload`) keeps the response from being idle.
+    /// Like [`Held::wrap`], which leaves a body that is whole as it is, as nothing can happen to it any more; what the client still sends (counted in `upload`) keeps the response from being idle.
     pub fn both_ways(
         body: Body,
         deadline: Option<Instant>,
@@ -284,7 +284,7 @@ impl<G: Send + Unpin + 'static> Held<G> {
         upload: Option<Arc<Progress>>,
         guard: G,
     ) -> Body {
-        if body.is_end_stream() {
+        if body.is_whole() || body.is_end_stream() {
             return body;
         }
         Body::stream(Self {

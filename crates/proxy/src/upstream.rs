@@ -38,11 +38,11 @@ use tokio::time::Instant;
 pub async fn send<'e>(
     exchange: &'e Exchange<'e>,
     split: &'e Split,
-    mut request: Request,
+    request: &mut Request,
     chain: &mut Chain<'e>,
     record: &mut Record,
 ) -> Result<Response, Error> {
-    let session = session::read(exchange, &request);
+    let session = session::read(exchange, request);
     let sticky = session.and_then(|s| session::endpoint(exchange, split, s));
     let backend = match &sticky {
         Some((backend, _)) => backend,
@@ -57,29 +57,29 @@ pub async fn send<'e>(
             return Ok(reply::from_status(status, "this backend is not valid", exchange.grpc));
         }
     };
-    if let Err(answer) = chain.on_request(&backend.filters, &exchange.facts, &mut request).await {
+    if let Err(answer) = chain.on_request(&backend.filters, &exchange.facts, request).await {
         return Ok(answer);
     }
     let settings = cluster.settings();
     record.cluster(&settings.config);
     cluster.ready().await;
     if let Some(limit) = chain.body_limit {
-        request = limit_body(request, limit)?;
+        *request.body_mut() = stream::limited(std::mem::take(request.body_mut()), limit)?;
     }
     // Messages of a gRPC stream come when there is something to say.
     if !exchange.grpc {
         let rate = exchange.http.config.options.body_min_rate;
-        request = request.map(|body| stream::paced(body, rate));
+        *request.body_mut() = stream::paced(std::mem::take(request.body_mut()), rate);
     }
     let permit = cluster.start_request()?;
-    let upload = (!request.body().is_empty()).then(|| record.progress().clone());
-    let request = request.map(|body| record.count_request(body));
+    let upload = (!request.body().is_whole()).then(|| record.progress().clone());
+    *request.body_mut() = record.count_request(std::mem::take(request.body_mut()));
     if exchange.target.upgrade.is_some() {
         let sticky = sticky.map(|(_, address)| address);
         return Box::pin(upgrade::send(exchange, cluster, request, record, permit, sticky)).await;
     }
-    let request = mirror::copy(exchange, &chain.mirrors, request);
-    let tries = Tries::new(exchange, cluster, &settings, request, sticky.map(|(_, address)| address));
+    mirror::copy(exchange, &chain.mirrors, request);
+    let mut tries = Tries::new(exchange, cluster, &settings, request, sticky.map(|(_, address)| address));
     let deadline = exchange.deadline;
     let answered = match deadline {
         Some(at) => match tokio::time::timeout_at(at, tries.run(record)).await {
@@ -103,11 +103,6 @@ pub async fn send<'e>(
         (a, b) => a.or(b),
     };
     Ok(response.map(|body| Held::both_ways(body, deadline, exchange.stream_idle, upload, permit)))
-}
-
-fn limit_body(request: Request, limit: u64) -> Result<Request, Error> {
-    let (parts, body) = request.into_parts();
-    Ok(Request::from_parts(parts, stream::limited(body, limit)?))
 }
 
 /// A response head and who sent it.
@@ -151,10 +146,10 @@ impl<'e> Tries<'e> {
         exchange: &'e Exchange<'e>,
         cluster: &'e Arc<LiveCluster>,
         settings: &crate::cluster::Settings,
-        request: Request,
+        request: &mut Request,
         sticky: Option<SocketAddr>,
     ) -> Self {
-        let (parts, body) = request.into_parts();
+        let (parts, body) = std::mem::take(request).into_parts();
         let policy = exchange.rule.retry.as_ref();
         let limit = policy.map_or(DEFAULT_REPLAY, |p| p.max_body_bytes as usize);
         let body = match body.as_full().filter(|bytes| bytes.len() <= limit) {
@@ -171,8 +166,8 @@ impl<'e> Tries<'e> {
 
     // What is rare on the way of a request is boxed: the state of every request would be as large as the largest of all
     // ways, and is moved and forgotten with each.
-    async fn run(mut self, record: &mut Record) -> Result<Answer, Error> {
-        let mut tried: smallvec::SmallVec<[SocketAddr; 4]> = smallvec::SmallVec::new();
+    async fn run(&mut self, record: &mut Record) -> Result<Answer, Error> {
+        let mut tried = Vec::new();
         let mut wish = Wish::new(self.policy);
         loop {
             let result = self.attempt(&tried, record).await;
@@ -186,7 +181,7 @@ impl<'e> Tries<'e> {
                     if wish.exhausted(&answer.response) {
                         record.flag(Flags::RETRIES_EXCEEDED);
                     }
-                    answer.cookie = self.cookie;
+                    answer.cookie = self.cookie.take();
                     return Ok(answer);
                 }
                 (Verdict::Done, Err((failure, _))) => {
@@ -200,7 +195,7 @@ impl<'e> Tries<'e> {
                     tried.push(address);
                     if !self.allowed(None) {
                         record.flag(Flags::UPSTREAM_OVERFLOW);
-                        answer.cookie = self.cookie;
+                        answer.cookie = self.cookie.take();
                         return Ok(answer);
                     }
                     reason
@@ -285,7 +280,7 @@ impl<'e> Tries<'e> {
                 let one = One::start(self.exchange, self.cluster, self.hash, self.sticky, tried)?;
                 record.upstream(&self.config, one.endpoint.address);
                 record.inject_trace(request.headers_mut());
-                let result = one.finish(request, self.per_try()).await;
+                let result = one.finish(&mut request, self.per_try()).await;
                 ended(record, &result);
                 result
             }
@@ -325,7 +320,8 @@ impl<'e> Tries<'e> {
                         started += 1;
                         let mut request = self.request();
                         record.inject_trace(request.headers_mut());
-                        running.push(Box::pin(one.finish(request, self.per_try())));
+                        let per_try = self.per_try();
+                        running.push(Box::pin(async move { one.finish(&mut request, per_try).await }));
                     }
                     Err(failure) if running.is_empty() => return last.unwrap_or(Err(failure)),
                     Err(_) => {}
@@ -385,7 +381,7 @@ impl<'e> One<'e> {
         }
     }
 
-    async fn finish(self, request: Request, per_try: Option<Duration>) -> Attempt {
+    async fn finish(self, request: &mut Request, per_try: Option<Duration>) -> Attempt {
         let address = self.endpoint.address;
         let start = Instant::now();
         let sending = self.cluster.send(self.exchange.conn.worker, &self.endpoint, request);

@@ -155,9 +155,9 @@ fn request(path: &str) -> Request {
     http::Request::builder().uri(path).header("host", "shop.example").body(Body::empty()).unwrap()
 }
 
-async fn get_from(cluster: &Arc<LiveCluster>, worker: usize, request: Request) -> Result<Response, SendFailure> {
+async fn get_from(cluster: &Arc<LiveCluster>, worker: usize, mut request: Request) -> Result<Response, SendFailure> {
     let endpoint = cluster.pick(&Pick::default()).expect("an endpoint");
-    cluster.send(WorkerId(worker), &endpoint, request).await
+    cluster.send(WorkerId(worker), &endpoint, &mut request).await
 }
 
 async fn hello(cluster: &Arc<LiveCluster>, worker: usize) {
@@ -186,7 +186,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn futures_are_send() {
     fn assert_send<T: Send>(_: T) {}
-    fn all(cluster: Arc<LiveCluster>, endpoint: Arc<LiveEndpoint>, request: Request) {
+    fn all(cluster: Arc<LiveCluster>, endpoint: Arc<LiveEndpoint>, request: &mut Request) {
         assert_send(cluster.ready());
         assert_send(cluster.connect_raw(&endpoint, None));
         assert_send(cluster.send(WorkerId(0), &endpoint, request));
@@ -373,7 +373,7 @@ async fn an_idle_connection_elsewhere_makes_room() {
     config.connections.max_pending = 0;
     let cluster = link(&clusters, &config);
     for endpoint in cluster.endpoints() {
-        let response = cluster.send(WorkerId(0), &endpoint, request("/")).await.unwrap();
+        let response = cluster.send(WorkerId(0), &endpoint, &mut request("/")).await.unwrap();
         response.into_body().collect().await.unwrap();
     }
     assert_eq!((one.accepted(), two.accepted()), (1, 1));
@@ -458,7 +458,7 @@ async fn an_idle_http2_connection_makes_room_for_those_who_wait() {
     let spawn = |address, path: &'static str| {
         let endpoint = cluster.endpoints().into_iter().find(|e| e.address == address).unwrap();
         let cluster = cluster.clone();
-        tokio::spawn(async move { cluster.send(WorkerId(0), &endpoint, request(path)).await.map(drop) })
+        tokio::spawn(async move { cluster.send(WorkerId(0), &endpoint, &mut request(path)).await.map(drop) })
     };
     let first = spawn(one.address, "/wait");
     until("the request arrives", || one.shop.requests.load(Ordering::SeqCst) == 1).await;
@@ -525,7 +525,7 @@ async fn a_reload_keeps_what_stays() {
     let kept = before.endpoints().into_iter().find(|e| e.address == one.address).unwrap();
     let gone = before.endpoints().into_iter().find(|e| e.address == two.address).unwrap();
     for endpoint in [&kept, &gone] {
-        let response = before.send(WorkerId(0), endpoint, request("/")).await.unwrap();
+        let response = before.send(WorkerId(0), endpoint, &mut request("/")).await.unwrap();
         response.into_body().collect().await.unwrap();
     }
     assert_eq!(before.limits().connections.used, 2);

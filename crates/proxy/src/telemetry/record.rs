@@ -151,6 +151,8 @@ pub struct Record {
     pub(super) details: Cow<'static, str>,
     /// Values of the listener's [`Capture`]: request, response, trailers.
     pub(super) captured: Box<[Option<HeaderValue>]>,
+    /// Of a request body that was whole.
+    received: u64,
     pub(super) sent: u64,
     pub(super) progress: Option<Arc<Progress>>,
     pub(super) rare: Option<Box<Rare>>,
@@ -217,6 +219,7 @@ impl Record {
             request_id: None,
             details: Cow::Borrowed(""),
             captured: Box::default(),
+            received: 0,
             sent: 0,
             progress: None,
             rare: None,
@@ -334,15 +337,11 @@ impl Record {
 
     /// The request's body, counted as it is read. For tunnels take [`Record::progress`].
     pub fn count_request(&mut self, body: Body) -> Body {
-        match body.as_full() {
-            Some(bytes) => {
-                if !bytes.is_empty() {
-                    self.progress().received(bytes.len() as u64);
-                }
-                body
-            }
-            None => Body::stream(recorded::RequestBody::new(body, self.progress().clone(), self.start)),
+        if body.is_whole() {
+            self.received += body.whole_len();
+            return body;
         }
+        Body::stream(recorded::RequestBody::new(body, self.progress().clone(), self.start))
     }
 
     /// Counters for bytes that pass elsewhere; what is added until the record ends is in it.
@@ -418,7 +417,7 @@ impl Record {
     }
 
     pub(super) fn received_bytes(&self) -> u64 {
-        self.progress.as_ref().map_or(0, |p| p.received.load(Relaxed))
+        self.received + self.progress.as_ref().map_or(0, |p| p.received.load(Relaxed))
     }
 
     pub(super) fn sent_bytes(&self) -> u64 {

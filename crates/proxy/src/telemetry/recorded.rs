@@ -19,8 +19,11 @@ pub(super) fn observe(mut record: Record, mut body: Body) -> Body {
             drop(record);
         });
     }
-    if let Some(bytes) = body.as_full() {
-        record.sent = bytes.len() as u64;
+    if body.is_whole() {
+        record.sent = body.whole_len();
+        if let Some(trailers) = body.trailers() {
+            record.trailers(trailers);
+        }
         return body;
     }
     let expected = body.size_hint().exact();

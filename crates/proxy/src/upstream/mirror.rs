@@ -18,26 +18,28 @@ const LAG: usize = 64;
 /// A mirrored exchange is given up after this.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Starts the mirrors of a request and returns it, its body now also feeding them.
-pub(super) fn copy(exchange: &Exchange<'_>, mirrors: &[&Mirror], mut request: Request) -> Request {
+/// Starts the mirrors of a request; its body now also feeds them.
+pub(super) fn copy(exchange: &Exchange<'_>, mirrors: &[&Mirror], request: &mut Request) {
     for mirror in mirrors {
         let Some(cluster) = mirror.cluster.map(|id| exchange.table.cluster(id).clone()) else { continue };
         // The mirror is bound by its own cluster's limits.
         let Ok(permit) = cluster.start_request() else { continue };
-        let (parts, body) = request.into_parts();
-        let (body, copied) = tee(body);
-        let mut copy = Request::from_parts(parts.clone(), copied);
-        copy.extensions_mut().clear();
+        let (body, copied) = tee(std::mem::take(request.body_mut()));
+        *request.body_mut() = body;
+        let mut copy = Request::new(copied);
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.version_mut() = request.version();
+        *copy.headers_mut() = request.headers().clone();
         // For backends that want to be told by the PROXY protocol.
         let (source, destination) = (exchange.conn.peer, exchange.conn.local);
         copy.extensions_mut().insert(ClientAddress { source, destination });
-        request = Request::from_parts(parts, body);
         let worker = exchange.conn.worker;
         tokio::spawn(async move {
             let sent = tokio::time::timeout(LIMIT, async {
                 cluster.ready().await;
                 let endpoint = cluster.pick(&Pick { hash: None, tried: &[], sticky: None })?;
-                let response = cluster.send(worker, &endpoint, copy).await.map_err(|f| f.error)?;
+                let response = cluster.send(worker, &endpoint, &mut copy).await.map_err(|f| f.error)?;
                 let mut body = response.into_body();
                 while let Some(frame) = body.frame().await {
                     frame?;
@@ -50,7 +52,6 @@ pub(super) fn copy(exchange: &Exchange<'_>, mirrors: &[&Mirror], mut request: Re
             drop(permit);
         });
     }
-    request
 }
 
 /// Two bodies from one: the first drives, the second follows.

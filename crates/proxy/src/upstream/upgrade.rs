@@ -32,7 +32,7 @@ const ATTEMPTS: usize = 3;
 pub(super) async fn send(
     exchange: &Exchange<'_>,
     cluster: &Arc<LiveCluster>,
-    request: Request,
+    request: &mut Request,
     record: &mut Record,
     permit: Permit,
     sticky: Option<SocketAddr>,
@@ -41,7 +41,7 @@ pub(super) async fn send(
     let http2 = config.protocol == UpstreamProtocol::Http2;
     let handshake = Handshake::new(exchange, request.headers(), http2);
     let mut tried: smallvec::SmallVec<[SocketAddr; ATTEMPTS]> = smallvec::SmallVec::new();
-    let (parts, _) = request.into_parts();
+    let (parts, _) = std::mem::take(request).into_parts();
     let hash = hash(&config.load_balancing.hash_keys, &parts, exchange);
     let (mut response, endpoint) = loop {
         let endpoint = cluster.pick(&Pick { hash, tried: &tried, sticky: sticky.filter(|_| tried.is_empty()) })?;
@@ -50,7 +50,7 @@ pub(super) async fn send(
         handshake.prepare(&mut request);
         request.extensions_mut().insert(ClientAddress { source: exchange.conn.peer, destination: exchange.conn.local });
         let start = Instant::now();
-        let sending = cluster.send(exchange.conn.worker, &endpoint, request);
+        let sending = cluster.send(exchange.conn.worker, &endpoint, &mut request);
         let result = match exchange.deadline {
             Some(at) => tokio::time::timeout_at(at, sending).await.unwrap_or_else(|_| {
                 Limit::RequestTimeout.hit();

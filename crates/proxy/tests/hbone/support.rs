@@ -196,8 +196,8 @@ impl Near {
         self.cluster.pick(&Pick::default()).expect("an endpoint")
     }
 
-    pub async fn send(&self, request: Request) -> Result<Response, SendFailure> {
-        self.cluster.send(WorkerId(0), &self.endpoint(), request).await
+    pub async fn send(&self, mut request: Request) -> Result<Response, SendFailure> {
+        self.cluster.send(WorkerId(0), &self.endpoint(), &mut request).await
     }
 
     pub async fn raw(&self) -> Result<(Io, Held), Error> {

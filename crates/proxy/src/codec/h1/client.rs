@@ -17,7 +17,12 @@ use exchange::Exchange;
 use http::{HeaderMap, Method, header};
 use http_body::Body as _;
 use selvedge_wire::http1::{Framing, HeadLimits, Persist, UnderscoreNames, connection_options, write_request};
-use std::{future::poll_fn, sync::Arc};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
 use tokio::{net::TcpStream, time::Instant};
 
 /// A connection to an upstream between two requests. Nothing of a response is buffered in it.
@@ -93,16 +98,42 @@ impl Connection {
     /// `Upgrade`, which asks for a change of protocol. Interim responses go to the request's
     /// [`Informational`](crate::codec::Informational). A response to a change of protocol has
     /// [`Body::upgraded`](crate::Body::upgraded).
-    pub async fn send(mut self, request: Request, options: &ClientOptions) -> Result<Response, SendError> {
+    pub fn send(mut self, request: Request, options: &ClientOptions) -> Sending {
         self.requests = self.requests.saturating_add(1);
-        let limits = options.limits();
-        let mut exchange = match Exchange::begin(self, request) {
-            Ok(exchange) => exchange,
-            Err(error) => return Err(SendError { error, progress: Progress::Unsent }),
+        let (exchange, refused) = match Exchange::begin(self, request) {
+            Ok(exchange) => (Some(exchange), None),
+            Err(error) => (None, Some(SendError { error, progress: Progress::Unsent })),
         };
-        let head = poll_fn(|cx| exchange.poll_head(&limits, options.max_interim, cx)).await;
-        head.and_then(|head| answer::response(exchange, head))
+        Sending { exchange, refused, limits: options.limits(), max_interim: options.max_interim }
     }
+}
+
+/// A request under way, until the head of its response. Not an `async fn`, whose state would hold the request twice.
+pub struct Sending {
+    /// Until its response has begun.
+    exchange: Option<Exchange>,
+    refused: Option<SendError>,
+    limits: HeadLimits,
+    max_interim: u32,
+}
+
+impl Future for Sending {
+    type Output = Result<Response, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let head = match &mut this.exchange {
+            Some(exchange) => ready!(exchange.poll_head(&this.limits, this.max_interim, cx)),
+            None => Err(this.refused.take().unwrap_or_else(done)),
+        };
+        let Some(exchange) = this.exchange.take() else { return Poll::Ready(Err(head.err().unwrap_or_else(done))) };
+        Poll::Ready(head.and_then(|head| answer::response(exchange, head)))
+    }
+}
+
+fn done() -> SendError {
+    let error = Error::new(Kind::Internal, Side::Us, "a request was asked for after its answer");
+    SendError { error, progress: Progress::Answered }
 }
 
 impl std::fmt::Debug for Connection {

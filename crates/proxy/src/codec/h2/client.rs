@@ -35,7 +35,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 use tokio::{
@@ -279,18 +279,29 @@ impl Connection {
     ///
     /// # Errors
     /// [`Progress::Unsent`] when the peer certainly did nothing with it: no free stream, GOAWAY, REFUSED_STREAM.
-    pub async fn send(&self, request: Request) -> Result<Response, SendError> {
+    pub fn send(&self, request: Request) -> Sending {
         let Some(slot) = Slot::take(&self.0) else {
-            return Err(unsent(Kind::Refused, "no free stream on this HTTP/2 connection"));
+            return Sending::failed(unsent(Kind::Refused, "no free stream on this HTTP/2 connection"));
         };
+        if request.extensions().get::<ExtendedConnect>().is_some() {
+            return Sending(Stage::Extended(Box::pin(self.clone().extended(request, slot))));
+        }
+        self.begin(request, slot).unwrap_or_else(Sending::failed)
+    }
+
+    async fn extended(self, mut request: Request, slot: Slot) -> Result<Response, SendError> {
+        self.extended_connect_allowed().await?;
+        if let Some(ExtendedConnect(protocol)) = request.extensions_mut().remove() {
+            request.extensions_mut().insert(Protocol::from(protocol.as_str()));
+        }
+        self.begin(request, slot)?.await
+    }
+
+    fn begin(&self, request: Request, slot: Slot) -> Result<Sending, SendError> {
         let (mut parts, body) = request.into_parts();
         let informational = parts.extensions.remove::<Informational>();
         let connect = parts.method == Method::CONNECT;
         let is_head = parts.method == Method::HEAD;
-        if let Some(ExtendedConnect(protocol)) = parts.extensions.remove() {
-            self.extended_connect_allowed().await?;
-            parts.extensions.insert(Protocol::from(protocol.as_str()));
-        }
         let length = prepare(&mut parts, &self.0.options.scheme)?;
         let end = !connect && body.is_end_stream();
         if end && length.is_some_and(|length| length > 0) {
@@ -304,23 +315,28 @@ impl Connection {
             SendError { error: Error::upstream(kind, message).with_source(error), progress: Progress::Unsent }
         })?;
         self.0.state.requests.fetch_add(1, Relaxed);
-
-        if connect {
-            let head = Exchange { response, pump: None, informational, interim: 0 }.run().await?;
-            return Ok(self.tunnel(head.0, stream, slot));
-        }
-        let pump = (!end).then(|| Pump::new(body, stream, length));
-        let (response, pump) = Exchange { response, pump, informational, interim: 0 }.run().await?;
-        self.response(response, is_head, pump, slot)
+        let upload = match (connect, end) {
+            (true, _) => Upload::Tunnel(stream),
+            (false, true) => Upload::Done,
+            (false, false) => Upload::Body(Pump::new(body, stream, length)),
+        };
+        let exchange = Exchange { response, upload, informational, interim: 0 };
+        Ok(Sending(Stage::Waiting(Some(Waiting { connection: self.clone(), exchange, is_head, slot }))))
     }
 
     fn response(
         &self,
         response: http::Response<RecvStream>,
         is_head: bool,
-        pump: Option<Pump>,
+        upload: Upload,
         slot: Slot,
+        cx: &mut Context<'_>,
     ) -> Result<Response, SendError> {
+        let pump = match upload {
+            Upload::Tunnel(stream) => return Ok(self.tunnel(response, stream, slot)),
+            Upload::Body(pump) => Some(pump),
+            Upload::Done => None,
+        };
         let (parts, recv) = response.into_parts();
         let options = &self.0.options;
         if parts.headers.len() > options.max_headers as usize {
@@ -338,9 +354,13 @@ impl Connection {
         // Some servers end the stream of a response without content in a frame of its own.
         let no_body = is_head || matches!(parts.status.as_u16(), 204 | 304);
         let length = if no_body { Some(0) } else { content_length(&parts.headers).unwrap_or(None) };
-        let pump = pump.map(|pump| Box::new(Background::spawn(pump)) as _);
-        let body = Incoming::new(recv, Side::Upstream, length, options.max_headers).holding(Box::new(slot), pump);
-        Ok(http::Response::from_parts(parts, body.into_body()))
+        let body = Incoming::new(recv, Side::Upstream, length, options.max_headers);
+        // A request that is still on its way may be longer than its answer, and is to be sent to its end.
+        let body = match pump {
+            None => body.now(cx).unwrap_or_else(|body| body.holding(Box::new(slot), None).into_body()),
+            Some(pump) => body.holding(Box::new(slot), Some(Box::new(Background::spawn(pump)))).into_body(),
+        };
+        Ok(http::Response::from_parts(parts, body))
     }
 
     fn tunnel(&self, response: http::Response<RecvStream>, stream: SendStream<Bytes>, slot: Slot) -> Response {
@@ -416,20 +436,66 @@ fn prepare(parts: &mut Parts, scheme: &Scheme) -> Result<Option<u64>, SendError>
     Ok(length)
 }
 
+/// A request that has been sent, until the head of its response. Not an `async fn`, whose state would hold the request twice.
+pub struct Sending(Stage);
+
+enum Stage {
+    Failed(Option<SendError>),
+    /// RFC 8441: the peer has to allow it first.
+    Extended(Pin<Box<dyn Future<Output = Result<Response, SendError>> + Send>>),
+    Waiting(Option<Waiting>),
+}
+
+struct Waiting {
+    connection: Connection,
+    exchange: Exchange,
+    is_head: bool,
+    slot: Slot,
+}
+
+impl Sending {
+    fn failed(error: SendError) -> Self {
+        Self(Stage::Failed(Some(error)))
+    }
+}
+
+impl Future for Sending {
+    type Output = Result<Response, SendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let done = || unsent(Kind::Internal, "a request was asked for after its answer");
+        match &mut self.0 {
+            Stage::Failed(error) => Poll::Ready(Err(error.take().unwrap_or_else(done))),
+            Stage::Extended(future) => future.as_mut().poll(cx),
+            Stage::Waiting(waiting) => {
+                let Some(sent) = waiting else { return Poll::Ready(Err(done())) };
+                let head = ready!(sent.exchange.poll(cx));
+                let Some(Waiting { connection, exchange, is_head, slot }) = waiting.take() else {
+                    return Poll::Ready(Err(done()));
+                };
+                Poll::Ready(head.and_then(|head| connection.response(head, is_head, exchange.upload, slot, cx)))
+            }
+        }
+    }
+}
+
+/// What still goes to the upstream on a stream.
+enum Upload {
+    Done,
+    Body(Pump),
+    /// CONNECT: both directions are the answer's.
+    Tunnel(SendStream<Bytes>),
+}
+
 /// From the sent head to the head of the response, with the request body under way.
 struct Exchange {
     response: ResponseFuture,
-    pump: Option<Pump>,
+    upload: Upload,
     informational: Option<Informational>,
     interim: u32,
 }
 
 impl Exchange {
-    /// The response, and the pump if it has not finished.
-    async fn run(mut self) -> Result<(http::Response<RecvStream>, Option<Pump>), SendError> {
-        poll_fn(|cx| self.poll(cx)).await.map(|response| (response, self.pump))
-    }
-
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<http::Response<RecvStream>, SendError>> {
         while let Poll::Ready(Some(interim)) = self.response.poll_informational(cx) {
             let Ok(interim) = interim else { break };
@@ -446,11 +512,11 @@ impl Exchange {
         if let Poll::Ready(result) = Pin::new(&mut self.response).poll(cx) {
             return Poll::Ready(result.map_err(failed));
         }
-        if let Some(pump) = &mut self.pump {
+        if let Upload::Body(pump) = &mut self.upload {
             match pump.poll(cx) {
                 Poll::Pending => {}
                 // The response says why, if the peer gave one: it may refuse the rest of a request it has answered.
-                Poll::Ready(Ok(()) | Err(Stop::Gone)) => self.pump = None,
+                Poll::Ready(Ok(()) | Err(Stop::Gone)) => self.upload = Upload::Done,
                 Poll::Ready(Err(Stop::Body(error))) => {
                     return Poll::Ready(Err(SendError { error, progress: Progress::Sent }));
                 }

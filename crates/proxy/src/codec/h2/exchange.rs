@@ -20,10 +20,10 @@ use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{Method, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::time::{Instant, Sleep, sleep};
@@ -103,9 +103,14 @@ impl<S: Service> Exchange<S> {
         } else if empty {
             Body::empty()
         } else {
-            let watch = Arc::new(Upload::default());
-            upload = Some(watch.clone());
-            Incoming::new(recv, Side::Downstream, length, self.limits.head.max_fields).watched(watch).into_body()
+            let incoming = Incoming::new(recv, Side::Downstream, length, self.limits.head.max_fields);
+            // Who waits for `100 Continue` has sent nothing yet: to read is to ask for it.
+            let now = if expects { Err(incoming) } else { incoming.now(&mut Context::from_waker(Waker::noop())) };
+            now.unwrap_or_else(|incoming| {
+                let watch = Arc::new(Upload::default());
+                upload = Some(watch.clone());
+                incoming.watched(watch).into_body()
+            })
         };
         let informational = Informational::default();
         parts.extensions.insert(informational.clone());
@@ -118,7 +123,11 @@ impl<S: Service> Exchange<S> {
             continues: if expects { upload.clone() } else { None },
             upload,
         };
-        match self.answer(request, &mut wait).await {
+        let outcome = {
+            let service = self.service.clone();
+            self.answer(pin!(service.call(request)), &mut wait).await
+        };
+        match outcome {
             Outcome::Answered(response) => {
                 self.limits.stream_idle = wait.limit();
                 self.respond(response, &method, tunnel, wait.upload).await;
@@ -160,9 +169,7 @@ impl<S: Service> Exchange<S> {
         }
     }
 
-    async fn answer(&mut self, request: crate::Request, wait: &mut Wait) -> Outcome {
-        let service = self.service.clone();
-        let mut call = pin!(service.call(request));
+    async fn answer(&mut self, mut call: Pin<&mut impl Future<Output = Response>>, wait: &mut Wait) -> Outcome {
         let timer = pin!(sleep(wait.idle));
         let mut idle = Idle::new(timer, wait.idle);
         let respond = &mut self.respond;

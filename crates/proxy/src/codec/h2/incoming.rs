@@ -13,6 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use selvedge_wire::http1::{strip_request_trailers, strip_trailers};
 use std::{
     any::Any,
+    collections::VecDeque,
     pin::Pin,
     sync::{
         Arc, Mutex,
@@ -23,6 +24,8 @@ use std::{
 
 /// DATA and trailers of a stream. Windows open as frames are taken, so a reader that waits makes the sender wait.
 pub(super) struct Incoming {
+    /// Taken from the stream already, at most two.
+    ahead: VecDeque<Result<Frame<Bytes>, Error>>,
     /// `None` only once dropped.
     recv: Option<RecvStream>,
     side: Side,
@@ -91,6 +94,7 @@ impl Incoming {
     pub(super) fn new(recv: RecvStream, side: Side, remaining: Option<u64>, max_trailers: u32) -> Self {
         let max_trailers = max_trailers as usize;
         Self {
+            ahead: VecDeque::new(),
             recv: Some(recv),
             side,
             remaining,
@@ -111,6 +115,47 @@ impl Incoming {
     pub(super) fn holding(mut self, slot: Box<dyn Any + Send>, hold: Option<Box<dyn Any + Send>>) -> Self {
         self.slot = Some(slot);
         self._hold = hold;
+        self
+    }
+
+    /// The body when all of it has come already, in one piece at most, with its trailers: most small messages come so, and
+    /// nothing has to be watched or held for them. `Err` is what has to be waited for.
+    pub(super) fn now(mut self, cx: &mut Context<'_>) -> Result<Body, Self> {
+        let data = match self.next_now(cx) {
+            Some(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => data,
+                Err(frame) => {
+                    return Ok(frame.into_trailers().map_or(Body::empty(), |t| Body::trailed(Bytes::new(), t)));
+                }
+            },
+            Some(Some(Err(error))) => return Err(self.keeping([Err(error)])),
+            Some(None) => return Ok(Body::empty()),
+            None => return Err(self),
+        };
+        if self.is_end_stream() {
+            return Ok(Body::full(data));
+        }
+        match self.next_now(cx) {
+            Some(None) => Ok(Body::full(data)),
+            Some(Some(Ok(frame))) => match frame.into_trailers() {
+                Ok(trailers) => Ok(Body::trailed(data, trailers)),
+                Err(frame) => Err(self.keeping([Ok(Frame::data(data)), Ok(frame)])),
+            },
+            Some(Some(Err(error))) => Err(self.keeping([Ok(Frame::data(data)), Err(error)])),
+            None => Err(self.keeping([Ok(Frame::data(data))])),
+        }
+    }
+
+    /// What is there without waiting; `Some(None)` is the end.
+    fn next_now(&mut self, cx: &mut Context<'_>) -> Option<Option<Result<Frame<Bytes>, Error>>> {
+        match Pin::new(self).poll_frame(cx) {
+            Poll::Ready(frame) => Some(frame),
+            Poll::Pending => None,
+        }
+    }
+
+    fn keeping(mut self, frames: impl IntoIterator<Item = Result<Frame<Bytes>, Error>>) -> Self {
+        self.ahead.extend(frames);
         self
     }
 
@@ -165,6 +210,9 @@ impl HttpBody for Incoming {
         if let Some(upload) = &this.upload {
             upload.want();
         }
+        if let Some(frame) = this.ahead.pop_front() {
+            return Poll::Ready(Some(frame));
+        }
         let Some(recv) = &mut this.recv else { return Poll::Ready(None) };
         while !this.data_done {
             match ready!(recv.poll_data(cx)) {
@@ -204,10 +252,12 @@ impl HttpBody for Incoming {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.recv.as_ref().is_none_or(RecvStream::is_end_stream)
+        self.ahead.is_empty() && self.recv.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
+        let ahead =
+            self.ahead.iter().filter_map(|frame| frame.as_ref().ok()?.data_ref()).map(Bytes::len).sum::<usize>();
+        self.remaining.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + ahead as u64))
     }
 }
