@@ -25,6 +25,7 @@ use selvedge_compile::snapshot::{HttpOptions, ListenerName, TlsListener, TlsMode
 use std::{
     future::Future,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -118,43 +119,64 @@ pub async fn run(
     let _ = tcp.set_nodelay(true);
     let deadline = Instant::now() + options.handshake_timeout;
     let fresh = Fresh { tcp, shared, worker, listener, table, drain, direct, deadline };
-    if let Err(error) = fresh.serve().await {
+    let way = Box::pin(fresh.open()).await;
+    let ended = match way {
+        Ok(way) => way.await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
         tracing::debug!(listener = %counted.bind, peer = %direct, %error, "connection ended");
     }
 }
 
+/// A connection whose protocol is known, until it ends. Boxed, so that it takes the memory of the way it goes and not of
+/// the largest, and none of what it took to find out.
+type Way = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+fn way(io: Io, http2: bool, conn: Conn, options: Arc<HttpOptions>, drain: Drain) -> Way {
+    let conn = Arc::new(conn);
+    let age = options.max_connection_age;
+    if !age.is_zero() {
+        let serve = move |drain| async move { spoken(io, http2, conn, &options, drain).await };
+        return Box::pin(until_old(age, drain, serve));
+    }
+    Box::pin(async move { spoken(io, http2, conn, &options, drain).await })
+}
+
 impl Fresh {
-    // Ways are boxed, so that a connection takes the memory of the way it goes and not of the largest.
-    async fn serve(mut self) -> Result<(), Error> {
+    async fn open(mut self) -> Result<Way, Error> {
         let mode = self.table.config.options.proxy_protocol;
         let proxied = sniff::proxy_header(&mut self.tcp, mode, self.deadline).await?;
         let local = self.tcp.local_addr().unwrap_or(self.listener.local);
         let (peer, local) = proxied.addresses.unwrap_or((self.direct, local));
         let peer = canonical(peer);
         let read = proxied.read;
+        let options = match &self.table.protocol {
+            LiveProtocol::Http(_) => self.table.any_http().map(|live| live.config.options.clone()),
+            _ => None,
+        };
+        let Some(options) = options else { return Ok(Box::pin(self.serve(peer, local, read))) };
+        let mut io = Io::from(self.tcp);
+        io.unread(read);
+        let (io, http2) = sniff::http_version(io, self.deadline).await?;
+        let nowhere = self.table.nowhere.clone();
+        let facts = facts(self.worker, local, self.direct, peer, None, nowhere).into();
+        let conn = Conn {
+            shared: self.shared,
+            worker: self.worker,
+            listener: self.listener,
+            peer,
+            local,
+            facts,
+            tls: None,
+            scope: Scope::Hosts,
+        };
+        Ok(way(io, http2 && options.http2_enabled, conn, options, self.drain))
+    }
+
+    /// Everything but HTTP in the clear.
+    async fn serve(self, peer: SocketAddr, local: SocketAddr, read: Bytes) -> Result<(), Error> {
         match &self.table.protocol {
-            LiveProtocol::Http(_) => {
-                let mut io = Io::from(self.tcp);
-                io.unread(read);
-                let (io, http2) = sniff::http_version(io, self.deadline).await?;
-                let Some(options) = self.table.any_http().map(|live| live.config.options.clone()) else {
-                    return Ok(());
-                };
-                let http2 = http2 && options.http2_enabled;
-                let nowhere = self.table.nowhere.clone();
-                let facts = facts(self.worker, local, self.direct, peer, None, nowhere).into();
-                let conn = Conn {
-                    shared: self.shared,
-                    worker: self.worker,
-                    listener: self.listener,
-                    peer,
-                    local,
-                    facts,
-                    tls: None,
-                    scope: Scope::Hosts,
-                };
-                http(io, http2, conn, &options, self.drain).await
-            }
             LiveProtocol::Tls { .. } => Box::pin(self.tls(peer, local, read)).await,
             LiveProtocol::Tcp(listener) => {
                 let mut io = Io::from(self.tcp);
@@ -172,7 +194,7 @@ impl Fresh {
             }
             LiveProtocol::Outbound(_) => Box::pin(outbound::serve(self, read, peer, canonical(local))).await,
             LiveProtocol::Inbound(_) => Box::pin(inbound::serve(self, read, peer, canonical(local))).await,
-            LiveProtocol::Udp(_) => Ok(()),
+            LiveProtocol::Http(_) | LiveProtocol::Udp(_) => Ok(()),
         }
     }
 

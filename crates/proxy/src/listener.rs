@@ -157,8 +157,9 @@ impl OpenListener {
         }
     }
 
-    pub fn set_table(&self, table: Arc<ListenerTable>) {
-        self.table.store(table);
+    /// Serves by this table from now on. Returns the one before, which requests in progress may still hold.
+    pub fn set_table(&self, table: Arc<ListenerTable>) -> Arc<ListenerTable> {
+        self.table.swap(table)
     }
 
     /// Starts accepting on every worker.

@@ -114,6 +114,9 @@ pub struct ListenerProblem {
 /// How long a socket that is being closed may keep its address from another listener.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether a table that was replaced is still in use.
+const RETIRING: Duration = Duration::from_secs(1);
+
 /// How draining ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
@@ -251,6 +254,16 @@ impl Proxy {
         }
     }
 
+    /// Lets go of a table when nobody else has it any more: to free 10,000 routes takes milliseconds, which the last request
+    /// that was served by them, and all others of its worker, would wait.
+    fn retire(&self, table: Arc<ListenerTable>) {
+        self.shared.control.spawn(async move {
+            while Arc::strong_count(&table) > 1 {
+                tokio::time::sleep(RETIRING).await;
+            }
+        });
+    }
+
     fn serve(
         &self,
         open: &mut BTreeMap<Bind, Arc<OpenListener>>,
@@ -258,11 +271,11 @@ impl Proxy {
         table: Arc<ListenerTable>,
     ) -> Result<(), String> {
         if let Some(listener) = open.get(&bind) {
-            listener.set_table(table);
+            self.retire(listener.set_table(table));
             return Ok(());
         }
         if self.draining.load(Relaxed) {
-            lock(&self.closing).iter().filter(|l| l.bind == bind).for_each(|l| l.set_table(table.clone()));
+            lock(&self.closing).iter().filter(|l| l.bind == bind).for_each(|l| drop(l.set_table(table.clone())));
             return Ok(());
         }
         let inherited = lock(&self.inherited).remove(&bind);
