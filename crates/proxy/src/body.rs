@@ -175,3 +175,22 @@ impl fmt::Debug for Body {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use http_body_util::BodyExt;
+
+    #[tokio::test]
+    async fn a_body_that_is_here_yields_its_data_and_then_its_trailers() {
+        let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), HeaderValue::from_static("0"))]);
+        let mut body = Body::trailed("abc".into(), trailers.clone());
+        assert!(body.is_whole() && body.as_full().is_none());
+        assert_eq!((body.whole_len(), body.size_hint().exact()), (3, None));
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "abc");
+        assert!(!body.is_end_stream());
+        assert_eq!(body.frame().await.unwrap().unwrap().into_trailers().unwrap(), trailers);
+        assert!(body.is_end_stream() && body.frame().await.is_none());
+    }
+}
