@@ -48,6 +48,7 @@ pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, expl
 pub use position::{FixedPort, INBOUND_PORT, LocalWorkload, OUTBOUND_PORT, Ports, Position};
 pub use status::*;
 pub use summary::summary;
+pub use traffic::health_check;
 
 use index::Index;
 use report::Report;
@@ -75,6 +76,8 @@ pub struct Options {
     pub position: Position,
     /// As whom a proxy that serves Gateways calls members of the mesh. Beside workloads each has its own.
     pub identity: Option<SpiffeId>,
+    /// What a Mesh is of that names no trust domain: that of the certificates; `cluster.local` when not given.
+    pub trust_domain: Option<String>,
     /// Zone of this proxy.
     pub zone: Option<String>,
     /// Region of this proxy.
@@ -96,6 +99,7 @@ impl Default for Options {
             usable_addresses: None,
             position: Position::Gateway,
             identity: None,
+            trust_domain: None,
             zone: None,
             region: None,
             now: 0,

@@ -143,7 +143,8 @@ pub struct AccessRule {
     /// A CEL expression that must be true. Variables: `source` (`identity`, `namespace`, `trust_domain`, `service_account`,
     /// `ip`), `destination` (`port`), `request` (`method`, `path`, `host`, `query`, `remote_ip`, `headers`: a list of values
     /// by lower-case name), `connection` (`mtls`). Texts that are not known are empty. An expression that fails matches
-    /// with action `Deny`, and does not with action `Allow`.
+    /// with action `Deny`, and does not with action `Allow`. `source.namespace` may be one of another trust domain: compare
+    /// `source.trust_domain` too where others are trusted.
     #[schemars(length(min = 1, max = 4096))]
     pub when: Option<String>,
 }
@@ -161,11 +162,14 @@ pub struct AccessSource {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 2048)))]
     pub not_identities: Vec<String>,
-    /// Namespaces of identities, of any trust domain that is trusted.
+    /// Namespaces of identities. To allow, they are those of the mesh's own trust domain, unless `trustDomains` stands
+    /// beside them: a namespace of another mesh belongs to somebody else, whatever its name. To deny, and for audit, they
+    /// are those of every trust domain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 63)))]
     pub namespaces: Vec<String>,
-    /// Namespaces that it must not come from.
+    /// Namespaces that it must not come from, in any trust domain; with action `Deny` only those of the mesh's own are
+    /// spared, unless `trustDomains` stands beside them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 63)))]
     pub not_namespaces: Vec<String>,
@@ -177,11 +181,12 @@ pub struct AccessSource {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 255)))]
     pub not_trust_domains: Vec<String>,
-    /// Service accounts of identities, `NAMESPACE/NAME`, or `NAME` for the policy's own namespace.
+    /// Service accounts of identities, `NAMESPACE/NAME`, or `NAME` for the policy's own namespace. Of which trust
+    /// domains is as for `namespaces`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 317)))]
     pub service_accounts: Vec<String>,
-    /// Service accounts that it must not be.
+    /// Service accounts that it must not be. Of which trust domains is as for `notNamespaces`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 317)))]
     pub not_service_accounts: Vec<String>,

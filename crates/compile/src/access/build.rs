@@ -1,7 +1,7 @@
 //! One AccessPolicy, from what a user wrote to what is judged by.
 
 use super::{Expression, PathPattern, TextPattern};
-use crate::snapshot::{AccessAction, AccessFact, AccessPolicy, AccessRule, AccessTest, HeaderTest};
+use crate::snapshot::{AccessAction, AccessFact, AccessPolicy, AccessRule, AccessTest, Domains, HeaderTest};
 use http::HeaderName;
 use ipnet::IpNet;
 use selvedge_model::{
@@ -12,10 +12,10 @@ use selvedge_model::{
 use selvedge_wire::spiffe::{self, SpiffeId};
 use std::net::IpAddr;
 
-/// Compiles a policy. One that has an error denies everything where it holds.
-pub(super) fn policy(policy: &model::AccessPolicy) -> (AccessPolicy, Vec<Diagnostic>) {
+/// Compiles a policy of a mesh of this trust domain. One that has an error denies everything where it holds.
+pub(super) fn policy(policy: &model::AccessPolicy, domain: &str) -> (AccessPolicy, Vec<Diagnostic>) {
     let (namespace, name) = (&policy.metadata.namespace, &policy.metadata.name);
-    let mut build = Build { namespace, errors: Vec::new() };
+    let mut build = Build { namespace, domain, errors: Vec::new() };
     let spec = &policy.spec;
     if !spec.target_refs.is_empty() && spec.selector.is_some() {
         build.errors.push(("spec.selector".to_owned(), "`targetRefs` and `selector` exclude each other".to_owned()));
@@ -56,6 +56,8 @@ fn everything() -> AccessRule {
 
 struct Build<'p> {
     namespace: &'p str,
+    /// Of the mesh.
+    domain: &'p str,
     /// Field and what is wrong with it.
     errors: Vec<(String, String)>,
 }
@@ -99,6 +101,10 @@ impl Build<'_> {
             Ok((checked(ns, validate::dns_label)?, checked(name, validate::dns_subdomain)?))
         };
         let s = source;
+        let domains = match s.trust_domains.is_empty() {
+            true => Domains::Own(self.domain.to_owned()),
+            false => Domains::Named,
+        };
         // Cheap ones first: all must hold.
         self.pair(
             (at, "trustDomains"),
@@ -107,9 +113,11 @@ impl Build<'_> {
             AccessFact::TrustDomain,
             &mut tests,
         );
-        self.pair((at, "namespaces"), (&s.namespaces, &s.not_namespaces), namespace, AccessFact::Namespace, &mut tests);
+        let fact = |names| AccessFact::Namespace(names, domains.clone());
+        self.pair((at, "namespaces"), (&s.namespaces, &s.not_namespaces), namespace, fact, &mut tests);
         let accounts = (s.service_accounts.as_slice(), s.not_service_accounts.as_slice());
-        self.pair((at, "serviceAccounts"), accounts, account, AccessFact::ServiceAccount, &mut tests);
+        let fact = |names| AccessFact::ServiceAccount(names, domains.clone());
+        self.pair((at, "serviceAccounts"), accounts, account, fact, &mut tests);
         self.pair((at, "identities"), (&s.identities, &s.not_identities), identity, AccessFact::Identity, &mut tests);
         self.pair((at, "ipBlocks"), (&s.ip_blocks, &s.not_ip_blocks), range, AccessFact::Ip, &mut tests);
         let remote = (s.remote_ip_blocks.as_slice(), s.not_remote_ip_blocks.as_slice());

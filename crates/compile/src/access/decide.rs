@@ -2,7 +2,7 @@
 
 use super::pattern::other_reading;
 use crate::snapshot::{
-    Access, AccessAction, AccessFact, AccessPolicy, AccessRule, AccessTest, DefaultAccess, HeaderTest,
+    Access, AccessAction, AccessFact, AccessPolicy, AccessRule, AccessTest, DefaultAccess, Domains, HeaderTest,
 };
 use http::HeaderMap;
 use selvedge_wire::spiffe::SpiffeId;
@@ -217,7 +217,21 @@ impl Case<'_, '_> {
     }
 
     fn test(&self, test: &AccessTest) -> bool {
+        if self.is_elsewhere(&test.of) {
+            return self.action != AccessAction::Allow;
+        }
         self.fact(&test.of).map_or_else(|| self.unknown(), |yes| yes != test.not)
+    }
+
+    /// Whether the caller has a name that is meant, but in a trust domain that is not: it is let in neither by the condition
+    /// nor by its negation, and denied by both.
+    fn is_elsewhere(&self, fact: &AccessFact) -> bool {
+        let (AccessFact::Namespace(_, Domains::Own(domain)) | AccessFact::ServiceAccount(_, Domains::Own(domain))) =
+            fact
+        else {
+            return false;
+        };
+        self.subject.identity.is_some_and(|id| id.trust_domain() != domain) && self.fact(fact) == Some(true)
     }
 
     /// `None` when it cannot be known.
@@ -230,11 +244,11 @@ impl Case<'_, '_> {
         };
         Some(match fact {
             AccessFact::Identity(list) => id.is_some_and(|id| list.iter().any(|p| p.matches(id.as_str()))),
-            AccessFact::Namespace(list) => {
+            AccessFact::Namespace(list, _) => {
                 id.and_then(SpiffeId::namespace).is_some_and(|ns| list.iter().any(|p| p.matches(ns)))
             }
             AccessFact::TrustDomain(list) => id.is_some_and(|id| list.iter().any(|p| p.matches(id.trust_domain()))),
-            AccessFact::ServiceAccount(list) => match id.and_then(|id| Some((id.namespace()?, id.account()?))) {
+            AccessFact::ServiceAccount(list, _) => match id.and_then(|id| Some((id.namespace()?, id.account()?))) {
                 Some((ns, name)) => list.iter().any(|(n, a)| n.matches(ns) && a.matches(name)),
                 None => false,
             },

@@ -39,6 +39,8 @@ pub(crate) struct Cache(AHashMap<(String, String), Built>);
 
 struct Built {
     from: Arc<model::AccessPolicy>,
+    /// Trust domain of the mesh.
+    domain: String,
     policy: Arc<AccessPolicy>,
     diagnostics: Vec<Diagnostic>,
 }
@@ -78,11 +80,14 @@ impl<'a> Accesses<'a> {
         let mut kept = std::mem::take(&mut cache.0);
         for policy in policies {
             let at = (policy.metadata.namespace.clone(), policy.metadata.name.clone());
-            let built = match kept.remove(&at).filter(|built| Arc::ptr_eq(&built.from, policy)) {
+            let domain = cx.mesh.trust_domain;
+            let same = |built: &Built| Arc::ptr_eq(&built.from, policy) && built.domain == domain;
+            let built = match kept.remove(&at).filter(same) {
                 Some(built) => built,
                 None => {
-                    let (compiled, diagnostics) = build::policy(policy);
-                    Built { from: Arc::clone(policy), policy: Arc::new(compiled), diagnostics }
+                    let (compiled, diagnostics) = build::policy(policy, domain);
+                    let (from, domain) = (Arc::clone(policy), domain.to_owned());
+                    Built { from, domain, policy: Arc::new(compiled), diagnostics }
                 }
             };
             cx.report.0.extend(built.diagnostics.iter().cloned());

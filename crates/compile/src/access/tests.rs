@@ -19,7 +19,7 @@ fn access(text: &str) -> Access {
         assert!(parsed.diagnostics.is_empty(), "{:?}", parsed.diagnostics);
         for loaded in parsed.loaded {
             if let Some(Resource::AccessPolicy(policy)) = loaded.resource {
-                policies.push(Arc::new(build::policy(&policy).0));
+                policies.push(Arc::new(build::policy(&policy, "cluster.local").0));
             }
         }
     }
@@ -151,6 +151,46 @@ fn sources() {
     assert!(denied_by("{from: [{namespaces: [other]}, {namespaces: [shop]}]}", &who), "one of the list");
     let mapped = Who { peer: "::ffff:10.1.0.7".parse().expect("an address"), ..Who::default() };
     assert!(denied_by("{from: [{ipBlocks: [10.0.0.0/8]}]}", &mapped));
+}
+
+/// A namespace of another trust domain belongs to somebody else, whatever its name.
+#[test]
+fn names_of_namespaces_are_those_of_the_mesh() {
+    let abroad = Who { id: "spiffe://other.example/ns/shop/sa/cart".parse().ok(), ..Who::default() };
+    let home = Who::default();
+    let allowed = |source: &str, who: &Who| who.asks(&access(&format!("  rules: [{{from: [{{{source}}}]}}]")));
+    // What is allowed at home, and to whom is called the same elsewhere.
+    let table = [
+        ("namespaces: [shop]", true, false),
+        ("namespaces: ['*']", true, false),
+        ("serviceAccounts: [cart]", true, false),
+        ("serviceAccounts: [shop/cart]", true, false),
+        ("notNamespaces: [shop]", false, false),
+        ("notNamespaces: [other]", true, true),
+        ("notServiceAccounts: [cart]", false, false),
+        ("namespaces: [shop], notTrustDomains: [third.example]", true, false),
+        ("namespaces: [shop], trustDomains: [other.example]", false, true),
+        ("serviceAccounts: [cart], trustDomains: ['*']", true, true),
+        ("serviceAccounts: [other/cart], trustDomains: [other.example]", false, false),
+        ("trustDomains: [other.example]", false, true),
+        ("identities: ['spiffe://other.example/ns/shop/*']", false, true),
+    ];
+    for (source, at_home, elsewhere) in table {
+        assert_eq!((allowed(source, &home), allowed(source, &abroad)), (at_home, elsewhere), "{source}");
+    }
+    // To deny, a name is a name: nobody escapes by another trust domain.
+    for (source, denied) in [
+        ("namespaces: [shop]", true),
+        ("namespaces: [other]", false),
+        ("notNamespaces: [shop]", true),
+        ("serviceAccounts: [cart]", true),
+        ("notServiceAccounts: [cart]", true),
+        ("namespaces: [shop], trustDomains: [cluster.local]", false),
+    ] {
+        assert_eq!(denied_by(&format!("{{from: [{{{source}}}]}}"), &abroad), denied, "{source}");
+    }
+    // What no request can change is decided when the connection begins.
+    assert!(!abroad.may_come(&access("  rules: [{from: [{namespaces: [shop]}]}]")));
 }
 
 #[test]

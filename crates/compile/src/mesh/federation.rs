@@ -10,7 +10,7 @@ pub(crate) fn federation(cx: &mut Context<'_>, cache: &mut TlsCache) -> BTreeMap
     let mut all = BTreeMap::new();
     for (index, other) in spec.federation.iter().enumerate() {
         // Its own roots come from its CA alone.
-        if other.trust_domain == spec.trust_domain() {
+        if other.trust_domain == cx.mesh.trust_domain {
             continue;
         }
         match bundle(cx, cache, other) {

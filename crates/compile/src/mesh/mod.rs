@@ -36,7 +36,10 @@ use crate::{
 use ahash::AHashMap;
 use locality::Locality;
 use members::Members;
-use selvedge_model::{Code, Kind, ResourceKey, mesh::MeshSpec};
+use selvedge_model::{
+    Code, Kind, ResourceKey,
+    mesh::{DEFAULT_DOMAIN, MeshSpec},
+};
 use std::sync::{Arc, LazyLock};
 
 /// What compiling needs to know of the mesh, at gateways too.
@@ -44,6 +47,8 @@ pub(crate) struct State<'a> {
     pub(crate) members: Members<'a>,
     /// Of the Mesh, or the defaults.
     pub(crate) spec: &'a MeshSpec,
+    /// First part of all identities of the mesh.
+    pub(crate) trust_domain: &'a str,
     /// Whoever calls backends, at a gateway; beside workloads each of them does.
     pub(crate) caller: Option<Arc<Caller>>,
     /// The proxy stands beside workloads.
@@ -60,9 +65,12 @@ impl<'a> State<'a> {
         static DEFAULT: LazyLock<MeshSpec> = LazyLock::new(MeshSpec::default);
         let spec = settings::mesh(index, report).unwrap_or(&DEFAULT);
         let identity = options.identity.clone();
+        let named = spec.trust_domain.as_deref().or(options.trust_domain.as_deref());
+        let trust_domain = named.unwrap_or(DEFAULT_DOMAIN);
         State {
-            members: Members::new(index, report, spec.trust_domain()),
+            members: Members::new(index, report, trust_domain),
             spec,
+            trust_domain,
             caller: identity.map(|id| Arc::new(Caller { identity: Some(id), netns: Netns::default() })),
             beside: matches!(options.position, Position::Workloads(_)),
             home: Locality { zone: options.zone.as_deref(), region: options.region.as_deref() },

@@ -74,10 +74,10 @@ pub struct AccessTest {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum AccessFact {
     Identity(Vec<TextPattern>),
-    Namespace(Vec<TextPattern>),
+    Namespace(Vec<TextPattern>, Domains),
     TrustDomain(Vec<TextPattern>),
     /// Namespace and name.
-    ServiceAccount(Vec<(TextPattern, TextPattern)>),
+    ServiceAccount(Vec<(TextPattern, TextPattern)>, Domains),
     Ip(Vec<IpNet>),
     RemoteIp(Vec<IpNet>),
     /// The way to the claim, and its values.
@@ -87,6 +87,15 @@ pub enum AccessFact {
     Method(Vec<String>),
     Path(Vec<PathPattern>),
     Header(#[serde(serialize_with = "header_name")] http::HeaderName, HeaderTest),
+}
+
+/// Of which trust domains the names of namespaces are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub enum Domains {
+    /// The mesh's own: a namespace of that name elsewhere belongs to somebody else.
+    Own(String),
+    /// Those that stand beside the names.
+    Named,
 }
 
 /// What one value of a header must be.
