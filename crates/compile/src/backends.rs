@@ -318,10 +318,7 @@ pub(crate) fn build(
         (Origin::Address, _) => of_address(cx, wanted),
         (Origin::External, _) => mesh::external::cluster(cx, wanted, blank(wanted, Discovery::Static(Vec::new()))),
     };
-    let service = service.filter(|_| wanted.origin == Origin::Service);
-    let port =
-        service.and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port)).and_then(|p| p.name.as_deref());
-    if let Some(settings) = policies.of_service(&wanted.namespace, &wanted.name, port) {
+    if let Some(settings) = settings(cx, policies, wanted) {
         apply(&mut cluster, &settings);
     }
     if let Discovery::Static(list) = &mut cluster.discovery
@@ -337,6 +334,23 @@ pub(crate) fn build(
         Arc::make_mut(upstream).client_certificate = owner.and_then(|g| g.client_certificate.clone());
     }
     Arc::new(cluster)
+}
+
+/// What TrafficPolicies say of its connections.
+fn settings(cx: &Context<'_>, policies: &Policies<'_>, wanted: &ClusterUse) -> Option<TrafficSettings> {
+    let (namespace, name) = (wanted.namespace.as_str(), wanted.name.as_str());
+    match wanted.origin {
+        Origin::External => {
+            let (name, port) = mesh::external::port_of(cx, wanted).unwrap_or((name, None));
+            policies.of_external(namespace, name, port)
+        }
+        Origin::Service => {
+            let port =
+                cx.index.service(namespace, name).and_then(|s| s.spec.ports.iter().find(|p| p.port == wanted.port));
+            policies.of_service(namespace, name, port.and_then(|p| p.name.as_deref()))
+        }
+        Origin::Hostname | Origin::Address | Origin::Inbound => policies.of_service(namespace, name, None),
+    }
 }
 
 fn apply(cluster: &mut Cluster, settings: &TrafficSettings) {

@@ -1,12 +1,13 @@
 //! TrafficPolicy: which settings hold where (GEP-713).
 //!
 //! From the less to the more specific: Namespace of the Gateway, Namespace of the route, Gateway, Service, ListenerSet,
-//! listener, route, rule. The more specific wins field by field. Of several policies for one target the older wins.
+//! listener, route, rule; ExternalServices stand where Services do. The more specific wins field by field. Of several policies for one target the older wins.
 
 use crate::{
     Context,
     index::{self, Name},
     listeners::ListenerState,
+    mesh,
     status::{Conditions, Fault, PolicyAncestorStatus, PolicyStatus, ResourceStatus},
 };
 use ahash::AHashMap;
@@ -150,11 +151,20 @@ impl<'a> Policies<'a> {
 
     /// What holds for the connections to a Service port.
     pub(crate) fn of_service(&self, namespace: &str, name: &str, port: Option<&str>) -> Option<TrafficSettings> {
+        self.of_backend(Kind::Service, (namespace, name), port)
+    }
+
+    /// What holds for the connections to a port of an ExternalService.
+    pub(crate) fn of_external(&self, namespace: &str, name: &str, port: Option<&str>) -> Option<TrafficSettings> {
+        self.of_backend(Kind::ExternalService, (namespace, name), port)
+    }
+
+    fn of_backend(&self, kind: Kind, at: Name<'_>, port: Option<&str>) -> Option<TrafficSettings> {
         if self.is_empty() {
             return None;
         }
-        let [port, service] = self.section(Kind::Service, (namespace, name), port);
-        merged([port, service, self.at(Kind::Namespace, ("", namespace), None)])
+        let [port, whole] = self.section(kind, at, port);
+        merged([port, whole, self.at(Kind::Namespace, ("", at.0), None)])
     }
 }
 
@@ -204,6 +214,10 @@ fn missing(cx: &Context<'_>, namespace: &str, target: &TrafficTarget) -> Option<
         Kind::Service => index
             .service(at.0, at.1)
             .map(|service| section.is_none_or(|s| service.spec.ports.iter().any(|p| p.name.as_deref() == Some(s)))),
+        Kind::ExternalService => index
+            .external_services()
+            .get(at.0, at.1)
+            .map(|service| section.is_none_or(|s| service.spec.ports.iter().any(|p| p.name.as_deref() == Some(s)))),
         Kind::HttpRoute => index
             .http_routes
             .iter()
@@ -231,7 +245,18 @@ fn missing(cx: &Context<'_>, namespace: &str, target: &TrafficTarget) -> Option<
 /// Settings of connections to backends are kept per backend, so that only policies on backends can set them.
 fn warn_without_effect(cx: &mut Context<'_>, key: &ResourceKey, policy: &TrafficPolicy, target: &TrafficTarget) {
     let kind = target.kind.kind();
-    if matches!(kind, Kind::Service | Kind::Namespace) {
+    if kind == Kind::ExternalService
+        && let Some(service) = cx.index.external_services().get(key.namespace.as_str(), &target.name)
+        && mesh::external::is_passed_on(service)
+    {
+        let message = format!(
+            "all hosts of ExternalService {}/{} are wildcards, whose connections are passed on to where they were going: \
+             nothing of this policy holds for them; name the hosts, or use `resolution: Static`",
+            key.namespace, target.name
+        );
+        cx.report.warning(key, Code::NoEffect, "spec.targetRefs", &message);
+    }
+    if matches!(kind, Kind::Service | Kind::ExternalService | Kind::Namespace) {
         return;
     }
     let it = &policy.spec.settings;
@@ -242,8 +267,9 @@ fn warn_without_effect(cx: &mut Context<'_>, key: &ResourceKey, policy: &Traffic
         ("outlierDetection", it.outlier_detection.is_some()),
     ];
     for (name, _) in fields.into_iter().filter(|(_, set)| *set) {
-        let message =
-            format!("{name} has no effect on a {kind}: it belongs to backends; target a Service or the Namespace");
+        let message = format!(
+            "{name} has no effect on a {kind}: it belongs to backends; target a Service, an ExternalService or the Namespace"
+        );
         cx.report.warning(key, Code::NoEffect, &format!("spec.{name}"), &message);
     }
     if it.timeouts.is_some() && matches!(kind, Kind::TlsRoute | Kind::TcpRoute | Kind::UdpRoute) {

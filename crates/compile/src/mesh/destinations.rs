@@ -352,7 +352,7 @@ impl<'w> Planner<'_, '_, 'w> {
                     caller: Some(self.view.caller.clone()),
                 };
                 let (plain, grpc, stream) = (wanted(Wire::Http), wanted(Wire::Grpc), wanted(Wire::Tcp));
-                let settings = self.policies.of_service(namespace, "", None);
+                let settings = self.policies.of_external(namespace, name, port.name.as_deref());
                 if speaks != Speaks::Tcp {
                     http.push(self.default_rules(&rule, declared, settings.as_ref(), plain, grpc));
                 }

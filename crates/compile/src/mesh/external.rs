@@ -39,6 +39,19 @@ pub(super) fn declared(port: &ExternalPort) -> Declared {
     }
 }
 
+/// Whether no host of it has a cluster: wildcards that are not looked up go to where they were going.
+pub(crate) fn is_passed_on(service: &ExternalService) -> bool {
+    service.spec.resolution == Resolution::Dns && service.spec.hosts.iter().all(|host| host.starts_with("*."))
+}
+
+/// The name of the port that a cluster leads to, and of the ExternalService that it belongs to.
+pub(crate) fn port_of<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Option<(&'a str, Option<&'a str>)> {
+    let name = wanted.name.split_once('/').map_or(wanted.name.as_str(), |(name, _)| name);
+    let service = cx.index.external_services().get(&wanted.namespace, name)?;
+    let port = service.spec.ports.iter().find(|p| p.port == wanted.port);
+    Some((service.metadata.name.as_str(), port.and_then(|p| p.name.as_deref())))
+}
+
 fn originates(port: &ExternalPort) -> Option<&ExternalTls> {
     port.tls.as_ref().filter(|tls| tls.mode == ExternalTlsMode::Originate)
 }

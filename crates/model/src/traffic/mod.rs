@@ -58,7 +58,8 @@ pub struct TrafficTarget {
     /// Name of the target; for a Namespace, the policy's own.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// A part of the target: a listener of a Gateway or ListenerSet, a port of a Service, a rule of a route, by name.
+    /// A part of the target: a listener of a Gateway or ListenerSet, a port of a Service or ExternalService, a rule of a
+    /// route, by name.
     #[schemars(length(min = 1, max = 253))]
     pub section_name: Option<String>,
 }
@@ -74,6 +75,8 @@ pub enum TrafficTargetKind {
     ListenerSet,
     /// All traffic to a Service, or one port of it.
     Service,
+    /// All traffic of workloads to an ExternalService, or to one port of it.
+    ExternalService,
     /// An HTTPRoute, or one rule of it.
     #[serde(rename = "HTTPRoute")]
     HttpRoute,
@@ -99,6 +102,7 @@ impl TrafficTargetKind {
             TrafficTargetKind::Gateway => Kind::Gateway,
             TrafficTargetKind::ListenerSet => Kind::ListenerSet,
             TrafficTargetKind::Service => Kind::Service,
+            TrafficTargetKind::ExternalService => Kind::ExternalService,
             TrafficTargetKind::HttpRoute => Kind::HttpRoute,
             TrafficTargetKind::GrpcRoute => Kind::GrpcRoute,
             TrafficTargetKind::TlsRoute => Kind::TlsRoute,
