@@ -97,7 +97,7 @@ pub(crate) fn snapshot<'a>(
         listeners: list,
         clusters: clusters.list.clone(),
         telemetry: cx.options.telemetry.clone(),
-        dns: Arc::default(),
+        dns: BTreeMap::new(),
         federation: BTreeMap::new(),
     }
 }

@@ -102,7 +102,7 @@ impl Facts {
         for cluster in &snapshot.clusters {
             facts.cluster(cluster);
         }
-        for (name, addresses) in &snapshot.dns.names {
+        for (name, addresses) in snapshot.dns.values().next().into_iter().flat_map(|dns| dns.names.iter()) {
             let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
             facts.set(ChangeKind::Endpoints, format!("addresses of the name {name}"), addresses.join(" "));
         }

@@ -263,7 +263,8 @@ pub(crate) fn protocol(it: &spec::Connections) -> Option<UpstreamProtocol> {
     }
 }
 
-pub(crate) fn health_check(it: &spec::HealthCheck) -> HealthCheck {
+/// A health check with its defaults.
+pub fn health_check(it: &spec::HealthCheck) -> HealthCheck {
     let ranges = it.expected_statuses.as_deref().unwrap_or(&[spec::StatusRange { first: 200, last: 299 }]);
     HealthCheck {
         check: match it.check_type {

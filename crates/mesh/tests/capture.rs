@@ -469,8 +469,9 @@ fn serve_names(space: &Space) {
 fn mesh_names() -> Arc<DnsNames> {
     let name = "orders.shop.svc.cluster.local".to_owned();
     Arc::new(DnsNames {
-        names: [(name, vec!["10.96.0.10".parse().expect("an address"), "fd00::10".parse().expect("an address")])]
-            .into(),
+        names: Arc::new(
+            [(name, vec!["10.96.0.10".parse().expect("an address"), "fd00::10".parse().expect("an address")])].into(),
+        ),
         search: vec!["shop.svc.cluster.local".into(), "svc.cluster.local".into()],
         ttl: Duration::from_secs(30),
     })

@@ -4,12 +4,36 @@ use super::{
     destinations::{World, is_headless},
     members, settings,
 };
-use crate::{Context, snapshot::DnsNames};
-use std::{collections::BTreeMap, net::IpAddr};
+use crate::{
+    Context, LocalWorkload,
+    snapshot::{DnsNames, Netns},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-/// Addresses of Services (virtual ones, or of endpoints for headless Services) and of ExternalServices. `namespace` is the
-/// one whose Services need no more than their name.
-pub(super) fn names(cx: &Context<'_>, world: &World<'_, '_>, namespace: &str) -> DnsNames {
+/// What is resolved in each network namespace: the same names everywhere, but those who ask write them as their own
+/// namespace allows.
+pub(super) fn all(cx: &Context<'_>, world: &World<'_, '_>, locals: &[LocalWorkload]) -> BTreeMap<Netns, Arc<DnsNames>> {
+    let domain = cx.mesh.spec.cluster_domain();
+    let mut homes: BTreeMap<Netns, BTreeSet<&str>> = BTreeMap::new();
+    for local in locals {
+        homes.entry(local.netns).or_default().insert(&local.namespace);
+    }
+    let names = Arc::new(if homes.is_empty() { BTreeMap::new() } else { names(cx, world) });
+    let ttl = settings::dns_ttl(cx.mesh.spec);
+    let one = |(netns, homes): (Netns, BTreeSet<&str>)| {
+        let mut search: Vec<String> = homes.into_iter().map(|home| format!("{home}.svc.{domain}")).collect();
+        search.extend([format!("svc.{domain}"), domain.to_owned()]);
+        (netns, Arc::new(DnsNames { names: Arc::clone(&names), search, ttl }))
+    };
+    homes.into_iter().map(one).collect()
+}
+
+/// Addresses of Services (virtual ones, or of endpoints for headless Services) and of ExternalServices.
+fn names(cx: &Context<'_>, world: &World<'_, '_>) -> BTreeMap<String, Vec<IpAddr>> {
     let domain = cx.mesh.spec.cluster_domain();
     let mut names: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
     for (place, addresses) in world.places.iter().zip(&world.addresses) {
@@ -27,11 +51,7 @@ pub(super) fn names(cx: &Context<'_>, world: &World<'_, '_>, namespace: &str) ->
     for host in world.externals.iter().filter(|host| !host.host.starts_with("*.")) {
         add(&mut names, host.host.clone(), &host.addresses);
     }
-    DnsNames {
-        names,
-        search: vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()],
-        ttl: settings::dns_ttl(cx.mesh.spec),
-    }
+    names
 }
 
 fn add(names: &mut BTreeMap<String, Vec<IpAddr>>, name: String, addresses: &[IpAddr]) {

@@ -68,8 +68,7 @@ pub(crate) fn snapshot<'a>(cx: &mut Context<'a>, compiler: &mut Compiler, locals
         let shared = self::shared(cx, view, "inbound");
         sockets.inbound(cx, view, |arrive| incoming.finish(view, &shared, &numbers, arrive));
     }
-    let namespace = views.first().map(|view| view.local.namespace.as_str()).unwrap_or_default();
-    let dns = Arc::new(dns::names(cx, &world, namespace));
+    let dns = dns::all(cx, &world, locals);
     drop((world, planned));
     keep(&mut compiler.memory, cx, routes.all);
     Snapshot {

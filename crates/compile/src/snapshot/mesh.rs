@@ -196,11 +196,12 @@ pub mod alpn {
     pub const MUTUAL_TLS: &[u8] = b"selvedge";
 }
 
-/// Names that the mesh resolves.
+/// Names that the mesh resolves, as those who ask from one network namespace may write them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct DnsNames {
     /// By name in lower case, without trailing dot, fully qualified (`orders.shop.svc.cluster.local`, `api.example.com`).
-    pub names: BTreeMap<String, Vec<IpAddr>>,
+    /// Shared by all network namespaces.
+    pub names: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// Appended to names that are not fully qualified, in this order (`shop.svc.cluster.local`, `svc.cluster.local`, …).
     pub search: Vec<String>,
     pub ttl: Duration,

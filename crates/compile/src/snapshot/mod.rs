@@ -35,7 +35,7 @@ pub struct Snapshot {
     /// Access log and tracing outputs shared by all listeners that name no other.
     pub telemetry: Telemetry,
     /// Names that workloads look up; empty where none are served.
-    pub dns: Arc<DnsNames>,
+    pub dns: BTreeMap<Netns, Arc<DnsNames>>,
     /// Roots of other trust domains whose identities are believed, by domain.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub federation: BTreeMap<String, Arc<CaBundle>>,

@@ -2,8 +2,8 @@
 
 use super::{L4, write_access, write_http};
 use crate::snapshot::{
-    Arrive, Destination, Destinations, DnsNames, Find, HttpListener, Inbound, InboundPort, L4Route, Outbound, Peer,
-    Snapshot, Speaks, Unknown, Via,
+    Arrive, Destination, Destinations, DnsNames, Find, HttpListener, Inbound, InboundPort, L4Route, Netns, Outbound,
+    Peer, Snapshot, Speaks, Unknown, Via,
 };
 use std::{
     collections::BTreeMap,
@@ -109,12 +109,16 @@ fn inbound_port(out: &mut String, snapshot: &Snapshot, name: &str, port: &Inboun
     served(out, snapshot, port.speaks, port.http.as_ref(), port.tcp.as_ref(), "to the original destination")
 }
 
-pub(super) fn dns(out: &mut String, dns: &DnsNames) -> fmt::Result {
-    if dns.names.is_empty() && dns.search.is_empty() {
-        return Ok(());
+pub(super) fn dns(out: &mut String, all: &BTreeMap<Netns, Arc<DnsNames>>) -> fmt::Result {
+    for (netns, dns) in all {
+        write!(out, "  names for {:?}, search {}", dns.ttl, dns.search.join(" "))?;
+        match netns {
+            Netns(0) => writeln!(out)?,
+            Netns(number) => writeln!(out, " in network namespace {number}")?,
+        }
     }
-    writeln!(out, "  names for {:?}, search {}", dns.ttl, dns.search.join(" "))?;
-    for (name, addresses) in &dns.names {
+    // The same everywhere.
+    for (name, addresses) in all.values().next().into_iter().flat_map(|dns| dns.names.iter()) {
         let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         writeln!(out, "    {name} {}", addresses.join(" "))?;
     }

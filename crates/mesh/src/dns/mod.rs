@@ -154,11 +154,11 @@ impl Dns {
 
     /// Source of samples for [`selvedge_proxy::telemetry::Registry::collect`]; it ends with the server.
     pub fn samples(&self) -> impl Fn(&mut Encoder) + Send + Sync + 'static {
-        Self::samples_of(std::slice::from_ref(self))
+        Self::samples_of(&[self])
     }
 
     /// The same for several servers of a process, added up.
-    pub fn samples_of(servers: &[Self]) -> impl Fn(&mut Encoder) + Send + Sync + use<> + 'static {
+    pub fn samples_of(servers: &[&Self]) -> impl Fn(&mut Encoder) + Send + Sync + use<> + 'static {
         let servers: Vec<_> = servers.iter().map(|server| Arc::downgrade(&server.shared)).collect();
         move |out| {
             let live: Vec<_> = servers.iter().filter_map(Weak::upgrade).collect();

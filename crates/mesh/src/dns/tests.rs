@@ -26,7 +26,7 @@ fn names() -> Arc<DnsNames> {
     ];
     let addresses = |text: &str| text.split(' ').map(|ip| ip.parse().expect("an address")).collect();
     Arc::new(DnsNames {
-        names: names.iter().map(|(name, text)| ((*name).to_owned(), addresses(text))).collect(),
+        names: Arc::new(names.iter().map(|(name, text)| ((*name).to_owned(), addresses(text))).collect()),
         search: ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned).to_vec(),
         ttl: Duration::from_secs(30),
     })
@@ -274,7 +274,7 @@ impl Discover for Knows {
         self.asked.lock().expect("not poisoned").push(what);
         if self.knows.load(Relaxed) {
             let mut more = (*names()).clone();
-            more.names.insert("new.shop.svc.cluster.local".into(), vec![[10, 96, 0, 99].into()]);
+            Arc::make_mut(&mut more.names).insert("new.shop.svc.cluster.local".into(), vec![[10, 96, 0, 99].into()]);
             self.dns.get().expect("a server").set(Arc::new(more));
         }
         Box::pin(async {})
