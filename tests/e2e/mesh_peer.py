@@ -1,8 +1,10 @@
-"""Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`, `grpc ADDRESS PORT`."""
+"""Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`, `grpc ADDRESS PORT`,
+`health ADDRESS PORT FILE`."""
 import base64
 import hashlib
 import http.server
 import json
+import pathlib
 import socket
 import socketserver
 import sys
@@ -104,6 +106,23 @@ def serve_grpc(address, port):
     server.wait_for_termination()
 
 
+def serve_health(address, port, file):
+    """grpc.health.v1 of the service `shop`: the file says NOT_SERVING or else it is."""
+    import grpc
+
+    def check(request, context):
+        if request != b"\x0a\x04shop":
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        return b"\x08\x02" if pathlib.Path(file).read_text() == "NOT_SERVING" else b"\x08\x01"
+
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    handlers = {"Check": grpc.unary_unary_rpc_method_handler(check)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("grpc.health.v1.Health", handlers)])
+    assert server.add_insecure_port(f"{address}:{port}") == port
+    server.start()
+    server.wait_for_termination()
+
+
 def call_grpc(target):
     """A client: prints what it got."""
     import grpc
@@ -122,5 +141,7 @@ if __name__ == "__main__":
         serve_smtp(address, int(rest[0]))
     elif what == "grpc":
         serve_grpc(address, int(rest[0]))
+    elif what == "health":
+        serve_health(address, int(rest[0]), rest[1])
     else:
         call_grpc(address)

@@ -2,6 +2,7 @@
 
 mod probe;
 
+pub use probe::Checker;
 pub(crate) use probe::run;
 
 use selvedge_compile::snapshot::HealthCheck;

@@ -65,7 +65,7 @@ pub struct Beside {
     pub mark: Option<u32>,
     pub spaces: Arc<Known>,
     /// Servers of names, one for each network namespace.
-    pub names: Arc<Vec<Dns>>,
+    pub names: Arc<Vec<(Netns, Dns)>>,
     /// Whose rules are to be removed at the end.
     captured: Vec<Space>,
 }
@@ -104,21 +104,22 @@ impl Beside {
         let mut spaces = numbers.to_vec();
         spaces.sort_unstable();
         spaces.dedup();
-        let spaces: Vec<Space> = spaces.into_iter().filter_map(|number| self.spaces.get(number)).collect();
+        let spaces: Vec<(Netns, Space)> =
+            spaces.into_iter().filter_map(|number| Some((number, self.spaces.get(number)?))).collect();
         selvedge_control::transport::mark(self.mark);
         if let Some(address) = args.dns {
             let upstream = if args.dns_upstream.is_empty() { system_upstreams() } else { args.dns_upstream.clone() };
-            let start = |space: &Space| {
+            let start = |(number, space): &(Netns, Space)| {
                 let (upstream, space) = (upstream.clone(), space.clone());
                 let (mark, discover) = (self.mark, Some(discover.clone()));
                 let config = dns::Config { listen: listen(address, ports.capture), upstream, space, mark, discover };
-                Dns::start(config, Arc::<DnsNames>::default()).context("--dns")
+                anyhow::Ok((*number, Dns::start(config, Arc::<DnsNames>::default()).context("--dns")?))
             };
             self.names = Arc::new(spaces.iter().map(start).collect::<Result<_>>()?);
         }
         if args.apply_capture {
             let wish = wish(args, ports);
-            for space in spaces {
+            for (_, space) in spaces {
                 let applied = capture::apply(&space, &wish, &Tools::system());
                 if let Err(error) = applied {
                     self.release()();

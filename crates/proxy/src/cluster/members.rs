@@ -341,7 +341,7 @@ impl LiveCluster {
 }
 
 impl Settings {
-    fn new(config: Arc<Cluster>, epoch: u64, dial: &Arc<Dial>) -> Self {
+    pub(crate) fn new(config: Arc<Cluster>, epoch: u64, dial: &Arc<Dial>) -> Self {
         let mut h2 = h2::ClientOptions::from(&config.connections);
         if config.tls.is_some() {
             h2.scheme = http::uri::Scheme::HTTPS;

@@ -7,12 +7,15 @@ use crate::{
     cluster::{LiveCluster, Settings},
     codec::{Progress, SendError, h1, h2},
     connect::{Connected, To},
+    dial::Dial,
     endpoint::LiveEndpoint,
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use http_body::Body as _;
-use selvedge_compile::snapshot::{Check, HealthCheck, Peer};
+use selvedge_compile::snapshot::{
+    Check, Cluster, Connections, Discovery, HealthCheck, LoadBalancing, Netns, Peer, UpstreamProtocol,
+};
 use std::{
     future::poll_fn,
     net::SocketAddr,
@@ -41,16 +44,8 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>
         let settings = live.settings();
         let Some(config) = settings.config.health_checks.get(index) else { return };
         drop(live);
-        let until = Instant::now() + config.timeout;
-        let one = One::new(&settings, config, &target, until);
-        let result = match timeout_at(until, one.check(&mut kept)).await {
-            Ok(result) => result,
-            Err(_) => Err(format!("no answer within {:?}", config.timeout)),
-        };
-        if result.is_err() {
-            // Whatever was wrong may be wrong with the connection.
-            kept = Kept::default();
-        }
+        let one = One::new(&settings, config, (target.address, target.others()), target.peer.as_deref());
+        let result = one.within_its_time(&mut kept).await;
         let Some(live) = cluster.upgrade() else { return };
         live.counters.health_checks.fetch_add(1, Ordering::Relaxed);
         if let Err(reason) = &result {
@@ -62,6 +57,51 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>
         }
         let interval = config.interval.max(MIN_INTERVAL);
         pause = interval.mul_f64(rand::random_range(0.9..1.1));
+    }
+}
+
+/// Checks what is in no cluster, such as a workload that is yet to join.
+pub struct Checker {
+    settings: Settings,
+    config: HealthCheck,
+    address: SocketAddr,
+    kept: Kept,
+}
+
+impl Checker {
+    /// `name` is for the log. Connections are made in `netns`, with what `dial` lends.
+    pub fn new(name: &str, config: HealthCheck, address: SocketAddr, netns: Netns, dial: &Arc<Dial>) -> Self {
+        let cluster = Cluster {
+            key: name.to_owned(),
+            discovery: Discovery::Static(Vec::new()),
+            protocol: match config.check {
+                Check::Grpc { .. } => UpstreamProtocol::Http2,
+                Check::Http { .. } => UpstreamProtocol::Http1,
+                Check::Tcp => UpstreamProtocol::Raw,
+            },
+            tls: None,
+            identity: None,
+            netns,
+            load_balancing: LoadBalancing::default(),
+            connections: Connections::default(),
+            health_checks: Vec::new(),
+            outlier_detection: None,
+        };
+        Self { settings: Settings::new(Arc::new(cluster), 0, dial), config, address, kept: Kept::default() }
+    }
+
+    /// What is checked, how often, and how many results count.
+    pub fn config(&self) -> &HealthCheck {
+        &self.config
+    }
+
+    /// Checks once, within the time that the check has.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub async fn check(&mut self) -> Result<(), String> {
+        let one = One::new(&self.settings, &self.config, (self.address, &[]), None);
+        one.within_its_time(&mut self.kept).await
     }
 }
 
@@ -134,13 +174,31 @@ struct One<'s> {
 }
 
 impl<'s> One<'s> {
-    fn new(settings: &'s Settings, config: &'s HealthCheck, target: &'s LiveEndpoint, until: Instant) -> Self {
-        let (mut address, mut others) = (target.address, target.others().to_vec());
+    /// `others` are further addresses of the endpoint.
+    fn new(
+        settings: &'s Settings,
+        config: &'s HealthCheck,
+        (mut address, others): (SocketAddr, &[SocketAddr]),
+        peer: Option<&'s Peer>,
+    ) -> Self {
+        let mut others = others.to_vec();
         if let Some(port) = config.port {
             address.set_port(port);
             others.iter_mut().for_each(|other| other.set_port(port));
         }
-        Self { settings, config, address, others, peer: target.peer.as_deref(), until }
+        Self { settings, config, address, others, peer, until: Instant::now() + config.timeout }
+    }
+
+    async fn within_its_time(&self, kept: &mut Kept) -> Result<(), String> {
+        let result = match timeout_at(self.until, self.check(kept)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {:?}", self.config.timeout)),
+        };
+        if result.is_err() {
+            // Whatever was wrong may be wrong with the connection.
+            *kept = Kept::default();
+        }
+        result
     }
 
     /// The error says what was wrong with the endpoint.
