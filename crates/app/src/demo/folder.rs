@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The example, file by file. `selvedge check` reads it as it is; only the Secret is missing.
+/// The example, file by file, but for its certificate, whose key is no secret: the demo makes one of its own.
 const FILES: [(&str, &str); 7] = [
     ("cart.yaml", include_str!("../../../../examples/demo/cart.yaml")),
     ("catalog.yaml", include_str!("../../../../examples/demo/catalog.yaml")),

@@ -24,6 +24,8 @@ pub fn write(examples: &Path) {
     for folder in ["tls", "tls-passthrough", "client-certificates"] {
         put(&format!("{folder}/ca.pem"), format!("{NOTE}{}", ca.pem()));
     }
+    // `selvedge demo` makes one of its own instead.
+    put("demo/certificate.yaml", format!("{NOTE}{}", secret("shop-tls", &leaf(&ca, "shop.localhost"))));
     put("tls/certificates.yaml", format!("{NOTE}{}", secret("shop-cert", &shop)));
     put("tls-passthrough/backend.pem", format!("{NOTE}{}", shop.0));
     put("tls-passthrough/backend.key", format!("{NOTE}{}", shop.1));
