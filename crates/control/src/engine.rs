@@ -1,6 +1,7 @@
 //! From a change to a new snapshot: read, compile, install, remember.
 
 use crate::{
+    domain::{Domain, Guard},
     saved::Saved,
     source::{FolderSource, Source},
 };
@@ -49,6 +50,8 @@ pub struct Current {
     /// About files and resources, with their places.
     pub diagnostics: Vec<Diagnostic>,
     pub problems: Vec<Problem>,
+    /// The trust domain of the certificates, as far as it was known: no Mesh of another one is in effect.
+    pub domain: Option<String>,
     /// The source has said something; before, nothing is known of what there is.
     pub spoken: bool,
     /// Something is served that the sources do not (readably) say any more.
@@ -66,6 +69,7 @@ pub struct Engine {
     options: Options,
     compiler: Compiler,
     install: Install,
+    guard: Guard,
     current: watch::Sender<Arc<Current>>,
     saver: Arc<Saver>,
     /// Counts looks at the sources.
@@ -81,6 +85,8 @@ enum Cause {
     Retry,
     /// A certificate has begun or ceased to be valid.
     Clock,
+    /// The trust domain is known.
+    Domain,
 }
 
 /// Writes the last good state in the background, the newest only.
@@ -106,10 +112,26 @@ impl Engine {
     }
 
     /// As [`Engine::start`], from any source. `state` is where the last good state is kept.
-    pub fn with(mut source: Box<dyn Source>, state: Option<PathBuf>, options: Options, install: Install) -> Self {
+    pub fn with(source: Box<dyn Source>, state: Option<PathBuf>, options: Options, install: Install) -> Self {
+        Self::of_domain(source, state, options, install, watch::Sender::default().subscribe())
+    }
+
+    /// The same for a mesh. `domain` is of which trust domain the certificates are, once that is known: a Mesh of another one is
+    /// then not taken.
+    pub fn of_domain(
+        mut source: Box<dyn Source>,
+        state: Option<PathBuf>,
+        options: Options,
+        install: Install,
+        domain: watch::Receiver<Option<Domain>>,
+    ) -> Self {
+        let mut guard = Guard::new(domain);
         if let Some(state) = &state {
             match Saved::load(state) {
-                Ok(Some(saved)) => source.remember(&saved),
+                Ok(Some(saved)) => {
+                    guard.remember(saved.files.values().flatten());
+                    source.remember(&saved);
+                }
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(state = %state.display(), %error, "the last good state cannot be read and is not used")
@@ -122,6 +144,7 @@ impl Engine {
             options,
             compiler: Compiler::default(),
             install,
+            guard,
             current: watch::Sender::default(),
             saver: Arc::new(Saver { next: Mutex::new(None), wake: Notify::new() }),
             looks: watch::Sender::default(),
@@ -156,6 +179,7 @@ impl Engine {
             let validity = self.validity_changes();
             next = tokio::select! {
                 () = self.source.changed() => (Cause::Sources, false),
+                () = self.guard.changed() => (Cause::Domain, false),
                 () = reload.notified() => (Cause::Sources, true),
                 () = tokio::time::sleep(RETRY), if retry => (Cause::Retry, false),
                 () = tokio::time::sleep(validity) => (Cause::Clock, false),
@@ -168,7 +192,7 @@ impl Engine {
         let round = match cause {
             // An explicit look is a chance for what could not be served, too.
             Cause::Sources => self.source.refresh(everywhere) || !self.current.borrow().problems.is_empty(),
-            Cause::Retry => true,
+            Cause::Retry | Cause::Domain => true,
             Cause::Clock => {
                 let now = now();
                 let before = self.options.now;
@@ -190,8 +214,11 @@ impl Engine {
 
     fn round(&mut self, began: Instant, cause: Cause) {
         let mut resources = self.source.resources().clone();
+        let mut refused = self.guard.apply(&mut resources);
         let before = self.current.borrow().clone();
-        let mut unchanged = before.revision > 0 && before.resources == resources;
+        let domain = self.guard.name().or_else(|| self.options.trust_domain.clone());
+        let mut unchanged = before.revision > 0 && before.resources == resources && self.options.trust_domain == domain;
+        self.options.trust_domain = domain;
         let mut revision = before.revision;
         let mut problems = before.problems.clone();
         let mut compiled = before.compiled.clone();
@@ -200,6 +227,7 @@ impl Engine {
             compiled = Arc::new(self.compiler.compile(&resources, &self.options));
             if self.source.judge(&compiled) {
                 resources = self.source.resources().clone();
+                refused = self.guard.apply(&mut resources);
                 unchanged = before.revision > 0 && before.resources == resources;
                 compiled = Arc::new(self.compiler.compile(&resources, &self.options));
             }
@@ -211,6 +239,8 @@ impl Engine {
             revision += 1;
         }
         let mut about_resources = if self.source.has_spoken() { compiled.diagnostics.clone() } else { Vec::new() };
+        let kept_mesh = !refused.is_empty();
+        about_resources.extend(refused);
         self.source.locate(&mut about_resources);
         let mut diagnostics = self.source.diagnostics();
         diagnostics.extend(about_resources);
@@ -219,8 +249,9 @@ impl Engine {
             resources,
             compiled,
             problems,
+            domain: self.options.trust_domain.clone(),
             spoken: self.source.has_spoken(),
-            last_good: self.source.is_last_good(),
+            last_good: self.source.is_last_good() || kept_mesh,
             installed: if unchanged { before.installed } else { self.options.now },
             took: if unchanged { before.took } else { began.elapsed() },
             diagnostics,
@@ -228,6 +259,7 @@ impl Engine {
         report(&before, &current);
         if self.state.is_some()
             && !unchanged
+            && !kept_mesh
             && let Some(saved) = self.source.to_saved()
         {
             self.saver.put(saved);

@@ -3,6 +3,7 @@
 //! It knows nothing of the data plane: whoever wires it says what to do with a snapshot.
 
 pub mod ca;
+pub mod domain;
 pub mod engine;
 pub mod identity;
 pub mod proto;

@@ -167,7 +167,12 @@ fn request() -> Vec<u8> {
 /// The CA of one control plane, and whether it leads.
 async fn authority(etcd: &Etcd, passphrase: &str, leads: bool) -> Result<(Ca, watch::Sender<bool>), ca::Error> {
     let leads = watch::Sender::new(leads);
-    let options = ca::Options { trust_domain: MESH.to_owned(), lifetimes: ca::Lifetimes::default(), files: None };
+    let options = ca::Options {
+        trust_domain: Some(MESH.to_owned()),
+        mesh: None,
+        lifetimes: ca::Lifetimes::default(),
+        files: None,
+    };
     let key = ca::Key::Passphrase(passphrase.to_owned());
     let (store, clock) = (Arc::new(ca::Etcd::new(connector(etcd))), Arc::new(std::time::SystemTime::now));
     Ok((Ca::open_shared(store, &key, options, clock, leads.subscribe()).await?, leads))

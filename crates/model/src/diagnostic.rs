@@ -352,6 +352,8 @@ codes! {
         "A proxy was started beside a Workload that does not exist, or that lost its address to another. Nothing is served for it until the Workload is there; check namespace and name.";
     DuplicateHost = 223, "Two resources have one host or address",
         "A host name or address of an ExternalService is already that of a Service, a Workload or an older ExternalService, which keeps it.";
+    OtherTrustDomain = 224, "The Mesh names another trust domain than the certificates",
+        "Certificates of the mesh are of one trust domain from the first start on, and a Mesh that names another one is not taken: what it said before stays in effect. Write the old name again. To move a mesh, start a control plane with a store of its own for the new trust domain, let both Meshes believe each other (spec.federation), name both in AccessPolicies, let the proxies join the new one with new tokens, and end the old one.";
 
     MissingCertificate = 300, "Certificate is missing",
         "A listener that ends TLS needs at least one certificate. Name a Secret of type kubernetes.io/tls in tls.certificateRefs.";

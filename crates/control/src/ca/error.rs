@@ -18,10 +18,15 @@ pub enum Error {
     )]
     Damaged { what: String, why: String },
     #[error(
-        "the CA's store belongs to trust domain {stored}, but this control plane is of {wanted}: name the right store, or \
-         set the Mesh's trustDomain to {stored}; another trust domain needs a store of its own"
+        "the CA's store belongs to trust domain {stored}, but --trust-domain says {wanted}: leave it out, or name the right \
+         store; another trust domain needs a store of its own"
     )]
     OtherDomain { stored: String, wanted: String },
+    #[error(
+        "--trust-domain says {flag}, but the trustDomain of the Mesh says {mesh}: leave out one of them, or make them the \
+         same; it stays for the life of the mesh"
+    )]
+    Contradiction { flag: String, mesh: String },
     #[error(
         "{0} is not the name of a trust domain: use 1 to 255 lower-case letters, digits, dots, dashes and underscores"
     )]

@@ -14,6 +14,7 @@ use super::{
     tokens::{Listed, Order, Refused, Token, Tokens},
 };
 use selvedge_identity::Serial;
+use selvedge_model::mesh::DEFAULT_DOMAIN;
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     collections::VecDeque,
@@ -38,10 +39,29 @@ pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// What a CA is opened with.
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub trust_domain: String,
+    /// The one that it must be; the one in the store when not given, or else that of the Mesh.
+    pub trust_domain: Option<String>,
+    /// What the Mesh says, for a new store.
+    pub mesh: Option<String>,
     pub lifetimes: Lifetimes,
     /// An intermediate of another CA instead of an own root.
     pub files: Option<Files>,
+}
+
+impl Options {
+    /// The trust domain of a CA whose store is of this one already, if it is not new.
+    fn choose(&self, stored: Option<&str>) -> Result<String, Error> {
+        match (&self.trust_domain, &self.mesh, stored) {
+            (Some(flag), Some(mesh), None) if flag != mesh => {
+                Err(Error::Contradiction { flag: flag.clone(), mesh: mesh.clone() })
+            }
+            // That the store is of another one is told by who reads it.
+            (Some(flag), ..) => Ok(flag.clone()),
+            (None, _, Some(stored)) => Ok(stored.to_owned()),
+            (None, Some(mesh), None) => Ok(mesh.clone()),
+            (None, None, None) => Ok(DEFAULT_DOMAIN.to_owned()),
+        }
+    }
 }
 
 /// A certificate that somebody has proved to hold.
@@ -69,6 +89,7 @@ pub struct Ca {
     stored: tokio::sync::Mutex<Option<Vec<u8>>>,
     store: Sealed,
     tokens: Tokens,
+    trust_domain: String,
     options: Options,
     contents: Mutex<Option<Contents>>,
     bundles: watch::Sender<Arc<Bundle>>,
@@ -104,7 +125,8 @@ impl Ca {
         let store = Sealed::open(store, key).await?;
         let now = clock();
         let found = store.read::<State>(STATE).await?;
-        let (domain, lifetimes, leading) = (&options.trust_domain, options.lifetimes, *leads.borrow());
+        let trust_domain = options.choose(found.as_ref().map(|(state, _)| state.trust_domain.as_str()))?;
+        let (domain, lifetimes, leading) = (&trust_domain, options.lifetimes, *leads.borrow());
         let restored = found.as_ref().map(|(state, _)| match leading {
             true => Core::restore(state, domain, lifetimes, from_files.as_ref(), now),
             false => Core::adopt(state, domain, lifetimes, from_files.as_ref(), now),
@@ -118,6 +140,7 @@ impl Ca {
             stored: tokio::sync::Mutex::new(before),
             tokens: Tokens::new(store.clone()),
             store,
+            trust_domain,
             options,
             contents: Mutex::new(contents),
             issued: Mutex::default(),
@@ -143,7 +166,12 @@ impl Ca {
     }
 
     pub fn trust_domain(&self) -> &str {
-        &self.options.trust_domain
+        &self.trust_domain
+    }
+
+    /// Where the store is.
+    pub fn place(&self) -> String {
+        self.store.place()
     }
 
     pub fn bundle(&self) -> Arc<Bundle> {
@@ -163,8 +191,8 @@ impl Ca {
     /// A first certificate for whoever has a token. A `wanted` identity must be the token's.
     pub async fn join(&self, token: &str, wanted: Option<&SpiffeId>, csr: &[u8]) -> Result<Issued, Error> {
         let token: Token = token.parse()?;
-        if token.trust_domain != self.options.trust_domain {
-            let domain = self.options.trust_domain.clone();
+        if token.trust_domain != self.trust_domain {
+            let domain = self.trust_domain.clone();
             return Err(Refused::OtherDomain { token: token.trust_domain, domain }.into());
         }
         let now = self.now();
@@ -228,8 +256,8 @@ impl Ca {
 
     /// A join token; its text is shown once.
     pub async fn create_token(&self, order: &Order) -> Result<Token, Error> {
-        if order.id.trust_domain() != self.options.trust_domain || order.id.path().is_empty() {
-            let domain = self.options.trust_domain.clone();
+        if order.id.trust_domain() != self.trust_domain || order.id.path().is_empty() {
+            let domain = self.trust_domain.clone();
             return Err(Error::Foreign { id: order.id.to_string(), domain });
         }
         let now = self.now();
@@ -357,7 +385,7 @@ impl Ca {
         }
         let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let files = self.options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
-        let (domain, lifetimes) = (&self.options.trust_domain, self.options.lifetimes);
+        let (domain, lifetimes) = (&self.trust_domain, self.options.lifetimes);
         // What is due is done, and stored, by the step that asked, if it may.
         let core = Core::adopt(&state, domain, lifetimes, files.as_ref(), self.now())?;
         *stored = Some(sealed);

@@ -54,7 +54,7 @@ impl Hand {
 }
 
 fn options(lifetimes: Lifetimes) -> Options {
-    Options { trust_domain: DOMAIN.to_owned(), lifetimes, files: None }
+    Options { trust_domain: Some(DOMAIN.to_owned()), mesh: None, lifetimes, files: None }
 }
 
 fn passphrase() -> Key {
@@ -246,7 +246,20 @@ async fn a_ca_is_the_same_after_a_restart() {
     assert_eq!((&ca.bundle().roots, ca.bundle().sequence), (&rotated.roots, rotated.sequence));
     let raw: Vec<u8> = store.list("").await.unwrap().into_iter().flat_map(|(_, value)| value).collect();
     assert!(!raw.windows(DOMAIN.len()).any(|w| w == DOMAIN.as_bytes()), "something is stored in the clear");
-    let other = Options { trust_domain: "other.example".to_owned(), ..options(Lifetimes::default()) };
+    let unnamed =
+        |mesh: &str| Options { trust_domain: None, mesh: Some(mesh.to_owned()), ..options(Lifetimes::default()) };
+    let found = Ca::open(Arc::clone(&store) as _, &passphrase(), unnamed("mesh.example"), hand.clock()).await.unwrap();
+    assert_eq!(found.trust_domain(), DOMAIN, "that of the store");
+    drop(found);
+    let fresh = |options| {
+        let (store, hand) = (Arc::new(Memory::new()), hand.clone());
+        async move { Ca::open(store as _, &passphrase(), options, hand.clock()).await }
+    };
+    assert_eq!(fresh(unnamed("mesh.example")).await.unwrap().trust_domain(), "mesh.example");
+    let both = Options { trust_domain: Some(DOMAIN.to_owned()), ..unnamed("mesh.example") };
+    let refused = fresh(both).await.unwrap_err().to_string();
+    assert!(refused.contains(DOMAIN) && refused.contains("the Mesh says mesh.example"), "{refused}");
+    let other = Options { trust_domain: Some("other.example".to_owned()), ..options(Lifetimes::default()) };
     let refused = Ca::open(Arc::clone(&store) as _, &passphrase(), other, hand.clock()).await;
     assert!(
         matches!(&refused, Err(Error::OtherDomain { stored, wanted }) if stored == DOMAIN && wanted == "other.example")
@@ -337,7 +350,7 @@ async fn tokens_that_are_none() {
     }
     let cut = &text[..text.len() - 3];
     assert_eq!(refusal(ca.join(cut, None, &new_csr()).await), tokens::Refused::Damaged);
-    let elsewhere = Options { trust_domain: "other.example".to_owned(), ..options(Lifetimes::default()) };
+    let elsewhere = Options { trust_domain: Some("other.example".to_owned()), ..options(Lifetimes::default()) };
     let other = Ca::open(Arc::new(Memory::new()), &passphrase(), elsewhere, hand.clock()).await.unwrap();
     assert!(matches!(refusal(other.join(&text, None, &new_csr()).await), tokens::Refused::OtherDomain { .. }));
     let fresh = open(&Arc::new(Memory::new()), &hand).await.unwrap();

@@ -64,8 +64,8 @@ pub async fn administrator(path: &Path) -> Result<AuthorityClient<Channel>, Stri
             innermost = source;
         }
         format!(
-            "no control plane with a certificate authority answers at {} ({innermost}): start `selvedge control`, or name \
-             its folder with --state",
+            "no control plane with a certificate authority answers at {} ({innermost}): start `selvedge control` or \
+             `selvedge run --listen`, or name its folder with --state",
             path.display()
         )
     })?;

@@ -37,7 +37,12 @@ impl Control {
     /// Whose clock is so many seconds late, and right after `first`.
     async fn since(domain: &str, past: &Arc<AtomicU64>, first: impl AsyncFnOnce(&Arc<Ca>)) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let options = ca::Options { trust_domain: domain.to_owned(), lifetimes: Lifetimes::default(), files: None };
+        let options = ca::Options {
+            trust_domain: Some(domain.to_owned()),
+            mesh: None,
+            lifetimes: Lifetimes::default(),
+            files: None,
+        };
         let key = ca::Key::File(folder.path().join("key"));
         let late = Arc::clone(past);
         let clock = Arc::new(move || SystemTime::now() - Duration::from_secs(late.load(Ordering::Relaxed)));

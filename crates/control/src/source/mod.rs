@@ -4,9 +4,11 @@ pub mod etcd;
 mod files;
 pub mod folder;
 mod grace;
+mod joined;
 pub mod stream;
 mod watch;
 
+pub use joined::{Joined, WithJoined};
 pub use watch::{Changes, Watcher};
 
 use crate::{Current, saved::Saved};

@@ -59,7 +59,7 @@ async fn new_ca(svid: u64, time: &Time) -> Arc<Ca> {
         overlap: seconds(svid),
         grace: Duration::ZERO,
     };
-    let options = ca::Options { trust_domain: DOMAIN.to_owned(), lifetimes, files: None };
+    let options = ca::Options { trust_domain: Some(DOMAIN.to_owned()), mesh: None, lifetimes, files: None };
     let key = ca::Key::Passphrase("correct horse battery".to_owned());
     let clock = time.clone();
     let clock: ca::Clock = Arc::new(move || clock.true_time());
