@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use selvedge_control::{
     ca::{Ca, File, Files, Key, Lifetimes, Memory, Options, Store},
+    domain::Domain,
     identity::{IdentityService, LocalIssuer, administer, administrator},
     proto::identity::{
         CreateTokenRequest, DeleteTokenRequest, ListTokensRequest, RevokeRequest, RotateRequest, ShowRequest,
@@ -32,9 +33,10 @@ const FIRST: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, ClapArgs)]
 #[group(id = "authority")]
 pub struct Args {
-    /// Trust domain of the certificates that this control plane issues.
-    #[arg(long, default_value = "cluster.local", value_name = "NAME")]
-    pub trust_domain: String,
+    /// Trust domain of the certificates that are issued. When not given, that of the store; for a new store the
+    /// `trustDomain` of the Mesh, or cluster.local.
+    #[arg(long, value_name = "NAME")]
+    pub trust_domain: Option<String>,
     /// Store of the certificate authority; when not given, etcd with --etcd, else ca.redb in the state folder.
     #[arg(long, value_name = "FILE")]
     pub ca_store: Option<PathBuf>,
@@ -90,12 +92,13 @@ pub struct Authority {
 
 impl Args {
     /// Opens the authority, and gets the control plane its own certificate. `state` is `None` when nothing is to be kept.
-    /// With `shared`, other control planes have the same.
+    /// With `shared`, other control planes have the same. `mesh` is what the Mesh says of the trust domain.
     pub async fn open(
         &self,
         state: Option<&Path>,
         identities: &Arc<Identities>,
         shared: Option<&Shared>,
+        mesh: Option<String>,
     ) -> Result<Authority> {
         let lifetimes = Lifetimes {
             root: self.ca_root_ttl,
@@ -107,7 +110,7 @@ impl Args {
         let files = self.ca_intermediate.clone().zip(self.ca_intermediate_key.clone());
         let files = files.map(|(chain, key)| Files { chain, key, roots: self.ca_roots.clone() });
         let (store, key) = self.store(state, shared)?;
-        let options = Options { trust_domain: self.trust_domain.clone(), lifetimes, files };
+        let options = Options { trust_domain: self.trust_domain.clone(), mesh, lifetimes, files };
         let clock = Arc::new(SystemTime::now);
         let ca = Arc::new(match shared {
             Some(shared) => Ca::open_shared(store, &key, options, clock, shared.keeper.leads()).await?,
@@ -125,11 +128,28 @@ impl Args {
         }
         let issuer = Arc::new(LocalIssuer::new(Arc::clone(&ca)));
         let keeper = Arc::new(Keeper::new(Arc::clone(identities), issuer, keeper::Options::new(None))?);
-        let own = control_id(&self.trust_domain)?;
+        let own = control_id(ca.trust_domain())?;
         keeper.keep(&own);
         let ready = tokio::time::timeout(FIRST, keeper.ready(&own)).await;
         ready.context("the control plane has no certificate of its own; see the log, and the clock of this machine")?;
         Ok(Authority { ca, identities: Arc::clone(identities), keeper })
+    }
+
+    /// The first flag that was given, for who has no authority.
+    pub fn given(&self) -> Option<&'static str> {
+        let same = |given: Duration, default: u64| given == Duration::from_secs(default);
+        let flags = [
+            ("--trust-domain", self.trust_domain.is_some()),
+            ("--ca-store", self.ca_store.is_some()),
+            ("--ca-key-file", self.ca_key_file.is_some()),
+            ("--ca-intermediate", self.ca_intermediate.is_some()),
+            ("--svid-ttl", !same(self.svid_ttl, 24 * 3600)),
+            ("--ca-intermediate-ttl", !same(self.ca_intermediate_ttl, 365 * 86_400)),
+            ("--ca-root-ttl", !same(self.ca_root_ttl, 3650 * 86_400)),
+            ("--ca-overlap", self.ca_overlap.is_some()),
+            ("--renew-grace", !same(self.renew_grace, 7 * 86_400)),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
     }
 
     fn store(&self, state: Option<&Path>, shared: Option<&Shared>) -> Result<(Arc<dyn Store>, Key)> {
@@ -189,6 +209,17 @@ fn passphrase(path: &Path) -> Result<String> {
 }
 
 impl Authority {
+    /// Issues for this process.
+    pub fn issuer(&self) -> LocalIssuer {
+        LocalIssuer::new(Arc::clone(&self.ca))
+    }
+
+    /// What its certificates are of.
+    pub fn domain(&self) -> Domain {
+        let place = format!("the certificate authority in {}", self.ca.place());
+        Domain { name: self.ca.trust_domain().to_owned(), place }
+    }
+
     /// The service for proxies.
     pub fn service(&self) -> selvedge_control::proto::identity::identity_server::IdentityServer<IdentityService> {
         IdentityService::server(Arc::clone(&self.ca))

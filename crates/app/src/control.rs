@@ -4,6 +4,7 @@ use crate::{
     authority::{self, Shared},
     fleet::{self, Files},
     logging::{self, Level},
+    plane::{self, Plane},
     run::{
         admin::{self, Address},
         service_manager,
@@ -15,21 +16,20 @@ use clap::Args as ClapArgs;
 use selvedge_admin::{AdminState, Readiness};
 use selvedge_compile::Options;
 use selvedge_control::{
-    Current, Engine,
+    Current, Engine, domain,
     publish::server::Publisher,
     saved,
     source::{
         FolderSource, Source,
         etcd::{Client, EtcdSource, Keeper},
     },
-    transport,
 };
 use selvedge_identity::Identities;
 use selvedge_mesh::identity;
 use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     sync::{Notify, watch},
 };
 
@@ -68,6 +68,9 @@ pub struct Args {
     pub admin: Address,
 }
 
+/// How long is waited for what etcd holds, where the first start depends on it.
+const KNOWN: Duration = Duration::from_secs(20);
+
 pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     let level = logging::start(log)?;
     let saved = !args.no_state && args.state.join(saved::FILE).exists();
@@ -85,18 +88,6 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     code
 }
 
-/// Connections that wait to be accepted, at most: all proxies may come back at once.
-const BACKLOG: u32 = 4096;
-
-/// Proxies are refused until it listens, so that they try the next control plane: who knows nothing yet would tell them
-/// that all they have is gone.
-fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
 async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
@@ -104,54 +95,58 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let state = (!args.no_state).then(|| args.state.clone());
     let name = args.name.clone().unwrap_or_else(fleet::host);
     let shared = (!args.etcd.is_empty()).then(|| etcd(args, &name));
+    // Who knows nothing yet would tell proxies that all they have is gone: nobody listens until it knows.
+    let socket = plane::bind(args.listen)?;
+    let publisher = Publisher::new(&name);
+    let source: Box<dyn Source> = match &shared {
+        None => Box::new(FolderSource::new(args.files.clone())),
+        Some(shared) => {
+            let sharing = shared.keeper.clone();
+            publisher.share(Box::new(move |key, json| sharing.joined(key, json)));
+            Box::new(EtcdSource::new(shared.client.clone()))
+        }
+    };
+    // What is compiled here is never served: it is how resources are judged.
+    let (domain, judged) = (watch::Sender::new(None), Box::new(|_: &_| Vec::new()));
+    let engine = Engine::of_domain(source, state.clone(), Options::default(), judged, domain.subscribe());
+    let (mut current, reload) = (engine.current(), Arc::new(Notify::new()));
+    tokio::spawn(engine.run(reload.clone()));
     // Who brings no certificate gets a certificate authority.
     let authority = match args.identity.cert.is_none() && !args.insecure {
-        true => Some(args.authority.open(state.as_deref(), &identities, shared.as_ref()).await?),
+        true => {
+            let mesh = declared(args, &mut current).await?;
+            Some(args.authority.open(state.as_deref(), &identities, shared.as_ref(), mesh).await?)
+        }
         false => None,
     };
     let mutual = match &authority {
         Some(authority) => Some(authority.mutual()?),
         None => fleet::mutual(&args.identity, args.insecure, &identities)?,
     };
-    let cannot = || format!("cannot listen on {} (choose another address with --listen)", args.listen);
-    let socket = bind(args.listen).with_context(cannot)?;
-    let publisher = Publisher::new(&name);
-    let source: Box<dyn Source> = match shared {
-        None => Box::new(FolderSource::new(args.files.clone())),
-        Some(shared) => {
-            let sharing = shared.keeper;
-            publisher.share(Box::new(move |key, json| sharing.joined(key, json)));
-            Box::new(EtcdSource::new(shared.client))
-        }
-    };
-    // What is compiled here is never served: it is how resources are judged.
-    let engine = Engine::with(source, state, Options::default(), Box::new(|_| Vec::new()));
-    let (current, reload) = (engine.current(), Arc::new(Notify::new()));
-    tokio::spawn(publisher.clone().follow(current.clone()));
-    tokio::spawn(publisher.clone().run());
-    tokio::spawn(engine.run(reload.clone()));
     let keeper = authority.as_ref().map(|a| a.keeper.clone());
+    let plane = Plane { publisher, authority, mutual };
+    domain.send_replace(plane.domain());
+    let publisher = plane.publisher.clone();
+    tokio::spawn(publisher.clone().run());
     let mut known = current.clone();
     serve_admin(args, &publisher, current, drain, level, keeper)?;
-    let server = transport::server().add_service(publisher.service());
-    let server = server.add_optional_service(authority.as_ref().map(authority::Authority::service));
     service_manager::ready();
     let server = async move {
+        // A Mesh of another trust domain must not get out.
+        let told = domain.borrow().as_ref().map(|domain| domain.name.clone());
+        let heeded = |current: &Arc<Current>| current.spoken && (told.is_none() || current.domain == told);
         if !known.borrow().spoken {
             tracing::warn!("nothing is known yet of what etcd holds; proxies are let in once it is");
-            let _ = known.wait_for(|current| current.spoken).await;
         }
-        let listener = socket.listen(BACKLOG).with_context(cannot)?;
-        let address = listener.local_addr()?;
-        let secure = if mutual.is_some() { "mutual TLS" } else { "CLEAR TEXT, nobody proves anything" };
-        tracing::info!(%address, secure, "serving proxies");
-        anyhow::Ok(server.serve_with_incoming(transport::accept(listener, mutual)).await?)
+        let _ = known.wait_for(heeded).await;
+        tokio::spawn(publisher.follow(known));
+        plane.serve(plane::listen(socket)?).await
     };
     let mut server = std::pin::pin!(server);
     loop {
         tokio::select! {
             result = &mut server => {
-                result.context("the server for proxies has ended")?;
+                result?;
                 return Ok(ExitCode::FAILURE);
             }
             asked = signals.next() => match asked {
@@ -169,6 +164,18 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
             },
         }
     }
+}
+
+/// What the Mesh says of the trust domain. Where that is for the authority to know, it is waited for.
+async fn declared(args: &Args, current: &mut watch::Receiver<Arc<Current>>) -> Result<Option<String>> {
+    if args.authority.trust_domain.is_none() {
+        let known = tokio::time::timeout(KNOWN, current.wait_for(|current| current.spoken)).await;
+        known.context(
+            "the Mesh, which may name the trust domain, cannot be read from etcd, and a certificate authority is not opened \
+             without knowing: see that etcd answers, or give --trust-domain",
+        )??;
+    }
+    Ok(domain::declared(&current.borrow().resources).map(str::to_owned))
 }
 
 /// Keeps in etcd what this control plane holds, from now on.

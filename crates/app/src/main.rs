@@ -10,6 +10,7 @@ mod fleet;
 mod join;
 mod logging;
 mod offline;
+mod plane;
 mod proxy;
 mod run;
 mod status;

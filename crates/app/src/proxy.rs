@@ -22,7 +22,7 @@ use selvedge_control::{
     transport::Dialer,
 };
 use selvedge_identity::Identities;
-use selvedge_proxy::discover::Discover;
+use selvedge_proxy::{dial::Dial, discover::Discover};
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     net::SocketAddr,
@@ -131,7 +131,7 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
         bail!("a proxy beside workloads needs to know them: give --workload NAMESPACE/NAME, or --register FILE");
     }
     let registration = args.register.as_deref().map(Registration::read).transpose()?;
-    run::process(&args.common, log, || feed(args, registration))
+    run::process(&args.common, log, async |_| feed(args, registration))
 }
 
 fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
@@ -154,6 +154,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     }
     let (mut beside, numbers) = Beside::open(&args.beside, &args.ports, &locals)?;
     let workloads: Vec<String> = locals.into_iter().map(|local| local.name).collect();
+    let names = workloads.clone();
     let host = fleet::host();
     let role = args.role.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default();
     let hello = Hello {
@@ -176,6 +177,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     let options = Options {
         position: position(args, hello.workloads.iter().zip(&numbers), registration.as_ref()),
         identity: own.clone().filter(|_| args.role == Role::Gateway),
+        trust_domain: own.as_ref().map(|own| own.trust_domain().to_owned()),
         ..args.common.options()
     };
     // What a port always leads to is in use from the start.
@@ -195,7 +197,10 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     let source = StreamSource::new(Me { hello, urls: args.control.clone(), seed }, Arc::new(dialer));
     let handle = source.handle();
     if let Some(registration) = registration {
-        tokio::spawn(registration.keep(handle.clone()));
+        let place = names.iter().position(|name| *name == registration.name());
+        let netns = place.and_then(|at| numbers.get(at)).copied().unwrap_or_default();
+        let dial = Dial::new(Arc::default(), beside.mark, Some(beside.spaces.clone()));
+        tokio::spawn(registration.keep(handle.clone(), netns, Arc::new(dial)));
     }
     for wanted in fixed {
         tokio::spawn(handle.want(wanted));
@@ -216,6 +221,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
             leaving.leave().await;
             let _ = released.await;
         })),
+        publishing: None,
     })
 }
 

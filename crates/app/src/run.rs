@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod handover;
+mod publish;
 pub mod service_manager;
 pub mod signals;
 
@@ -14,10 +15,11 @@ use admin::{Address, Parts, Phase};
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args as ClapArgs;
 use handover::{Inherited, Origin};
+use publish::Publishing;
 use selvedge_compile::{Options, snapshot::Snapshot};
 use selvedge_control::{
-    Engine, Install, Problem, saved,
-    source::{FolderSource, Source},
+    Engine, Install, Problem, domain, saved,
+    source::{FolderSource, Source, WithJoined},
 };
 use selvedge_identity::Identities;
 use selvedge_mesh::{dns::Dns, identity::Keeper};
@@ -30,7 +32,7 @@ use selvedge_proxy::{
 };
 use signals::{Asked, Signals};
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     pin::Pin,
     process::ExitCode,
@@ -44,6 +46,8 @@ pub struct Args {
     /// Folder or file of YAML or JSON resources; may be given several times.
     #[arg(short = 'f', long = "file", required = true, value_name = "DIR")]
     pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub publish: publish::Args,
     #[command(flatten)]
     pub common: Common,
 }
@@ -108,6 +112,8 @@ pub struct Feed {
     pub beside: Beside,
     /// Is told when the process ends, before it drains.
     pub leave: Option<Leave>,
+    /// The control plane in this process.
+    pub publishing: Option<Arc<Publishing>>,
 }
 
 pub type Leave = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -121,8 +127,10 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     for path in &args.files {
         ensure!(path.exists() || saved, "{} does not exist, and no last good configuration is kept", path.display());
     }
-    process(common, log, || {
-        Ok(Feed {
+    args.publish.check()?;
+    process(common, log, async |inherited| match args.publish.listen {
+        Some(listen) => publishing(args, listen, inherited).await,
+        None => Ok(Feed {
             source: Box::new(FolderSource::new(args.files.clone())),
             options: common.options(),
             identities: Arc::default(),
@@ -130,7 +138,40 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
             keeper: None,
             beside: Beside::default(),
             leave: None,
-        })
+            publishing: None,
+        }),
+    })
+}
+
+/// The gateway, as a member of the mesh whose control plane is in this process.
+async fn publishing(args: &Args, listen: SocketAddr, inherited: Option<TcpListener>) -> Result<Feed> {
+    let common = &args.common;
+    let state = (!common.no_state).then(|| common.state.clone());
+    let source = || FolderSource::new(args.files.clone());
+    let mesh = {
+        // Before anything is compiled: who the gateway is depends on it.
+        let mut source = source();
+        if let Some(Ok(Some(saved))) = state.as_deref().map(saved::Saved::load) {
+            source.remember(&saved);
+        }
+        source.refresh(true);
+        domain::declared(source.resources()).map(str::to_owned)
+    };
+    let (publishing, member, joined) = Publishing::open(&args.publish, listen, state, mesh, inherited).await?;
+    let options = Options {
+        identity: Some(member.identity),
+        trust_domain: Some(publishing.domain().name.clone()),
+        ..common.options()
+    };
+    Ok(Feed {
+        source: Box::new(WithJoined::new(source(), joined)),
+        options,
+        identities: member.identities,
+        discover: None,
+        keeper: Some(member.keeper),
+        beside: Beside::default(),
+        leave: None,
+        publishing: Some(Arc::new(publishing)),
     })
 }
 
@@ -141,8 +182,13 @@ impl Common {
     }
 }
 
-/// Serves until the process is asked to end. `feed` is called on the control runtime.
-pub fn process(args: &Common, log: &str, feed: impl FnOnce() -> Result<Feed>) -> Result<ExitCode> {
+/// Serves until the process is asked to end. `feed` is called on the control runtime, with the socket for proxies of the process
+/// that this one takes over from.
+pub fn process(
+    args: &Common,
+    log: &str,
+    feed: impl AsyncFnOnce(Option<TcpListener>) -> Result<Feed>,
+) -> Result<ExitCode> {
     let level = logging::start(log)?;
     let origin = Origin::find()?;
     let inherited = Inherited::take()?;
@@ -163,9 +209,13 @@ async fn serve(
     level: Level,
     origin: &Origin,
     inherited: Option<Inherited>,
-    feed: impl FnOnce() -> Result<Feed>,
+    feed: impl AsyncFnOnce(Option<TcpListener>) -> Result<Feed>,
 ) -> Result<ExitCode> {
-    let mut feed = feed()?;
+    let (mut inherited, mut old_admin, mut old_control) = (inherited, None, None);
+    if let Some(inherited) = &mut inherited {
+        (old_admin, old_control) = (inherited.admin.take(), inherited.control.take());
+    }
+    let mut feed = feed(old_control).await?;
     let leave = feed.leave.take();
     let drain = Arc::new(Notify::new());
     let mut signals = Signals::new(drain.clone()).context("signals cannot be received")?;
@@ -175,9 +225,16 @@ async fn serve(
     if let Some(keeper) = feed.keeper.take() {
         proxy.shared().telemetry.registry.collect(move |out| keeper.encode(out));
     }
-    let parts = Parts { proxy, phase: Arc::new(Phase::default()), current: Arc::new(OnceLock::new()), drain, level };
-    let (old_admin, sockets, old) =
-        inherited.map(Inherited::split).map_or((None, Vec::new(), None), |(a, s, o)| (a, s, Some(o)));
+    let publishing = feed.publishing.clone();
+    let parts = Parts {
+        proxy,
+        phase: Arc::new(Phase::default()),
+        current: Arc::new(OnceLock::new()),
+        publisher: publishing.as_ref().map(|publishing| publishing.publisher().clone()),
+        drain,
+        level,
+    };
+    let (sockets, old) = inherited.map(Inherited::split).map_or((Vec::new(), None), |(s, o)| (s, Some(o)));
     parts.proxy.inherit(sockets);
     let admin = match old_admin {
         Some(socket) => Some(socket),
@@ -193,6 +250,12 @@ async fn serve(
     }
     let reload = Arc::new(Notify::new());
     let looks = start_engine(args, feed, &parts, &reload);
+    if let (Some(publishing), Some(current)) = (&publishing, parts.current.get()) {
+        publishing.serve(current.clone()).await?;
+        if let Some(socket) = publishing.socket() {
+            parts.proxy.keep_private(socket.local_addr()?);
+        }
+    }
     parts.phase.serving();
     if let Some(old) = old {
         serve_admin(&parts, admin.as_ref(), &admin_end)?;
@@ -203,7 +266,8 @@ async fn serve(
         }
     }
     service_manager::ready();
-    let ended = until_end(&parts, &mut signals, origin, admin.as_ref(), (&reload, looks)).await;
+    let upgrade = Upgrade { origin, proxy: &parts.proxy, admin: admin.as_ref(), publishing: publishing.as_deref() };
+    let ended = until_end(&parts, &mut signals, &upgrade, (&reload, looks)).await;
     if let (Ended::Asked, Some(leave)) = (&ended, leave) {
         let _ = tokio::time::timeout(LEAVE, leave).await;
     }
@@ -246,9 +310,12 @@ fn serve_admin(parts: &Parts, socket: Option<&TcpListener>, end: &watch::Sender<
 fn start_engine(args: &Common, feed: Feed, parts: &Parts, reload: &Arc<Notify>) -> watch::Receiver<u64> {
     let target = parts.proxy.clone();
     let names = feed.beside.names.clone();
-    target.shared().telemetry.registry.collect(Dns::samples_of(&names));
+    let servers: Vec<&Dns> = names.iter().map(|(_, server)| server).collect();
+    target.shared().telemetry.registry.collect(Dns::samples_of(&servers));
     let install: Install = Box::new(move |snapshot: &Snapshot| {
-        names.iter().for_each(|server| server.set(snapshot.dns.clone()));
+        for (netns, server) in names.iter() {
+            server.set(snapshot.dns.get(netns).cloned().unwrap_or_default());
+        }
         let problem = |p: selvedge_proxy::proxy::ListenerProblem| Problem {
             listener: p.bind.to_string(),
             message: p.message,
@@ -257,7 +324,9 @@ fn start_engine(args: &Common, feed: Feed, parts: &Parts, reload: &Arc<Notify>) 
         target.install(snapshot).into_iter().map(problem).collect()
     });
     let state = (!args.no_state).then(|| args.state.clone());
-    let engine = Engine::with(feed.source, state, feed.options, install);
+    let domain = feed.publishing.as_ref().map(|publishing| publishing.domain().clone());
+    let domain = watch::Sender::new(domain).subscribe();
+    let engine = Engine::of_domain(feed.source, state, feed.options, install, domain);
     let (current, looks) = (engine.current(), engine.looks());
     // Set once, here.
     let _ = parts.current.set(current.clone());
@@ -273,12 +342,36 @@ enum Ended {
     Replaced(tokio::process::Child),
 }
 
+/// What the new binary is handed.
+struct Upgrade<'p> {
+    origin: &'p Origin,
+    proxy: &'p Proxy,
+    admin: Option<&'p TcpListener>,
+    publishing: Option<&'p Publishing>,
+}
+
+impl Upgrade<'_> {
+    /// Returns when the new process serves. When it does not come to that, everything is as before.
+    async fn run(&self) -> Result<tokio::process::Child> {
+        // One process at a time has the certificate authority.
+        if let Some(publishing) = self.publishing {
+            publishing.check_upgrade()?;
+            publishing.pause().await;
+        }
+        let control = self.publishing.and_then(Publishing::socket);
+        let child = self.origin.hand_over(self.proxy, self.admin, control).await;
+        if let (Err(_), Some(publishing)) = (&child, self.publishing) {
+            publishing.resume().await;
+        }
+        child
+    }
+}
+
 /// Reloads and upgrades when asked to, until the process is to end.
 async fn until_end(
     parts: &Parts,
     signals: &mut Signals,
-    origin: &Origin,
-    admin: Option<&TcpListener>,
+    new: &Upgrade<'_>,
     (reload, mut looks): (&Notify, watch::Receiver<u64>),
 ) -> Ended {
     let mut upgrade = std::pin::pin!(None);
@@ -316,7 +409,7 @@ async fn until_end(
             Asked::Upgrade if upgrade.is_some() => tracing::warn!("SIGUSR2: an upgrade is under way already"),
             Asked::Upgrade => {
                 tracing::info!("SIGUSR2: starting the new binary");
-                upgrade.set(Some(origin.hand_over(&parts.proxy, admin)));
+                upgrade.set(Some(new.run()));
             }
         }
     }

@@ -32,7 +32,7 @@ pub struct Setup {
 /// `selvedge run`. Dropping it kills it, and what has taken over from it.
 pub struct Selvedge {
     pub admin: SocketAddr,
-    home: TempDir,
+    setup: Setup,
     child: Child,
     pids: Vec<u32>,
 }
@@ -95,36 +95,53 @@ impl Setup {
     /// Starts it and waits until it is ready.
     pub async fn start(self) -> Selvedge {
         let child = self.spawn();
-        let mut selvedge = Selvedge { admin: self.admin, pids: vec![child.id()], home: self.home, child };
-        let limit = Instant::now() + LIMIT;
-        while !matches!(selvedge.admin_get("/ready").await, Ok((200, _))) {
-            if let Ok(Some(status)) = selvedge.child.try_wait() {
-                panic!("it ended with {status}:\n{}", selvedge.log());
-            }
-            assert!(Instant::now() < limit, "not ready in time:\n{}", selvedge.log());
-            tokio::time::sleep(LOOK).await;
-        }
+        let mut selvedge = Selvedge { admin: self.admin, pids: vec![child.id()], setup: self, child };
+        selvedge.ready().await;
         selvedge
     }
 }
 
 impl Selvedge {
+    async fn ready(&mut self) {
+        let limit = Instant::now() + LIMIT;
+        while !matches!(self.admin_get("/ready").await, Ok((200, _))) {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("it ended with {status}:\n{}", self.log());
+            }
+            assert!(Instant::now() < limit, "not ready in time:\n{}", self.log());
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// As `kill -9` does it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again as it was started, after [`Selvedge::kill`].
+    pub async fn restart(&mut self) {
+        self.child = self.setup.spawn();
+        self.pids = vec![self.child.id()];
+        self.ready().await;
+    }
+
     /// Writes a file of resources, whole at once.
     pub fn write(&self, name: &str, text: &str) {
         write(&self.config(), name, text);
     }
 
     pub fn config(&self) -> PathBuf {
-        self.home.path().join("config")
+        self.setup.home.path().join("config")
     }
 
     pub fn state(&self) -> PathBuf {
-        self.home.path().join("state")
+        self.setup.home.path().join("state")
     }
 
     /// The path that it was started by.
     pub fn binary(&self) -> PathBuf {
-        self.home.path().join("selvedge")
+        self.setup.home.path().join("selvedge")
     }
 
     /// The process that serves.
@@ -134,7 +151,7 @@ impl Selvedge {
 
     /// What it has logged; after an upgrade, what all of them have.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.setup.home.path().join("log")).unwrap_or_default()
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -3,7 +3,7 @@
 use crate::logging::Level;
 use anyhow::{Context, Result};
 use selvedge_admin::{AdminState, LogLevel, Readiness};
-use selvedge_control::Current;
+use selvedge_control::{Current, publish::server::Publisher};
 use selvedge_proxy::{listener::OpenListener, proxy::Proxy, telemetry};
 use std::{
     future::Future,
@@ -92,6 +92,8 @@ pub struct Parts {
     pub phase: Arc<Phase>,
     /// Set when the first configuration is in effect.
     pub current: Arc<OnceLock<watch::Receiver<Arc<Current>>>>,
+    /// Of a process that is a control plane too.
+    pub publisher: Option<Publisher>,
     pub drain: Arc<Notify>,
     pub level: Level,
 }
@@ -132,7 +134,10 @@ impl Parts {
                 let open = listeners.listeners().into_iter().chain(listeners.closing());
                 open.map(|listener| describe(&listener)).collect()
             }),
-            nodes: Arc::new(Vec::new),
+            nodes: {
+                let publisher = self.publisher.clone();
+                Arc::new(move || publisher.as_ref().map(Publisher::nodes).unwrap_or_default())
+            },
             drain: Arc::new(move || drain.notify_one()),
             log_level: log_level(level),
         }

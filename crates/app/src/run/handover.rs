@@ -59,6 +59,8 @@ struct Passed {
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Admin,
+    /// Where proxies connect.
+    Control,
     Tcp,
     Udp,
 }
@@ -88,11 +90,16 @@ impl Origin {
         Ok(Self { program, arguments: arguments.collect() })
     }
 
-    /// Starts the new binary and passes it the sockets of `proxy` and the admin listener. Returns when it is ready and
+    /// Starts the new binary and passes it the sockets of `proxy`, the admin listener's and that for proxies. Returns when it is ready and
     /// accepts; this process is then to stop accepting. On an error (and when the future is dropped) the new process
     /// is killed.
-    pub async fn hand_over(&self, proxy: &Proxy, admin: Option<&TcpListener>) -> Result<Child> {
-        let sockets = sockets(proxy, admin)?;
+    pub async fn hand_over(
+        &self,
+        proxy: &Proxy,
+        admin: Option<&TcpListener>,
+        control: Option<&TcpListener>,
+    ) -> Result<Child> {
+        let sockets = sockets(proxy, admin, control)?;
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
         ours.set_write_timeout(Some(MESSAGE))?;
         let mut command = Command::new(&self.program);
@@ -151,12 +158,17 @@ impl Killed {
     }
 }
 
-fn sockets(proxy: &Proxy, admin: Option<&TcpListener>) -> Result<Vec<(Passed, OwnedFd)>> {
+fn sockets(
+    proxy: &Proxy,
+    admin: Option<&TcpListener>,
+    control: Option<&TcpListener>,
+) -> Result<Vec<(Passed, OwnedFd)>> {
     let mut all = Vec::new();
-    if let Some(admin) = admin {
-        let local = admin.local_addr()?;
-        let passed = Passed { kind: Kind::Admin, address: Some(local.ip()), port: local.port() };
-        all.push((passed, admin.as_fd().try_clone_to_owned()?));
+    for (kind, socket) in [(Kind::Admin, admin), (Kind::Control, control)] {
+        let Some(socket) = socket else { continue };
+        let local = socket.local_addr()?;
+        let passed = Passed { kind, address: Some(local.ip()), port: local.port() };
+        all.push((passed, socket.as_fd().try_clone_to_owned()?));
     }
     for listener in proxy.listeners() {
         let Bind { address, port, transport, .. } = listener.bind;
@@ -190,6 +202,8 @@ fn send(mut to: UnixStream, sockets: &[(Passed, OwnedFd)]) -> std::io::Result<Un
 /// What the old process has passed to this one.
 pub struct Inherited {
     pub admin: Option<TcpListener>,
+    /// Where proxies connect.
+    pub control: Option<TcpListener>,
     pub sockets: Vec<(Bind, OpenSocket)>,
     old: UnixStream,
 }
@@ -226,7 +240,7 @@ impl Inherited {
         old.read_exact(&mut list)?;
         let list: Vec<Passed> = serde_json::from_slice(&list)?;
         ensure!(list.len() <= MAX_SOCKETS, "too many sockets");
-        let mut inherited = Self { admin: None, sockets: Vec::new(), old };
+        let mut inherited = Self { admin: None, control: None, sockets: Vec::new(), old };
         for passed in list {
             let fd = receive_one(&inherited.old)?;
             inherited.add(passed, fd).with_context(|| format!("socket {passed:?}"))?;
@@ -249,11 +263,12 @@ impl Inherited {
                 check_address(passed, socket.local_addr()?)?;
                 self.sockets.push((bind(Transport::Udp), OpenSocket::Udp(socket)));
             }
-            Kind::Tcp | Kind::Admin => {
+            Kind::Tcp | Kind::Admin | Kind::Control => {
                 let socket = TcpListener::from(fd);
                 check_address(passed, socket.local_addr()?)?;
                 match passed.kind {
                     Kind::Admin => self.admin = Some(socket),
+                    Kind::Control => self.control = Some(socket),
                     _ => self.sockets.push((bind(Transport::Tcp), OpenSocket::Tcp(socket))),
                 }
             }
@@ -269,9 +284,9 @@ impl Inherited {
         old.write_all(READY).context("the old process is gone")
     }
 
-    /// What is left when everything was taken out.
-    pub fn split(self) -> (Option<TcpListener>, Vec<(Bind, OpenSocket)>, UnixStream) {
-        (self.admin, self.sockets, self.old)
+    /// The sockets of listeners, and what is left when everything was taken out.
+    pub fn split(self) -> (Vec<(Bind, OpenSocket)>, UnixStream) {
+        (self.sockets, self.old)
     }
 }
 

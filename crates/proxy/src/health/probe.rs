@@ -44,7 +44,7 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, endpoint: Weak<LiveEndpoint>
         let settings = live.settings();
         let Some(config) = settings.config.health_checks.get(index) else { return };
         drop(live);
-        let one = One::new(&settings, config, (target.address, target.others()), target.peer.as_deref());
+        let one = One::new(&settings, config, (target.address, &target.others()[..]), target.peer.as_deref());
         let result = one.within_its_time(&mut kept).await;
         let Some(live) = cluster.upgrade() else { return };
         live.counters.health_checks.fetch_add(1, Ordering::Relaxed);
