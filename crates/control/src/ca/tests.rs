@@ -248,17 +248,17 @@ async fn a_ca_is_the_same_after_a_restart() {
     assert!(!raw.windows(DOMAIN.len()).any(|w| w == DOMAIN.as_bytes()), "something is stored in the clear");
     let unnamed =
         |mesh: &str| Options { trust_domain: None, mesh: Some(mesh.to_owned()), ..options(Lifetimes::default()) };
-    let found = Ca::open(Arc::clone(&store) as _, &passphrase(), unnamed("mesh.example"), hand.clock()).await.unwrap();
+    let found = Ca::open(Arc::clone(&store) as _, &passphrase(), unnamed("fresh.example"), hand.clock()).await.unwrap();
     assert_eq!(found.trust_domain(), DOMAIN, "that of the store");
     drop(found);
     let fresh = |options| {
         let (store, hand) = (Arc::new(Memory::new()), hand.clone());
         async move { Ca::open(store as _, &passphrase(), options, hand.clock()).await }
     };
-    assert_eq!(fresh(unnamed("mesh.example")).await.unwrap().trust_domain(), "mesh.example");
-    let both = Options { trust_domain: Some(DOMAIN.to_owned()), ..unnamed("mesh.example") };
+    assert_eq!(fresh(unnamed("fresh.example")).await.unwrap().trust_domain(), "fresh.example");
+    let both = Options { trust_domain: Some(DOMAIN.to_owned()), ..unnamed("fresh.example") };
     let refused = fresh(both).await.unwrap_err().to_string();
-    assert!(refused.contains(DOMAIN) && refused.contains("the Mesh says mesh.example"), "{refused}");
+    assert!(refused.contains(DOMAIN) && refused.contains("the Mesh says fresh.example"), "{refused}");
     let other = Options { trust_domain: Some("other.example".to_owned()), ..options(Lifetimes::default()) };
     let refused = Ca::open(Arc::clone(&store) as _, &passphrase(), other, hand.clock()).await;
     assert!(
