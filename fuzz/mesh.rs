@@ -215,7 +215,7 @@ fn names() -> &'static DnsNames {
             ("many.shop.svc.cluster.local", many),
         ];
         DnsNames {
-            names: names.into_iter().map(|(name, addresses)| (name.to_owned(), addresses)).collect(),
+            names: Arc::new(names.into_iter().map(|(name, addresses)| (name.to_owned(), addresses)).collect()),
             search: ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(str::to_owned).to_vec(),
             ttl: Duration::from_secs(30),
         }

@@ -163,9 +163,13 @@ impl Shop {
     }
 
     async fn becomes(&self, at: SocketAddr, status: u16) {
+        self.becomes_for(HOST, at, status).await;
+    }
+
+    async fn becomes_for(&self, host: &str, at: SocketAddr, status: u16) {
         let asked = async || {
             let Ok(mut connection) = http1::Connection::open(at).await else { return false };
-            connection.get(HOST, "/").await.is_ok_and(|answer| answer.status == status)
+            connection.get(host, "/").await.is_ok_and(|answer| answer.status == status)
         };
         self.main.until(&format!("{status} at {at}"), asked).await;
     }
@@ -234,7 +238,7 @@ async fn an_upgrade_hands_proxies_over_and_loses_no_request() {
 
 #[tokio::test]
 async fn the_trust_domain_of_the_mesh_stays() {
-    let shop = Shop::open(&[]).await;
+    let mut shop = Shop::open(&[]).await;
     let state = shop.main.state().to_string_lossy().into_owned();
     let shown = shop.ask(&["ca", "show", "--state", &state]);
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
@@ -252,10 +256,38 @@ async fn the_trust_domain_of_the_mesh_stays() {
     }
     load.more(50).await;
     shop.becomes(shop.front, 200).await;
+    // Nor does a restart let it in.
+    shop.main.kill();
+    shop.main.restart().await;
+    shop.main.status_has("SELV0224").await;
+    shop.becomes(shop.front, 200).await;
     shop.main.write("mesh.yaml", &mesh("shop.example"));
     shop.main.status_has("\"last_good\":false").await;
     load.more(50).await;
     load.stop().await.assert_nothing_failed("a Mesh of another trust domain");
+}
+
+/// The gateway learns of them from the control plane beside it, as other proxies do.
+#[tokio::test]
+async fn workloads_that_join_are_reached_by_the_gateway_too() {
+    let shop = Shop::open(&[]).await;
+    let late = at(4);
+    let _backend = Backend::start_at(late, "late").await;
+    shop.main.write(
+        "late.yaml",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: late, namespace: shop}}\nspec: {{selector: {{app: late}}, ports: [{{port: 80, targetPort: {}}}]}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: late, namespace: shop}}\nspec:\n  parentRefs: [{{name: edge}}]\n  hostnames: [late.example]\n  rules: [{{backendRefs: [{{name: late, port: 80}}]}}]\n",
+            late.port()
+        ),
+    );
+    shop.becomes_for("late.example", shop.front, 503).await;
+    let file = shop.folder.path().join("late.yaml");
+    let workload = "apiVersion: selvedge.dev/v1alpha1\nkind: Workload\nmetadata: {name: late-1, namespace: shop, labels: {app: late}}\nspec: {addresses: [127.0.0.4], serviceAccount: late, tunnel: {protocol: None}}\n";
+    fs::write(&file, workload).expect("written");
+    let beside = shop.sidecar("late", "shop/late", &["--hbone", "off", "--register", &file.to_string_lossy()]);
+    shop.becomes_for("late.example", shop.front, 200).await;
+    drop(beside);
+    shop.becomes_for("late.example", shop.front, 503).await;
 }
 
 /// A contradiction at the first start is told before anything is made.
