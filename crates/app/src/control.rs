@@ -26,7 +26,10 @@ use selvedge_control::{
 };
 use selvedge_identity::Identities;
 use selvedge_mesh::identity;
-use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
+use selvedge_proxy::{
+    telemetry::{Telemetry, families::Family},
+    worker::WorkerCount,
+};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -126,7 +129,8 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let keeper = authority.as_ref().map(|a| a.keeper.clone());
     let plane = Plane { publisher, authority, mutual };
     domain.send_replace(plane.domain());
-    let publisher = plane.publisher.clone();
+    let (publisher, look) = (plane.publisher.clone(), reload.clone());
+    publisher.look(Box::new(move || look.notify_one()));
     tokio::spawn(publisher.clone().run());
     let mut known = current.clone();
     serve_admin(args, &publisher, current, drain, level, keeper)?;
@@ -202,6 +206,8 @@ fn serve_admin(
     if let Some(keeper) = keeper {
         telemetry.registry.collect(move |out| keeper.encode(out));
     }
+    let waiting = publisher.clone();
+    telemetry.registry.collect(move |out| out.sample(Family::ControlBehind, &[], waiting.behind() as u64));
     let state = AdminState {
         telemetry,
         readiness: Arc::new(move || match known.borrow().spoken {

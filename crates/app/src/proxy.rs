@@ -173,6 +173,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         gateways: args.gateway.clone(),
         subscriptions: Vec::new(),
         host,
+        source: None,
     };
     let options = Options {
         position: position(args, hello.workloads.iter().zip(&numbers), registration.as_ref()),

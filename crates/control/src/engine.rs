@@ -3,7 +3,7 @@
 use crate::{
     domain::{Domain, Guard},
     saved::Saved,
-    source::{FolderSource, Source},
+    source::{FolderSource, Mark, Source},
 };
 use selvedge_compile::{
     Compiled, Compiler, Options,
@@ -52,6 +52,8 @@ pub struct Current {
     pub problems: Vec<Problem>,
     /// The trust domain of the certificates, as far as it was known: no Mesh of another one is in effect.
     pub domain: Option<String>,
+    /// How new the resources are, where the source can tell.
+    pub mark: Option<Mark>,
     /// The source has said something; before, nothing is known of what there is.
     pub spoken: bool,
     /// Something is served that the sources do not (readably) say any more.
@@ -200,7 +202,12 @@ impl Engine {
             }
         };
         if round {
-            self.round(began, cause);
+            return self.round(began, cause);
+        }
+        // What is newer there has nothing to do with resources.
+        let mark = self.source.mark();
+        if self.current.borrow().mark != mark {
+            self.current.send_modify(|current| *current = Arc::new(Current { mark, ..Current::clone(current) }));
         }
     }
 
@@ -250,6 +257,7 @@ impl Engine {
             compiled,
             problems,
             domain: self.options.trust_domain.clone(),
+            mark: self.source.mark(),
             spoken: self.source.has_spoken(),
             last_good: self.source.is_last_good() || kept_mesh,
             installed: if unchanged { before.installed } else { self.options.now },

@@ -1,5 +1,6 @@
 //! The last good state on disk: what is served when the sources are broken at start.
 
+use crate::source::Mark;
 use selvedge_model::Resource;
 use serde_json::{Value, json};
 use std::{
@@ -14,6 +15,8 @@ use std::{
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Saved {
     pub files: BTreeMap<PathBuf, Vec<Resource>>,
+    /// How new it is, where that is known.
+    pub mark: Option<Mark>,
 }
 
 /// The name of the file in the state folder.
@@ -36,7 +39,8 @@ impl Saved {
         let read = |list: &Value| -> Vec<Resource> {
             list.as_array().into_iter().flatten().filter_map(|v| Resource::from_value(v).ok()).collect()
         };
-        Ok(Some(Self { files: files.iter().map(|(path, list)| (PathBuf::from(path), read(list))).collect() }))
+        let mark = value.get("source").and_then(|mark| serde_json::from_value(mark.clone()).ok()).flatten();
+        Ok(Some(Self { files: files.iter().map(|(path, list)| (PathBuf::from(path), read(list))).collect(), mark }))
     }
 
     /// Writes it, readable by the owner only (it holds private keys), so that a crash leaves the old or the new whole.
@@ -47,7 +51,7 @@ impl Saved {
         fs::create_dir_all(state)?;
         let list = |resources: &Vec<Resource>| resources.iter().map(Resource::to_value).collect::<Vec<_>>();
         let files: BTreeMap<_, _> = self.files.iter().map(|(path, r)| (path.to_string_lossy(), list(r))).collect();
-        let text = serde_json::to_vec(&json!({ "version": 1, "files": files }))?;
+        let text = serde_json::to_vec(&json!({ "version": 1, "files": files, "source": self.mark }))?;
         // Two processes write at the same time while one takes over from the other.
         let new = state.join(format!("{FILE}.{}", std::process::id()));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;

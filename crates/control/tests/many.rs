@@ -201,6 +201,7 @@ impl World {
                 removals: group.removals.iter().map(ToString::to_string).collect(),
                 answers: group.answers,
                 last: true,
+                ..Update::default()
             };
             let stream = self.proxies[i].stream;
             let message = ControlMessage { message: Some(Message::Update(update)) };

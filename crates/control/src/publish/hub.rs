@@ -7,8 +7,12 @@ use super::{
     scope::{Interest, Role, Wanted, scope},
     version::{Sum, Version, canonical, read_key},
 };
-use crate::proto::discovery::{
-    Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message, subscription::What,
+use crate::{
+    proto::discovery::{
+        Answer, Hello, Known, ProxyMessage, Register, Subscribe, Subscription, proxy_message::Message,
+        subscription::What,
+    },
+    source::Mark,
 };
 use ahash::{AHashMap, AHashSet};
 use selvedge_model::{Kind, Resource, ResourceKey};
@@ -34,6 +38,8 @@ const MAX_NAMES: usize = 1_000;
 const MAX_STALE: usize = 256;
 /// A stream that has not said who it is and what it has by then is cut: it takes the place of a proxy.
 const GREETING: Millis = 60_000;
+/// Looks at all of the source, begun after a proxy has told of something newer there, until it is not believed.
+const LOOKS: u64 = 2;
 /// After a start, workloads that have not yet come back are not taken from proxies for so long.
 pub const SETTLE: Millis = 10_000;
 
@@ -61,6 +67,8 @@ pub struct Hub {
     settled: bool,
     /// Workloads that went since the start, until it has settled: they do not come back.
     went: BTreeSet<ResourceKey>,
+    /// How new the resources are, where their source can tell.
+    mark: Option<Mark>,
     out: Vec<(NodeId, Output)>,
 }
 
@@ -86,7 +94,16 @@ pub struct Member {
     proves: bool,
     pub since: Millis,
     view: Option<ViewId>,
+    /// What it has seen that is newer than what is known here, with the looks at the source until then.
+    ahead: Option<Mark>,
     pub node: Node,
+}
+
+impl Member {
+    /// The newer state that it has seen, and that this control plane must reach first.
+    pub fn ahead(&self) -> Option<&Mark> {
+        self.ahead.as_ref()
+    }
 }
 
 struct Seen<'a> {
@@ -129,6 +146,7 @@ impl Hub {
             settles: now + SETTLE,
             settled: false,
             went: BTreeSet::new(),
+            mark: None,
             out: Vec::new(),
         }
     }
@@ -156,8 +174,39 @@ impl Hub {
 
     /// Resources of the source that are new, other than before (`Some`), or gone.
     pub fn resources(&mut self, now: Millis, changes: Vec<(ResourceKey, Option<Resource>)>) {
+        let mark = self.mark.clone();
+        self.resources_at(now, changes, mark);
+    }
+
+    /// As [`Hub::resources`], with how new they are after that. Proxies that have seen something newer, at another control
+    /// plane, are told nothing until this one has caught up.
+    pub fn resources_at(&mut self, now: Millis, changes: Vec<(ResourceKey, Option<Resource>)>, mark: Option<Mark>) {
+        self.mark = mark;
         let changes = self.joined.shadow(changes);
         self.change(now, changes);
+        let mark = self.mark.as_ref();
+        let caught_up = |ahead: &Mark| mark.is_none_or(|m| !m.is_behind(ahead) || m.looks >= ahead.looks + LOOKS);
+        let up = self.members.iter_mut().filter_map(|(node, member)| {
+            let ahead = member.ahead.take_if(|ahead| caught_up(ahead))?;
+            if mark.is_some_and(|m| m.is_behind(&ahead)) {
+                let (revision, proxy) = (ahead.revision, &member.hello.id);
+                tracing::warn!(proxy, revision, "the source has gone back behind what this proxy has seen: it follows");
+            }
+            Some(*node)
+        });
+        for node in up.collect::<Vec<_>>() {
+            self.step(now, node, Event::CaughtUp);
+        }
+    }
+
+    /// Proxies that have seen something newer than what is known here, and wait until it is.
+    pub fn behind(&self) -> usize {
+        self.members.values().filter(|member| member.ahead.is_some()).count()
+    }
+
+    /// How new the resources are.
+    pub fn mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
     }
 
     /// A stream begins. `proven` is what its certificate says; `None` when the listener asks for none.
@@ -170,6 +219,7 @@ impl Hub {
             proves,
             since: now,
             view: None,
+            ahead: None,
             node: Node::default(),
         };
         self.members.insert(node, member);
@@ -284,8 +334,19 @@ impl Hub {
             self.joined.inherit(twin, node);
             self.close(twin, "the proxy has opened another stream".to_owned());
         }
+        let ahead = hello.source.as_ref().map(Mark::from_wire).zip(self.mark.as_ref());
+        let ahead = ahead.filter(|(theirs, ours)| ours.is_behind(theirs));
+        let ahead = ahead.map(|(theirs, ours)| Mark { looks: ours.looks, ..theirs });
         if let Some(member) = self.members.get_mut(&node) {
-            (member.hello, member.role) = (hello, Some(role));
+            if let Some(ahead) = &ahead {
+                tracing::warn!(
+                    proxy = hello.id,
+                    revision = ahead.revision,
+                    "this proxy has seen something newer of the source than this control plane: it keeps that until this one has caught up"
+                );
+                member.node.fall_behind();
+            }
+            (member.hello, member.role, member.ahead) = (hello, Some(role), ahead);
         }
         self.enter_view(node, interest);
         let identity = identity.map(|id| id.as_str().to_owned()).unwrap_or_default();
@@ -547,7 +608,10 @@ impl Hub {
     fn act(&mut self, now: Millis, node: NodeId, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Send(group) => self.out.push((node, Output::Group(group))),
+                Action::Send(mut group) => {
+                    group.mark.clone_from(&self.mark);
+                    self.out.push((node, Output::Group(group)));
+                }
                 Action::WantTurn => {
                     self.waiting.push_back(node);
                     self.next_turns(now);
@@ -654,6 +718,35 @@ mod tests {
         assert_eq!(closed(&mut hub), [0; 0]);
         hello(&mut hub, 3, "web", "web");
         assert_eq!(closed(&mut hub), [2], "the same proxy has come again");
+    }
+
+    #[test]
+    fn a_control_plane_that_is_behind_says_nothing_until_it_is_not() {
+        let mark = |revision, looks| Some(Mark { origin: "etcd".into(), revision, looks });
+        let groups = |hub: &mut Hub| {
+            let out = hub.take_output().into_iter();
+            out.filter(|(_, output)| matches!(output, Output::Group(_))).map(|(node, _)| node).collect::<Vec<_>>()
+        };
+        let mut hub = Hub::new(0);
+        hub.resources_at(0, Vec::new(), mark(5, 1));
+        for (node, source) in [(1, mark(6, 0)), (2, mark(5, 0)), (3, None), (4, mark(9, 0))] {
+            let source = source.map(|mark| mark.to_wire());
+            let elsewhere = crate::proto::discovery::Source { origin: "other etcd".into(), revision: 9 };
+            let source = if node == 3 { Some(elsewhere) } else { source };
+            hub.connected(0, node, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
+            let id = format!("p{node}");
+            let hello = Hello { id, role: WireRole::Sidecar.into(), source, ..Hello::default() };
+            hub.message(0, node, ProxyMessage { message: Some(Message::Hello(hello)) });
+            let known = Known { resources: Vec::new(), last: true };
+            hub.message(0, node, ProxyMessage { message: Some(Message::Known(known)) });
+        }
+        assert_eq!((groups(&mut hub), hub.behind()), (vec![2, 3], 2));
+        hub.resources_at(0, Vec::new(), mark(6, 1));
+        assert_eq!((groups(&mut hub), hub.behind()), (vec![1], 1));
+        hub.resources_at(0, Vec::new(), mark(6, 2));
+        assert_eq!((groups(&mut hub), hub.behind()), (vec![], 1), "that look may have begun before");
+        hub.resources_at(0, Vec::new(), mark(6, 3));
+        assert_eq!((groups(&mut hub), hub.behind()), (vec![4], 0));
     }
 
     #[test]

@@ -8,7 +8,10 @@ use super::{
     graph::Entry,
     version::{Version, read_key},
 };
-use crate::proto::discovery::{Ack, Answer};
+use crate::{
+    proto::discovery::{Ack, Answer},
+    source::Mark,
+};
 use ahash::AHashMap;
 use selvedge_model::ResourceKey;
 use std::{
@@ -55,6 +58,8 @@ pub enum Event<'a> {
     Ack(Ack),
     /// What may have come has come.
     Settled,
+    /// The control plane is no longer behind what the proxy has seen.
+    CaughtUp,
     /// Time has passed.
     Tick,
 }
@@ -78,6 +83,8 @@ pub struct Group {
     pub upserts: Vec<Arc<Entry>>,
     pub removals: Vec<Arc<ResourceKey>>,
     pub answers: Vec<Answer>,
+    /// How new it is; the hub knows.
+    pub mark: Option<Mark>,
 }
 
 /// What a proxy does not serve.
@@ -92,7 +99,9 @@ pub struct Rejected {
 #[derive(Debug, Default)]
 pub struct Node {
     phase: Phase,
-    /// While greeting.
+    /// The proxy has seen something newer than what is known here: it is sent nothing.
+    behind: bool,
+    /// Until the first update.
     has: AHashMap<ResourceKey, Version>,
     changed: BTreeSet<Arc<ResourceKey>>,
     /// Not here, but may come.
@@ -113,6 +122,8 @@ pub struct Node {
 enum Phase {
     #[default]
     Greeting,
+    /// It has said what it has, and this control plane must catch up.
+    Behind,
     Waiting,
     /// Has its turn; the first update is not yet answered.
     First,
@@ -146,11 +157,16 @@ impl Node {
             Event::Known(resources, last) => self.known(resources, last, sight, &mut actions),
             Event::Turn if self.phase == Phase::Waiting => self.phase = Phase::First,
             Event::Turn => actions.push(Action::TurnDone),
-            Event::Changed(keys) if self.phase != Phase::Greeting => self.changed.extend(keys.iter().cloned()),
-            Event::Changed(_) => {}
+            Event::Changed(keys) => self.note(keys),
             Event::Answers(answers) => self.answers.extend(answers),
             Event::Ack(ack) => self.ack(now, ack, &mut actions),
             Event::Settled => self.changed.append(&mut self.held),
+            Event::CaughtUp => {
+                self.behind = false;
+                if self.phase == Phase::Behind {
+                    self.compare(sight, &mut actions);
+                }
+            }
             Event::Tick => {
                 if let Some(flight) = self.flight.as_ref().filter(|flight| now >= flight.since + ANSWER) {
                     let text = format!("update {} was not answered for {} s", flight.nonce, ANSWER / 1000);
@@ -164,9 +180,19 @@ impl Node {
 
     /// Remembers what changed, to go with what [`Node::step`] is told next.
     pub fn note(&mut self, changed: &[Arc<ResourceKey>]) {
-        if self.phase != Phase::Greeting {
+        // Before, all is compared anyway.
+        if !matches!(self.phase, Phase::Greeting | Phase::Behind) {
             self.changed.extend(changed.iter().cloned());
         }
+    }
+
+    /// What the proxy has is newer than what is known here: it is told nothing until [`Event::CaughtUp`].
+    pub fn fall_behind(&mut self) {
+        self.behind = true;
+    }
+
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// Since when an update waits for its answer.
@@ -201,9 +227,15 @@ impl Node {
         if self.has.len() > MAX_KNOWN {
             return actions.push(Action::Close(format!("more than {MAX_KNOWN} resources are known")));
         }
-        if !last {
-            return;
+        match (last, self.behind) {
+            (false, _) => {}
+            (true, true) => self.phase = Phase::Behind,
+            (true, false) => self.compare(sight, actions),
         }
+    }
+
+    /// What the proxy has with what it should have.
+    fn compare(&mut self, sight: &dyn Sight, actions: &mut Vec<Action>) {
         let mut has = std::mem::take(&mut self.has);
         for (key, version) in sight.all() {
             if has.remove(&*key) != Some(version) {
@@ -240,7 +272,7 @@ impl Node {
         let (nonce, version) = (self.sequence.to_string(), sight.version());
         self.flight = Some(Flight { nonce: nonce.clone(), version, since: now });
         let answers = std::mem::take(&mut self.answers);
-        actions.push(Action::Send(Group { nonce, version, upserts, removals, answers }));
+        actions.push(Action::Send(Group { nonce, version, upserts, removals, answers, mark: None }));
     }
 
     /// An answer to anything but the update under way is an old one.

@@ -12,6 +12,7 @@ use crate::{
         control_message::Message,
         discovery_server::{Discovery, DiscoveryServer},
     },
+    source::Mark,
     transport::PeerInfo,
 };
 use futures_util::{Stream, StreamExt, stream};
@@ -57,10 +58,19 @@ struct State {
     next: NodeId,
     resources: Resources,
     share: Option<Share>,
+    look: Option<Look>,
+    /// When the source was last asked to look.
+    looked: Millis,
 }
 
 /// Is told of workloads that join (with their JSON) and leave.
 pub type Share = Box<dyn Fn(ResourceKey, Option<Vec<u8>>) + Send>;
+
+/// Asks the source to look at everything again.
+pub type Look = Box<dyn Fn() + Send>;
+
+/// How often it is asked at most, while proxies wait.
+const LOOK: Millis = 1_000;
 
 struct Mailbox {
     outputs: mpsc::Sender<Output>,
@@ -99,8 +109,15 @@ pub struct NodeStatus {
 impl Publisher {
     /// `name` is how proxies' logs call this control plane.
     pub fn new(name: &str) -> Self {
-        let state =
-            State { hub: Hub::new(0), mail: HashMap::new(), next: 0, resources: Resources::default(), share: None };
+        let state = State {
+            hub: Hub::new(0),
+            mail: HashMap::new(),
+            next: 0,
+            resources: Resources::default(),
+            share: None,
+            look: None,
+            looked: 0,
+        };
         let shared =
             Shared { name: name.to_owned(), began: Instant::now(), state: Mutex::new(state), wake: Notify::new() };
         Self { shared: Arc::new(shared) }
@@ -116,11 +133,16 @@ impl Publisher {
         self.shared.lock().share = Some(share);
     }
 
+    /// While proxies have seen something newer than what is known here, the source is to look.
+    pub fn look(&self, look: Look) {
+        self.shared.lock().look = Some(look);
+    }
+
     /// Publishes what is in effect, and each change of it. Ends with the engine.
     pub async fn follow(self, mut current: watch::Receiver<Arc<Current>>) {
         loop {
-            let resources = current.borrow_and_update().resources.clone();
-            self.publish(&resources);
+            let now = current.borrow_and_update().clone();
+            self.publish_at(&now.resources, now.mark.clone());
             if current.changed().await.is_err() {
                 return;
             }
@@ -129,6 +151,11 @@ impl Publisher {
 
     /// Publishes these resources instead of those before.
     pub fn publish(&self, resources: &Resources) {
+        self.publish_at(resources, None);
+    }
+
+    /// As [`Publisher::publish`], with how new they are.
+    pub fn publish_at(&self, resources: &Resources, mark: Option<Mark>) {
         let now = self.shared.now();
         let mut state = self.shared.lock();
         let delta = state.resources.delta(resources);
@@ -140,7 +167,7 @@ impl Publisher {
             })
             .collect();
         state.resources = resources.clone();
-        state.hub.resources(now, changes);
+        state.hub.resources_at(now, changes, mark);
         state.deliver();
     }
 
@@ -152,6 +179,7 @@ impl Publisher {
                 let mut state = self.shared.lock();
                 state.hub.tick(now);
                 state.deliver();
+                state.ask(now);
                 state.hub.wakes(now)
             };
             let at = self.shared.began + Duration::from_millis(wakes.max(now + 5));
@@ -160,6 +188,11 @@ impl Publisher {
                 () = self.shared.wake.notified() => {}
             }
         }
+    }
+
+    /// Proxies that have seen something newer than what is known here: they are told nothing until it is.
+    pub fn behind(&self) -> usize {
+        self.shared.lock().hub.behind()
     }
 
     /// All proxies, by id.
@@ -178,11 +211,12 @@ fn status(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> No
     let at = |then: Millis| i64::try_from(epoch.saturating_sub(now.saturating_sub(then) / 1_000)).unwrap_or(0);
     let node = &member.node;
     let has = node.acked.map(|acked| acked.version);
-    let mut in_sync = has.is_some() && has == wants;
+    let mut in_sync = has.is_some() && has == wants && member.ahead().is_none();
     let ago = |then: Millis| format!("{:.1} s", now.saturating_sub(then) as f64 / 1_000.0);
     let mut reason = match node.waits_since() {
         _ if in_sync => String::new(),
         Some(since) => format!("has not answered an update for {}", ago(since)),
+        None if member.ahead().is_some() => behind(hub, member),
         None if node.is_greeting() => "is still saying what it has".to_owned(),
         None if node.is_waiting_for_turn() => "waits for its turn to get everything".to_owned(),
         None => format!("{} changes are yet to be sent", node.behind()),
@@ -215,6 +249,13 @@ fn status(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> No
     }
 }
 
+fn behind(hub: &Hub, member: &Member) -> String {
+    let (theirs, ours) = (member.ahead().map_or(0, |m| m.revision), hub.mark().map_or(0, |m| m.revision));
+    format!(
+        "has revision {theirs} of the source and this control plane only {ours}: it keeps what it has until this one has caught up (is etcd reachable from here?)"
+    )
+}
+
 impl Shared {
     fn now(&self) -> Millis {
         Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
@@ -234,6 +275,16 @@ impl Shared {
 }
 
 impl State {
+    fn ask(&mut self, now: Millis) {
+        if now >= self.looked + LOOK
+            && self.hub.behind() > 0
+            && let Some(look) = &self.look
+        {
+            self.looked = now;
+            look();
+        }
+    }
+
     fn deliver(&mut self) {
         let joined = self.hub.take_joined();
         if let Some(share) = &self.share {
@@ -368,6 +419,7 @@ impl Iterator for Chunks {
         if self.next == self.group.upserts.len() && self.group.removals.is_empty() {
             update.answers = std::mem::take(&mut self.group.answers);
             update.last = true;
+            update.source = self.group.mark.as_ref().map(Mark::to_wire);
             self.done = true;
         }
         Some(Ok(ControlMessage { message: Some(Message::Update(update)) }))

@@ -87,6 +87,7 @@ impl Folder {
     pub fn to_saved(&self) -> Saved {
         Saved {
             files: self.files.iter().map(|(path, f)| (path.clone(), f.content.resources.iter().collect())).collect(),
+            mark: None,
         }
     }
 

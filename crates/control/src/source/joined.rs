@@ -1,7 +1,7 @@
 //! Workloads that have joined by themselves, added to what another source says: a control plane that serves Gateways too
 //! sends them traffic like all others.
 
-use super::Source;
+use super::{Mark, Source};
 use crate::{Current, publish::server::Share, saved::Saved};
 use selvedge_compile::Compiled;
 use selvedge_model::{Diagnostic, Resource, ResourceKey, Resources};
@@ -98,6 +98,10 @@ impl<S: Source> Source for WithJoined<S> {
 
     fn resources(&self) -> &Resources {
         &self.resources
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        self.inner.mark()
     }
 
     fn has_spoken(&self) -> bool {

@@ -5,10 +5,12 @@ mod files;
 pub mod folder;
 mod grace;
 mod joined;
+mod mark;
 pub mod stream;
 mod watch;
 
 pub use joined::{Joined, WithJoined};
+pub use mark::Mark;
 pub use watch::{Changes, Watcher};
 
 use crate::{Current, saved::Saved};
@@ -47,6 +49,11 @@ pub trait Source: Send {
 
     /// Gives diagnostics about resources their place.
     fn locate(&self, _diagnostics: &mut [Diagnostic]) {}
+
+    /// How new that is, if the source puts its states in an order.
+    fn mark(&self) -> Option<Mark> {
+        None
+    }
 
     /// Whether something is served that the source does not (readably) say any more.
     fn is_last_good(&self) -> bool;

@@ -191,9 +191,12 @@ pub fn installed(
 /// Only what was committed, and never back.
 fn in_order(sim: &mut Sim, proxy: usize, group: &Group, news: &[(ResourceKey, Version)]) {
     let own = &mut sim.proxies[proxy];
-    // A control plane that is cut off the store knows less than the one before.
-    let behind = group.seen < own.seen;
-    own.seen = own.seen.max(group.seen);
+    // A control plane that is cut off the store knows less than the one before, and must not take it back.
+    if group.seen < own.seen {
+        let why = format!("p{proxy} has seen commit {}, and is told how it was at {}", own.seen, group.seen);
+        return sim.checks.fail(why);
+    }
+    own.seen = group.seen;
     for (key, version) in news {
         let ever = sim.editor.ever.get(key).map(Vec::as_slice).unwrap_or_default();
         let reached = own.reached.get(key).copied().unwrap_or(0);
@@ -202,7 +205,6 @@ fn in_order(sim: &mut Sim, proxy: usize, group: &Group, news: &[(ResourceKey, Ve
             None if !ever.contains(version) => {
                 sim.checks.fail(format!("p{proxy} has {key} {version}, which was never committed"));
             }
-            None if behind => _ = own.reached.remove(key),
             None => sim.checks.fail(format!("p{proxy} goes back to {key} {version}")),
         }
     }

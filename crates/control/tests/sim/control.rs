@@ -9,6 +9,7 @@ use selvedge_control::publish::{
     scope::{Interest, Wanted, scope},
     version::{Version, canonical},
 };
+use selvedge_control::source::Mark;
 use selvedge_model::{Kind, Resource, ResourceKey};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -78,7 +79,8 @@ impl Control {
             }
             self.put(key, resource.as_ref());
         }
-        self.hub.resources(now - self.began, changes);
+        let mark = Mark { origin: "store".into(), revision: self.seen as u64, looks: 0 };
+        self.hub.resources_at(now - self.began, changes, Some(mark));
     }
 
     fn put(&mut self, key: &ResourceKey, resource: Option<&Resource>) {

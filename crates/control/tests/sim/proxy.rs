@@ -6,7 +6,7 @@ use selvedge_compile::{
     Compiled, Compiler, LocalWorkload, Options, Ports, Position,
     snapshot::{Action, Discovery, HttpListener, Netns, Protocol, Snapshot, Target},
 };
-use selvedge_control::proto::discovery::{Hello, Role as Says};
+use selvedge_control::proto::discovery::{Hello, Role as Says, Source};
 use selvedge_control::publish::{
     scope::{Interest, Role, Wanted},
     version::{Version, canonical},
@@ -36,14 +36,17 @@ pub struct Proxy {
     pub queue: VecDeque<(ConnId, Change)>,
     /// Those that are in effect.
     pub applied: BTreeSet<(ConnId, String)>,
-    /// Last state on disk.
+    /// Last state on disk, and how new it is.
     pub disk: Resources,
+    pub marked: Option<Source>,
+    /// How new that is what is in effect.
+    pub mark: Option<Source>,
     pub table: Table,
     /// All that it was sent and has not been told to forget.
     pub has: Sight,
     /// Where in the history of each resource it is.
     pub reached: BTreeMap<ResourceKey, usize>,
-    /// The newest commit that a control plane of its knew.
+    /// The newest commit that a control plane of its knew, when it told of what is in effect.
     pub seen: usize,
     options: usize,
 }
@@ -117,6 +120,8 @@ impl Proxy {
             queue: VecDeque::new(),
             applied: BTreeSet::new(),
             disk: Resources::default(),
+            marked: None,
+            mark: None,
             table: Table::default(),
             has: Sight::new(),
             reached: BTreeMap::new(),
@@ -155,7 +160,11 @@ impl Proxy {
         self.intake = Intake::default();
         self.intake.remember(self.disk.clone());
         self.compile(shop);
-        self.machine = Machine::new(now, me(&self.spec, controls, self.boot), self.intake.have());
+        let mut me = me(&self.spec, controls, self.boot);
+        me.hello.source.clone_from(&self.marked);
+        self.seen = self.marked.as_ref().map_or(0, |mark| usize::try_from(mark.revision).unwrap_or(0));
+        self.mark = self.marked.clone();
+        self.machine = Machine::new(now, me, self.intake.have());
         self.has = self.table.versions.clone();
     }
 
@@ -171,6 +180,7 @@ impl Proxy {
         }
         let news = change.upserts.iter().filter_map(|(key, version, _)| Some((read(key)?, *version))).collect();
         let nonce = change.nonce.clone();
+        self.mark.clone_from(&change.source);
         self.intake.take_in(change);
         self.compile(shop);
         let outcome = self.intake.installed(Vec::new())?;

@@ -7,7 +7,7 @@ use crate::proxy::{Proxy, Shop};
 use crate::rng::Rng;
 use crate::world::{Change, Editor, NAMESPACES, resource, workload};
 use selvedge_control::proto::discovery::{
-    ControlMessage, ProxyMessage, Registered, Update, Upsert, Welcome, control_message::Message,
+    ControlMessage, ProxyMessage, Registered, Source, Update, Upsert, Welcome, control_message::Message,
     proxy_message::Message as Say,
 };
 use selvedge_control::publish::{
@@ -15,6 +15,7 @@ use selvedge_control::publish::{
     node,
     scope::{Role, Wanted},
 };
+use selvedge_control::source::Mark;
 use selvedge_control::source::stream::machine::{Action, Event as Step};
 use selvedge_model::{ResourceKey, Resources};
 use std::cmp::Reverse;
@@ -46,7 +47,7 @@ enum Event {
     Told { control: usize, boot: u32, commits: usize },
     Share { control: usize, boot: u32, changes: Vec<Change> },
     LeaseEnds { control: usize, boot: u32 },
-    Save { proxy: usize, boot: u32, resources: Resources },
+    Save { proxy: usize, boot: u32, resources: Resources, mark: Option<Source> },
     Edit,
     Want,
     Fault,
@@ -212,8 +213,8 @@ impl Sim {
             Event::Told { control, boot, commits } => self.told(control, boot, commits),
             Event::Share { control, boot, changes } => self.share(control, boot, changes),
             Event::LeaseEnds { control, boot } => self.lease_ends(control, boot),
-            Event::Save { proxy, boot, resources } if self.is_running(proxy, boot) => {
-                self.proxies[proxy].disk = resources;
+            Event::Save { proxy, boot, resources, mark } if self.is_running(proxy, boot) => {
+                (self.proxies[proxy].disk, self.proxies[proxy].marked) = (resources, mark);
             }
             Event::Edit => {
                 let changes = self.editor.edit(&mut self.rng);
@@ -433,6 +434,7 @@ impl Sim {
         let size = self.rng.between(1, 40) as usize;
         let mut update = Update { nonce: group.nonce, system_version: group.version.to_bytes(), ..Update::default() };
         let begin = update.clone();
+        let source = group.mark.as_ref().map(Mark::to_wire);
         for entry in group.upserts {
             let (key, version) = (entry.key.to_string(), entry.version.to_bytes());
             update.upserts.push(Upsert { key, version, resource: entry.json.clone() });
@@ -442,7 +444,7 @@ impl Sim {
             }
         }
         update.removals = group.removals.iter().map(ToString::to_string).collect();
-        (update.answers, update.last) = (group.answers, true);
+        (update.answers, update.last, update.source) = (group.answers, true, source);
         self.say(conn, Message::Update(update));
     }
 
@@ -602,9 +604,10 @@ impl Sim {
         let before = self.proxies[proxy].table.clone();
         let Some((by, news, outcome)) = self.proxies[proxy].apply(&mut self.shop) else { return };
         crate::checks::installed(self, proxy, &by, &before, &news, &outcome);
-        let (boot, resources) = (self.proxies[proxy].boot, self.proxies[proxy].table.resources.clone());
+        let own = &self.proxies[proxy];
+        let (boot, resources, mark) = (own.boot, own.table.resources.clone(), own.mark.clone());
         let at = self.now + self.rng.below(2_000);
-        self.push(at, Event::Save { proxy, boot, resources });
+        self.push(at, Event::Save { proxy, boot, resources, mark });
         if !self.proxies[proxy].queue.is_empty() {
             self.begin_apply(proxy);
         }

@@ -118,6 +118,8 @@ families! {
         "1 while an older configuration serves because the newest is unusable.";
     ConfigLastSuccess Gauge "selvedge_config_last_success_timestamp_seconds" []
         "When a configuration was last installed, in seconds since the epoch.";
+    ControlBehind Gauge "selvedge_control_behind" []
+        "Proxies of this control plane that have seen a newer state of the source than it has: they keep that until it has caught up.";
     CertificateExpiry Gauge "selvedge_certificate_expiry_timestamp_seconds" ["secret", "fingerprint"]
         "When a served certificate expires, in seconds since the epoch; fingerprint is the start of its SHA-256.";
     IdentityExpiry Gauge "selvedge_identity_expiry_timestamp_seconds" ["identity"]

@@ -37,6 +37,8 @@ pub struct Client {
 #[derive(Debug, Default)]
 pub struct Everything {
     pub revision: i64,
+    /// Which etcd it is.
+    pub cluster: u64,
     pub kvs: Vec<KeyValue>,
 }
 
@@ -134,7 +136,8 @@ impl Client {
             };
             let answer = call(kv.range(request)).await?;
             if all.revision == 0 {
-                all.revision = answer.header.map_or(0, |header| header.revision);
+                (all.revision, all.cluster) =
+                    answer.header.map_or((0, 0), |header| (header.revision, header.cluster_id));
             }
             let last = answer.kvs.last().map(|kv| kv.key.clone());
             all.kvs.extend(answer.kvs);

@@ -1,18 +1,18 @@
 //! Following etcd: everything once, then each change, for as long as it takes.
 
-use super::client::Client;
-use crate::proto::etcd::{KeyValue, WatchCreateRequest, WatchRequest, event::EventType, watch_request::RequestUnion};
+use super::client::{Client, Everything};
+use crate::proto::etcd::{WatchCreateRequest, WatchRequest, event::EventType, watch_request::RequestUnion};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
 /// What has come.
 #[derive(Debug)]
 pub enum Batch {
-    Everything(Vec<KeyValue>),
-    /// Keys with their new values; `None` when they are gone.
-    Changes(Vec<(Vec<u8>, Option<Vec<u8>>)>),
+    Everything(Everything),
+    /// Keys with their new values; `None` when they are gone. As of the revision.
+    Changes(Vec<(Vec<u8>, Option<Vec<u8>>)>, i64),
     /// It cannot be reached, or reached again (`None`).
     Down(Option<String>),
 }
@@ -20,13 +20,13 @@ pub enum Batch {
 /// First and longest wait between tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Follows until nobody wants to know any more.
-pub async fn follow(client: Arc<Client>, batches: mpsc::Sender<Batch>) {
+/// Follows until nobody wants to know any more. `again`: everything is to be looked at once more.
+pub async fn follow(client: Arc<Client>, batches: mpsc::Sender<Batch>, again: Arc<Notify>) {
     let mut revision = 0;
     let mut wait = BACKOFF.0;
     loop {
         let before = revision;
-        let why = match once(&client, &mut revision, &batches).await {
+        let why = match once(&client, &mut revision, &batches, &again).await {
             Ok(()) => return,
             Err(why) => why,
         };
@@ -44,27 +44,37 @@ pub async fn follow(client: Arc<Client>, batches: mpsc::Sender<Batch>) {
 }
 
 /// One connection. `revision` is what is known already; 0 when nothing is.
-async fn once(client: &Client, revision: &mut i64, batches: &mpsc::Sender<Batch>) -> Result<(), String> {
+async fn once(
+    client: &Client,
+    revision: &mut i64,
+    batches: &mpsc::Sender<Batch>,
+    again: &Notify,
+) -> Result<(), String> {
     let channel = client.connect().await?;
     loop {
         if *revision == 0 {
             let all = client.everything(&channel).await?;
             *revision = all.revision;
-            if batches.send(Batch::Everything(all.kvs)).await.is_err() {
+            if batches.send(Batch::Everything(all)).await.is_err() {
                 return Ok(());
             }
         }
-        match watch(client, channel.clone(), revision, batches).await? {
+        let watched = tokio::select! {
+            watched = watch(client, channel.clone(), revision, batches) => watched?,
+            () = again.notified() => Watched::Stale,
+        };
+        match watched {
             Watched::Unwanted => return Ok(()),
-            // What happened meanwhile is forgotten: everything must be looked at again.
-            Watched::Compacted => *revision = 0,
+            // Everything must be looked at again.
+            Watched::Stale => *revision = 0,
         }
     }
 }
 
 enum Watched {
     Unwanted,
-    Compacted,
+    /// What happened meanwhile is forgotten, or never happened: etcd was put back to a former state.
+    Stale,
 }
 
 async fn watch(
@@ -88,13 +98,16 @@ async fn watch(
     let requests = tokio_stream::once(request).chain(tokio_stream::pending());
     let answers = Client::watch(channel).watch(requests).await.map_err(|e| format!("etcd: {e}"))?;
     let mut answers = answers.into_inner();
-    let mut changes = Vec::new();
+    let (mut changes, mut newest) = (Vec::new(), 0);
     while let Some(answer) = answers.message().await.map_err(|e| format!("etcd: {e}"))? {
         if answer.canceled {
             return match answer.compact_revision {
                 0 => Err(format!("etcd has ended the watch: {}", answer.cancel_reason)),
-                _ => Ok(Watched::Compacted),
+                _ => Ok(Watched::Stale),
             };
+        }
+        if answer.created && answer.header.as_ref().is_some_and(|header| header.revision < *revision) {
+            return Ok(Watched::Stale);
         }
         if answer.created && batches.send(Batch::Down(None)).await.is_err() {
             return Ok(Watched::Unwanted);
@@ -102,17 +115,20 @@ async fn watch(
         for event in answer.events {
             let deleted = event.r#type() == EventType::Delete;
             let Some(kv) = event.kv else { continue };
+            newest = kv.mod_revision.max(newest);
             changes.push((kv.key, (!deleted).then_some(kv.value)));
         }
         // All fragments belong to one revision.
         if answer.fragment {
             continue;
         }
-        if !changes.is_empty() && batches.send(Batch::Changes(std::mem::take(&mut changes))).await.is_err() {
-            return Ok(Watched::Unwanted);
-        }
-        // `created` tells of the present, while changes from before may be yet to come.
-        if let Some(header) = answer.header.filter(|_| !answer.created) {
+        if !changes.is_empty() {
+            if batches.send(Batch::Changes(std::mem::take(&mut changes), newest)).await.is_err() {
+                return Ok(Watched::Unwanted);
+            }
+            // The header tells of the present, while changes from before may be yet to come.
+            *revision = newest.max(*revision);
+        } else if let Some(header) = answer.header.filter(|_| !answer.created) {
             *revision = header.revision.max(*revision);
         }
     }

@@ -8,7 +8,7 @@ mod lease;
 pub use client::{Client, Everything};
 pub use lease::{Alone, Keeper, Leader};
 
-use super::Source;
+use super::{Mark, Source};
 use crate::saved::Saved;
 use follow::Batch;
 use selvedge_model::{Code, Diagnostic, Limits, Location, Resource, ResourceKey, Resources, fill_locations, parse};
@@ -19,7 +19,7 @@ use std::{
     pin::Pin,
     sync::Arc,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Changes that the engine has not yet taken; then etcd keeps them.
 const BATCHES: usize = 16;
@@ -38,6 +38,9 @@ pub struct EtcdSource {
     down: Option<String>,
     /// Everything has been read since the start.
     complete: bool,
+    mark: Option<Mark>,
+    /// Asks for everything once more.
+    again: Arc<Notify>,
 }
 
 /// What is written at one path.
@@ -62,12 +65,19 @@ impl EtcdSource {
             limits: Limits::default(),
             down: None,
             complete: false,
+            mark: None,
+            again: Arc::default(),
         }
     }
 
     fn take(&mut self, batch: Batch) -> bool {
         match batch {
-            Batch::Everything(mut kvs) => {
+            Batch::Everything(Everything { revision, cluster, mut kvs }) => {
+                self.mark = Some(Mark {
+                    origin: format!("etcd {cluster:x}{}", self.client.prefix()).into(),
+                    revision: revision.unsigned_abs(),
+                    looks: self.mark.as_ref().map_or(0, |mark| mark.looks) + 1,
+                });
                 kvs.retain(|kv| !self.of_authority(&kv.key));
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
                 let now: BTreeSet<String> = kvs.iter().map(|kv| text(&kv.key)).collect();
@@ -84,7 +94,10 @@ impl EtcdSource {
                 kvs.into_iter().for_each(|kv| self.put(text(&kv.key), kv.value));
                 true
             }
-            Batch::Changes(mut changes) => {
+            Batch::Changes(mut changes, revision) => {
+                if let Some(mark) = &mut self.mark {
+                    mark.revision = mark.revision.max(revision.unsigned_abs());
+                }
                 changes.retain(|(path, _)| !self.of_authority(path));
                 let any = !changes.is_empty();
                 for (path, value) in changes {
@@ -181,12 +194,13 @@ impl EtcdSource {
 impl Source for EtcdSource {
     fn remember(&mut self, saved: &Saved) {
         self.resources = saved.files.get(&PathBuf::from(FILE)).into_iter().flatten().cloned().collect();
+        self.mark.clone_from(&saved.mark);
     }
 
     fn follow(&mut self) {
         let (sender, batches) = mpsc::channel(BATCHES);
         self.batches = Some(batches);
-        tokio::spawn(follow::follow(self.client.clone(), sender));
+        tokio::spawn(follow::follow(self.client.clone(), sender, self.again.clone()));
     }
 
     fn changed(&mut self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
@@ -203,7 +217,10 @@ impl Source for EtcdSource {
         })
     }
 
-    fn refresh(&mut self, _everywhere: bool) -> bool {
+    fn refresh(&mut self, everywhere: bool) -> bool {
+        if everywhere && self.complete {
+            self.again.notify_one();
+        }
         let mut all = std::mem::take(&mut self.pending);
         while let Some(batch) = self.batches.as_mut().and_then(|batches| batches.try_recv().ok()) {
             all.push(batch);
@@ -218,6 +235,10 @@ impl Source for EtcdSource {
 
     fn resources(&self) -> &Resources {
         &self.resources
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        self.mark.clone()
     }
 
     fn diagnostics(&self) -> Vec<Diagnostic> {
@@ -244,6 +265,7 @@ impl Source for EtcdSource {
     }
 
     fn to_saved(&self) -> Option<Saved> {
-        self.complete.then(|| Saved { files: [(PathBuf::from(FILE), self.resources.iter().collect())].into() })
+        let files = || [(PathBuf::from(FILE), self.resources.iter().collect())].into();
+        self.complete.then(|| Saved { files: files(), mark: self.mark.clone() })
     }
 }

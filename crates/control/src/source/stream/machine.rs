@@ -3,8 +3,9 @@
 
 use crate::{
     proto::discovery::{
-        Ack, Answer, Asked, ControlMessage, Hello, Known, Leave, ProxyMessage, Register, Rejected, Resource, Subscribe,
-        Subscription, Update, Withdraw, control_message::Message, proxy_message::Message as Say, subscription::What,
+        Ack, Answer, Asked, ControlMessage, Hello, Known, Leave, ProxyMessage, Register, Rejected, Resource, Source,
+        Subscribe, Subscription, Update, Withdraw, control_message::Message, proxy_message::Message as Say,
+        subscription::What,
     },
     publish::{node::Millis, scope::Wanted, version::Version},
 };
@@ -87,6 +88,8 @@ pub struct Change {
     pub nonce: String,
     pub upserts: Vec<(String, Version, Bytes)>,
     pub removals: Vec<String>,
+    /// The state that we have then, where the control plane can tell.
+    pub source: Option<Source>,
     /// What is answered by it.
     answers: Vec<Answer>,
     bytes: usize,
@@ -345,6 +348,8 @@ impl Machine {
             self.partial = Some(change);
             return;
         }
+        change.source = update.source;
+        self.me.hello.source.clone_from(&change.source);
         for (key, version, _) in &change.upserts {
             self.have.insert(key.clone(), *version);
         }

@@ -7,7 +7,7 @@ pub mod machine;
 
 pub use link::{Dial, Dialed, Handle, Link, State};
 
-use super::Source;
+use super::{Mark, Source};
 use crate::{Current, saved::Saved};
 use intake::Intake;
 use machine::{Change, Me, Outcome};
@@ -28,6 +28,8 @@ pub struct StreamSource {
     /// A first update has come.
     spoken: bool,
     pending: Option<Change>,
+    /// How new that is what has been taken in.
+    mark: Option<Mark>,
     state: watch::Sender<State>,
     handle: Handle,
     inputs: Option<mpsc::Receiver<link::Input>>,
@@ -48,6 +50,7 @@ impl StreamSource {
             link: None,
             spoken: false,
             pending: None,
+            mark: None,
             state: watch::Sender::default(),
             handle,
             inputs: Some(inputs),
@@ -67,8 +70,11 @@ impl StreamSource {
 
 impl Source for StreamSource {
     fn remember(&mut self, saved: &Saved) {
+        let mark = saved.mark.clone();
         let saved = saved.files.get(&PathBuf::from(FILE)).into_iter().flatten();
         self.intake.remember(saved.cloned().collect());
+        self.me.hello.source = mark.as_ref().map(Mark::to_wire);
+        self.mark = mark;
     }
 
     fn follow(&mut self) {
@@ -99,6 +105,7 @@ impl Source for StreamSource {
     fn refresh(&mut self, _everywhere: bool) -> bool {
         let pending = self.pending.take().or_else(|| self.link.as_mut()?.changes.try_recv().ok());
         let Some(change) = pending else { return false };
+        self.mark = change.source.as_ref().map(Mark::from_wire);
         self.intake.take_in(change);
         self.spoken = true;
         true
@@ -122,8 +129,8 @@ impl Source for StreamSource {
 
     fn to_saved(&self) -> Option<Saved> {
         // Before the first word there is nothing to keep, and a save would delay that of the first word.
-        let saved = || Saved { files: [(PathBuf::from(FILE), self.intake.resources().iter().collect())].into() };
-        self.has_spoken().then(saved)
+        let files = || [(PathBuf::from(FILE), self.intake.resources().iter().collect())].into();
+        self.has_spoken().then(|| Saved { files: files(), mark: self.mark.clone() })
     }
 
     fn judge(&mut self, compiled: &Compiled) -> bool {
