@@ -17,9 +17,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Sleep,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, rustls};
 use tokio_stream::wrappers::ReceiverStream;
@@ -32,6 +33,15 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at the same time; more wait in the backlog. A restart with thousands of proxies must not cost the memory of
 /// thousands of handshakes at once.
 const HANDSHAKES: usize = 128;
+/// Connections that have not yet said a word; they do not take the place of a handshake.
+const SILENT: usize = 4_096;
+/// Connections of clients without a certificate, which may only join: so many at the same time, and each for so long.
+const NOBODIES: usize = 1_024;
+const NOBODY: Duration = Duration::from_secs(60);
+/// What HTTP/2 begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes of the headers of one call, as RFC 9113 section 6.5.2 counts them; ours need some hundred.
+const HEADERS: u32 = 8 * 1024;
 /// Calls of one connection at the same time. A proxy has a stream, and a call or two for its certificates.
 const CALLS: u32 = 128;
 /// A proxy that has just started is given so long to get its first certificate before it says that it has none.
@@ -75,10 +85,11 @@ pub struct Mutual {
 /// Accepts connections for a gRPC server. Without `mutual`, in clear text.
 pub fn accept(listener: TcpListener, mutual: Option<Mutual>) -> impl Stream<Item = io::Result<Link>> {
     let (accepted, links) = mpsc::channel(HANDSHAKES);
+    let (silent, nobodies) = (Arc::new(Semaphore::new(SILENT)), Arc::new(Semaphore::new(NOBODIES)));
     let places = Arc::new(Semaphore::new(HANDSHAKES));
     tokio::spawn(async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok(waits) = silent.clone().acquire_owned().await else { return };
             let connection = tokio::select! {
                 connection = listener.accept() => connection,
                 () = accepted.closed() => return,
@@ -92,9 +103,15 @@ pub fn accept(listener: TcpListener, mutual: Option<Mutual>) -> impl Stream<Item
                     continue;
                 }
             };
-            let (accepted, mutual) = (accepted.clone(), mutual.clone());
+            let (accepted, mutual, places, nobodies) =
+                (accepted.clone(), mutual.clone(), places.clone(), nobodies.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(HANDSHAKE, Link::server(stream, address, mutual)).await {
+                if !matches!(tokio::time::timeout(HANDSHAKE, stream.readable()).await, Ok(Ok(()))) {
+                    return;
+                }
+                let Ok(place) = places.acquire_owned().await else { return };
+                drop(waits);
+                match tokio::time::timeout(HANDSHAKE, Link::server(stream, address, mutual, nobodies)).await {
                     Ok(Ok(link)) => _ = accepted.send(Ok(link)).await,
                     Ok(Err(error)) => tracing::info!(%address, %error, "a handshake has failed"),
                     Err(_) => tracing::info!(%address, "a handshake took too long"),
@@ -110,6 +127,15 @@ pub fn accept(listener: TcpListener, mutual: Option<Mutual>) -> impl Stream<Item
 pub struct Link {
     io: Io,
     info: PeerInfo,
+    /// Bytes of the preface that are yet to be read (again).
+    preface: usize,
+    nobody: Option<Nobody>,
+}
+
+/// A client without a certificate, until it is cut.
+struct Nobody {
+    until: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Its bytes, at either end.
@@ -119,11 +145,16 @@ pub enum Io {
 }
 
 impl Link {
-    async fn server(stream: TcpStream, address: SocketAddr, mutual: Option<Mutual>) -> io::Result<Self> {
+    async fn server(
+        stream: TcpStream,
+        address: SocketAddr,
+        mutual: Option<Mutual>,
+        nobodies: Arc<Semaphore>,
+    ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let Some(mutual) = mutual else {
             let info = PeerInfo { address: Some(address), ..PeerInfo::default() };
-            return Ok(Self { io: Io::Clear(stream), info });
+            return Self::begun(Io::Clear(stream), info, None).await;
         };
         let config = match mutual.joining {
             true => mutual.identities.open_server_config(&mutual.own, &[b"h2"]),
@@ -145,7 +176,26 @@ impl Link {
             Some(peer)
         };
         let info = PeerInfo { address: Some(address), proves: true, peer, identities: Some(mutual.identities) };
-        Ok(Self { io: Io::Tls(Box::new(tls.into())), info })
+        let nobody = match info.peer {
+            Some(_) => None,
+            None => {
+                let full =
+                    |_| io::Error::other(format!("{NOBODIES} clients without a certificate are connected already"));
+                let _place = nobodies.try_acquire_owned().map_err(full)?;
+                Some(Nobody { until: Box::pin(tokio::time::sleep(NOBODY)), _place })
+            }
+        };
+        Self::begun(Io::Tls(Box::new(tls.into())), info, nobody).await
+    }
+
+    /// Once HTTP/2 has begun: the server below waits for that without a limit.
+    async fn begun(mut io: Io, info: PeerInfo, nobody: Option<Nobody>) -> io::Result<Self> {
+        let mut preface = [0; PREFACE.len()];
+        io.read_exact(&mut preface).await?;
+        match preface == *PREFACE {
+            true => Ok(Self { io, info, preface: PREFACE.len(), nobody }),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "it does not speak HTTP/2")),
+        }
     }
 }
 
@@ -159,6 +209,21 @@ impl Connected for Link {
 
 impl AsyncRead for Link {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(nobody) = &mut self.nobody
+            && nobody.until.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "a client without a certificate stays too long",
+            )));
+        }
+        if self.preface > 0 {
+            let rest = &PREFACE[PREFACE.len() - self.preface..];
+            let now = rest.len().min(buf.remaining());
+            buf.put_slice(&rest[..now]);
+            self.preface -= now;
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -209,12 +274,13 @@ impl AsyncWrite for Io {
     }
 }
 
-/// A gRPC server with the keepalive that control planes use.
+/// A gRPC server with the keepalive and the limits that control planes use. Sizes of messages are limits of each service.
 pub fn server() -> tonic::transport::Server {
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(ALIVE))
         .http2_keepalive_timeout(Some(ALIVE))
         .max_concurrent_streams(Some(CALLS))
+        .http2_max_header_list_size(HEADERS)
         .tcp_nodelay(true)
 }
 
@@ -333,5 +399,55 @@ impl tonic::codegen::Service<http::Uri> for Connector {
             let tls = TlsConnector::from(config).connect(name, stream).await?;
             Ok(TokioIo::new(Io::Tls(Box::new(tls.into()))))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::StreamExt;
+    use tokio::io::AsyncWriteExt;
+
+    async fn client(to: SocketAddr, says: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(to).await.unwrap();
+        stream.write_all(says).await.unwrap();
+        stream
+    }
+
+    #[tokio::test]
+    async fn who_does_not_begin_is_cut_and_takes_no_place() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut links = Box::pin(accept(listener, None));
+        let mut silent = Vec::new();
+        for _ in 0..HANDSHAKES + 10 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut wrong = client(address, b"GET / HTTP/1.1\r\nhost: control\r\n\r\n").await;
+        assert_eq!(wrong.read(&mut [0; 9]).await.unwrap_or(0), 0, "cut");
+        let good = client(address, PREFACE).await;
+        let mut link = links.next().await.unwrap().unwrap();
+        let mut read = [0; PREFACE.len()];
+        link.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, *PREFACE);
+        drop(good);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_without_a_certificate_does_not_stay() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = client(listener.local_addr().unwrap(), PREFACE).await;
+        let (io, _) = listener.accept().await.unwrap();
+        let place = Arc::new(Semaphore::new(1));
+        let nobody =
+            Nobody { until: Box::pin(tokio::time::sleep(NOBODY)), _place: place.clone().try_acquire_owned().unwrap() };
+        let mut link = Link::begun(Io::Clear(io), PeerInfo::default(), Some(nobody)).await.unwrap();
+        link.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        client.write_all(b"x").await.unwrap();
+        link.read_exact(&mut [0]).await.unwrap();
+        let error = link.read(&mut [0]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(link);
+        assert_eq!(place.available_permits(), 1);
     }
 }

@@ -156,16 +156,21 @@ impl Core {
         Ok(core)
     }
 
-    /// From what another control plane has stored, as it is: what is due is that one's to do.
+    /// From what another control plane has stored, as it is: what is due is that one's to do. An intermediate from files is
+    /// not stored: it goes on as it was in `former`, for one whose root nodes do not know yet must not sign.
     pub fn adopt(
         state: &State,
         domain: &str,
         lifetimes: Lifetimes,
         files: Option<&FromFiles>,
+        former: Option<&Self>,
         now: SystemTime,
     ) -> Result<Self, Error> {
         let mut core = Self::read(state, domain, lifetimes)?;
         if let Some(files) = files {
+            let known: BTreeSet<[u8; 32]> = core.roots.iter().map(|r| fingerprint(&r.certificate)).collect();
+            let held = former.into_iter().flat_map(|former| &former.intermediates);
+            core.intermediates.extend(held.filter(|i| i.from_files && known.contains(&i.root)).cloned());
             core.change_to_files(files, now)?;
         }
         core.sign_bundle(now)?;
@@ -222,9 +227,11 @@ impl Core {
         &self.bundle
     }
 
-    /// What is due at `now`: rotations, what has ended, CRLs. Whether anything changed, so that it must be stored.
-    pub fn tick(&mut self, now: SystemTime) -> Result<bool, Error> {
-        let changed = self.advance(now)?;
+    /// What is due at `now`: rotations, CRLs and, when the time is `sure`, forgetting what has ended. Whether anything
+    /// changed, so that it must be stored.
+    pub fn tick(&mut self, now: SystemTime, sure: bool) -> Result<bool, Error> {
+        let mut changed = sure && self.drop_ended(now);
+        changed |= self.advance(now)?;
         let stale = !self.bundle.crls.is_empty() && seconds(now) >= self.signed + CRL_LIFE.as_secs() / 2;
         if changed || stale {
             self.renew_bundle(now)?;
@@ -422,8 +429,7 @@ impl Core {
     }
 
     fn advance(&mut self, now: SystemTime) -> Result<bool, Error> {
-        let mut changed = self.drop_ended(now);
-        changed |= self.activate_next_root(now, false)?;
+        let mut changed = self.activate_next_root(now, false)?;
         changed |= self.activate_next_intermediate(now);
         let Some(root) = self.active_root() else { return Ok(changed) };
         let preparing = self.roots.iter().any(|r| matches!(r.phase, Phase::Next { .. }));
@@ -481,7 +487,8 @@ impl Core {
     fn activate_next_root(&mut self, now: SystemTime, at_once: bool) -> Result<bool, Error> {
         let due = |r: &Root| matches!(r.phase, Phase::Next { from } if at_once || from <= seconds(now));
         let Some(next) = self.roots.iter().position(due) else { return Ok(false) };
-        let until = self.last_end(now);
+        // A control plane that the store does not reach goes on to sign under the old one until it does.
+        let until = self.last_end(now) + self.lifetimes.overlap.as_secs();
         for root in &mut self.roots {
             if root.phase == Phase::Active {
                 root.phase = Phase::Retiring { until };
@@ -536,8 +543,11 @@ impl Core {
     }
 
     fn signer(&self, now: SystemTime) -> Result<&Intermediate, Error> {
-        let valid = |phase: fn(Phase) -> bool| self.intermediates.iter().find(|i| phase(i.phase) && i.valid(now));
-        let found = valid(|p| p == Phase::Active).or_else(|| valid(|p| matches!(p, Phase::Retiring { .. })));
+        let valid = |phase: &dyn Fn(Phase) -> bool| self.intermediates.iter().find(|i| phase(i.phase) && i.valid(now));
+        // One from files is due by itself: who does not lead stores no step, and files are not stored.
+        let found = valid(&|p| matches!(p, Phase::Next { from } if from <= seconds(now)))
+            .or_else(|| valid(&|p| p == Phase::Active))
+            .or_else(|| valid(&|p| matches!(p, Phase::Retiring { .. })));
         found.ok_or_else(|| {
             let active = self.intermediates.iter().find(|i| i.phase == Phase::Active);
             let why = active.map_or("there is no intermediate".to_owned(), |i| {

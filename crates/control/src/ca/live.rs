@@ -64,6 +64,37 @@ impl Options {
     }
 }
 
+/// Whether the clock goes evenly. What has ended is only forgotten then: a clock that jumps ahead, and is set right again,
+/// would have ended revocations and roots too early.
+#[derive(Debug, Default)]
+struct Steady {
+    last: Option<u64>,
+    since: u64,
+}
+
+impl Steady {
+    /// Whether, now, there was no jump of more than `doubt` seconds for that long.
+    fn look(&mut self, now: u64, doubt: u64) -> bool {
+        let before = self.last.replace(now);
+        if before.is_none_or(|last| now.abs_diff(last) > doubt) {
+            if let Some(last) = before {
+                warn!(
+                    from = last,
+                    to = now,
+                    "the clock has jumped: what has ended is kept for a while, in case it is wrong"
+                );
+            }
+            self.since = now;
+        }
+        now >= self.since + doubt
+    }
+}
+
+/// Seconds for which a clock is doubted after a jump: an hour for certificates of a day, for somebody to set it right.
+fn doubt(svid: Duration) -> u64 {
+    (svid / 24).clamp(Duration::from_secs(2), Duration::from_secs(3600)).as_secs()
+}
+
 /// A certificate that somebody has proved to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Current {
@@ -96,6 +127,7 @@ pub struct Ca {
     issued: Mutex<VecDeque<(SpiffeId, Serial, u64)>>,
     leads: watch::Receiver<bool>,
     clock: Clock,
+    steady: Mutex<Steady>,
 }
 
 impl std::fmt::Debug for Ca {
@@ -129,7 +161,7 @@ impl Ca {
         let (domain, lifetimes, leading) = (&trust_domain, options.lifetimes, *leads.borrow());
         let restored = found.as_ref().map(|(state, _)| match leading {
             true => Core::restore(state, domain, lifetimes, from_files.as_ref(), now),
-            false => Core::adopt(state, domain, lifetimes, from_files.as_ref(), now),
+            false => Core::adopt(state, domain, lifetimes, from_files.as_ref(), None, now),
         });
         let adopted = restored.is_some() && !leading;
         let core = restored.unwrap_or_else(|| Core::create(domain, lifetimes, from_files.as_ref(), now))?;
@@ -146,6 +178,7 @@ impl Ca {
             issued: Mutex::default(),
             leads,
             clock,
+            steady: Mutex::default(),
         };
         let mut stored = ca.stored.lock().await;
         if !adopted && !ca.replace(&mut stored, core).await? {
@@ -308,11 +341,15 @@ impl Ca {
     pub async fn tick(&self) -> Result<(), Error> {
         let leads = *self.leads.borrow();
         let files = self.changed_files();
+        let sure = {
+            let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+            steady.look(seconds(self.now()), doubt(self.options.lifetimes.svid))
+        };
         self.step(|core, now| {
             if let Some((files, _)) = &files {
                 core.take_files(files, now)?;
             }
-            Ok((leads && core.tick(now)?) || files.is_some())
+            Ok((leads && core.tick(now, sure)?) || files.is_some())
         })
         .await?;
         if let Some((_, contents)) = files {
@@ -387,7 +424,7 @@ impl Ca {
         let files = self.options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
         let (domain, lifetimes) = (&self.trust_domain, self.options.lifetimes);
         // What is due is done, and stored, by the step that asked, if it may.
-        let core = Core::adopt(&state, domain, lifetimes, files.as_ref(), self.now())?;
+        let core = Core::adopt(&state, domain, lifetimes, files.as_ref(), Some(&self.core()), self.now())?;
         *stored = Some(sealed);
         self.publish(core);
         Ok(())

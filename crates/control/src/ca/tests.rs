@@ -48,6 +48,10 @@ impl Hand {
         self.0.fetch_add(seconds, Ordering::Relaxed);
     }
 
+    fn back(&self, seconds: u64) {
+        self.0.fetch_sub(seconds, Ordering::Relaxed);
+    }
+
     fn now(&self) -> SystemTime {
         at(self.0.load(Ordering::Relaxed))
     }
@@ -144,7 +148,7 @@ fn rotation_never_parts_nodes() {
     let mut sequence = core.bundle().sequence;
     for second in (0..30_000).step_by(10) {
         let now = at(START + second);
-        core.tick(now).unwrap();
+        core.tick(now, true).unwrap();
         assert!(core.bundle().sequence >= sequence);
         sequence = core.bundle().sequence;
         if second % 700 == 0 {
@@ -175,10 +179,10 @@ fn rotation_by_command() {
     assert_eq!(core.root_of_issue(at(START + 10)).unwrap(), &first[0]);
     let again = core.rotate(Rotate::Root { at_once: false }, at(START + 20));
     assert!(matches!(again, Err(Error::Rotating { at }) if at == START + 10 + 24 * HOUR), "{again:?}");
-    core.tick(at(START + 10 + 24 * HOUR)).unwrap();
+    core.tick(at(START + 10 + 24 * HOUR), true).unwrap();
     assert_ne!(core.root_of_issue(at(START + 10 + 24 * HOUR)).unwrap(), &first[0]);
     assert_eq!(core.bundle().roots.len(), 2);
-    core.tick(at(START + 10 + 49 * HOUR)).unwrap();
+    core.tick(at(START + 10 + 73 * HOUR), true).unwrap();
     assert_eq!(core.bundle().roots.len(), 1);
     core.rotate(Rotate::Root { at_once: true }, at(START + 100 * HOUR)).unwrap();
     let active = core.authorities().into_iter().filter(|a| a.root && a.phase == Phase::Active).count();
@@ -192,13 +196,13 @@ fn a_jumping_clock_does_not_end_the_ca() {
     let mut core = Core::create(DOMAIN, Lifetimes::default(), None, at(START)).unwrap();
     let request = Request::read(&new_csr(), &id("orders")).unwrap();
     let first = core.bundle().roots[0].clone();
-    core.tick(at(START + 400 * 24 * HOUR)).unwrap();
-    core.tick(at(START + HOUR)).unwrap();
+    core.tick(at(START + 400 * 24 * HOUR), true).unwrap();
+    core.tick(at(START + HOUR), true).unwrap();
     let leaf = core.issue(&id("orders"), &request, None, at(START + HOUR)).unwrap();
     verifies(&leaf.chain, core.bundle(), at(START + HOUR)).unwrap();
     assert!(core.bundle().roots.contains(&first));
     let late = at(START + 4000 * 24 * HOUR);
-    core.tick(late).unwrap();
+    core.tick(late, true).unwrap();
     let leaf = core.issue(&id("orders"), &request, None, late).unwrap();
     verifies(&leaf.chain, core.bundle(), late).unwrap();
 }
@@ -228,8 +232,10 @@ fn revocation_of_a_certificate_and_of_an_identity() {
     assert!(core.bundle().revoked.iter().all(|r| !r.concerns(&id("cart"), &later.serial, START - 120)));
     let number = core.bundle().sequence;
     // A day until the end of the last one, and seven in which one that has ended may come back.
-    assert!(!core.clone().tick(at(START + 20 + 3 * 24 * HOUR)).unwrap());
-    assert!(core.tick(at(START + 20 + (8 * 24 + 1) * HOUR)).unwrap());
+    assert!(!core.clone().tick(at(START + 20 + 3 * 24 * HOUR), true).unwrap());
+    let ended = at(START + 20 + (8 * 24 + 1) * HOUR);
+    core.clone().tick(ended, false).unwrap();
+    assert!(core.tick(ended, true).unwrap());
     assert!(core.bundle().revoked.is_empty() && core.bundle().crls.is_empty() && core.bundle().sequence > number);
 }
 
@@ -570,6 +576,9 @@ async fn an_intermediate_from_files() {
     assert_eq!(&issue()[2], second.certificate());
     hand.forward(26 * HOUR);
     ca.tick().await.unwrap();
+    assert_eq!(ca.bundle().roots.len(), 2, "the clock may be wrong");
+    hand.forward(HOUR);
+    ca.tick().await.unwrap();
     assert_eq!(ca.bundle().roots, [second.certificate().clone()]);
 
     let chain = issue()[..2].to_vec();
@@ -577,6 +586,30 @@ async fn an_intermediate_from_files() {
         Ca::open(Arc::clone(&store) as _, &passphrase(), options(Lifetimes::default()), hand.clock()).await.unwrap();
     verifies(&chain, &own.bundle(), hand.now()).unwrap();
     assert_eq!(own.bundle().roots.len(), 2, "back to an own root, with the former one in the bundle");
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_and_comes_back_forgets_nothing() {
+    let (hand, store) = (Hand::new(), Arc::new(Memory::new()));
+    let ca = open(&store, &hand).await.unwrap();
+    ca.tick().await.unwrap();
+    ca.revoke_identity(&id("orders")).await.unwrap();
+    let year = 400 * 24 * HOUR;
+    hand.forward(year);
+    for _ in 0..10 {
+        hand.forward(60);
+        ca.tick().await.unwrap();
+    }
+    assert!(!ca.bundle().revoked.is_empty(), "the clock may be wrong");
+    hand.back(year);
+    ca.tick().await.unwrap();
+    assert!(!ca.bundle().revoked.is_empty());
+    hand.forward(year);
+    for _ in 0..=61 {
+        hand.forward(60);
+        ca.tick().await.unwrap();
+    }
+    assert!(ca.bundle().revoked.is_empty(), "it is right, as nobody has mended it");
 }
 
 #[tokio::test]

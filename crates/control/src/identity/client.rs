@@ -135,7 +135,8 @@ enum Proof {
 }
 
 impl Shared {
-    /// Asks one control plane after the other, beginning with the one that answered last.
+    /// Asks one control plane after the other, beginning with the one that answered last. One that refuses may lag behind
+    /// the others, or be of an older version: only when all refuse it is no use to ask again.
     async fn issue(&self, id: &SpiffeId, current: Option<Arc<Svid>>, request: Vec<u8>) -> Result<Issued, NotIssued> {
         let proof = match current {
             None => Proof::Token,
@@ -143,7 +144,7 @@ impl Shared {
             Some(svid) => Proof::Lapsed(svid),
         };
         let (count, first) = (self.joining.control.len(), self.next.load(Ordering::Relaxed));
-        let mut why = NotIssued::Later("no control plane is named".to_owned());
+        let (mut never, mut later) = (None, None);
         for turn in 0..count {
             let place = (first + turn) % count;
             let url = &self.joining.control[place];
@@ -154,11 +155,17 @@ impl Shared {
                     self.next.store(place, Ordering::Relaxed);
                     return Ok(issued);
                 }
-                Err(NotIssued::Later(text)) => why = NotIssued::Later(format!("{url}: {text}")),
-                Err(NotIssued::Never(text)) => return Err(NotIssued::Never(format!("{url}: {text}"))),
+                Err(NotIssued::Later(text)) => later = Some(format!("{url}: {text}")),
+                Err(NotIssued::Never(text)) => never = Some(format!("{url}: {text}")),
             }
         }
-        Err(why)
+        Err(match (later, never) {
+            (None, Some(never)) => NotIssued::Never(never),
+            (Some(later), None) => NotIssued::Later(later),
+            // What was refused is what can be mended.
+            (Some(later), Some(never)) => NotIssued::Later(format!("{never}; {later}")),
+            (None, None) => NotIssued::Later("no control plane is named".to_owned()),
+        })
     }
 
     async fn attempt(&self, url: &str, id: &SpiffeId, proof: &Proof, request: &[u8]) -> Result<Issued, NotIssued> {

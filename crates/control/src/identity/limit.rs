@@ -1,13 +1,17 @@
 //! How often who may ask: a bucket of tokens for all, and one for each address that failed.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Joins per second that are served, and at once after silence: a P-256 signature takes 50 µs, a write to the store some ms.
 const RATE: f64 = 200.0;
 const BURST: f64 = 400.0;
 
-/// Refused joins that one address may have at once, and one more after each of [`REFILL`].
+/// Refused joins that one address (of IPv6, one network of 64 bits, which is what one subscriber has) may have at once, and one more after each of [`REFILL`].
 const FAILURES: f64 = 10.0;
 const REFILL: Duration = Duration::from_secs(6);
 
@@ -32,6 +36,14 @@ impl Bucket {
     }
 }
 
+/// An address, without what one subscriber may choose of it.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
 fn failures(bucket: &Bucket, now: Instant) -> f64 {
     bucket.refilled(1.0 / REFILL.as_secs_f64(), FAILURES, now)
 }
@@ -43,7 +55,7 @@ impl Limit {
 
     /// Whether a join may be tried now.
     pub(super) fn admit(&mut self, address: Option<IpAddr>, now: Instant) -> Result<(), &'static str> {
-        if address.and_then(|a| self.failed.get(&a)).is_some_and(|b| failures(b, now) < 1.0) {
+        if address.and_then(|a| self.failed.get(&subscriber(a))).is_some_and(|b| failures(b, now) < 1.0) {
             return Err("too many refused joins from this address: check the token, and try again in a minute");
         }
         let level = self.all.refilled(RATE, BURST, now);
@@ -56,7 +68,7 @@ impl Limit {
 
     /// A join was refused.
     pub(super) fn failed(&mut self, address: Option<IpAddr>, now: Instant) {
-        let Some(address) = address else { return };
+        let Some(address) = address.map(subscriber) else { return };
         if self.failed.len() >= MAX_ADDRESSES {
             self.failed.retain(|_, b| failures(b, now) < FAILURES);
         }
@@ -83,6 +95,23 @@ mod tests {
         assert!(limit.admit(guesser, start).is_err());
         limit.admit(Some(IpAddr::from([192, 0, 2, 2])), start).unwrap();
         limit.admit(guesser, start + REFILL).unwrap();
+    }
+
+    #[test]
+    fn one_network_of_ipv6_cannot_guess_with_all_its_addresses() {
+        let start = Instant::now();
+        let mut limit = Limit::new(start);
+        let address = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        for host in 1..=10 {
+            limit.failed(address(&format!("2001:db8:0:1::{host}")), start);
+        }
+        assert!(limit.admit(address("2001:db8:0:1:ffff::7"), start).is_err());
+        limit.admit(address("2001:db8:0:2::1"), start).unwrap();
+        for _ in 0..10 {
+            limit.failed(address("::ffff:192.0.2.1"), start);
+        }
+        assert!(limit.admit(address("192.0.2.1"), start).is_err());
+        limit.admit(address("::ffff:192.0.2.2"), start).unwrap();
     }
 
     #[test]

@@ -24,6 +24,7 @@ fn id(account: &str) -> SpiffeId {
 /// A control plane on a port of loopback, in real time.
 struct Control {
     ca: Arc<Ca>,
+    identities: Arc<Identities>,
     url: String,
     folder: tempfile::TempDir,
 }
@@ -64,10 +65,10 @@ impl Control {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let mutual = Mutual { identities, own, joining: true };
+        let mutual = Mutual { identities: Arc::clone(&identities), own, joining: true };
         let server = transport::server().add_service(IdentityService::server(Arc::clone(&ca)));
         tokio::spawn(server.serve_with_incoming(transport::accept(listener, Some(mutual))));
-        Self { ca, url, folder }
+        Self { ca, identities, url, folder }
     }
 
     async fn token(&self, id: &SpiffeId, uses: u32) -> ca::Token {
@@ -197,6 +198,27 @@ async fn one_control_plane_of_two_is_away() {
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::default()).unwrap();
     let failed = obtain(&issuer, &Identities::default(), &id("cart")).await;
     assert!(matches!(&failed, Err(NotIssued::Later(why)) if why.contains("refused")), "{failed:?}");
+}
+
+#[tokio::test]
+async fn one_control_plane_of_two_refuses() {
+    let control = Control::new(DOMAIN).await;
+    // As one that lags behind, or is older: it has no certificate authority.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let without = format!("https://{}", listener.local_addr().unwrap());
+    let own = control_id(DOMAIN).unwrap();
+    let mutual = Mutual { identities: Arc::clone(&control.identities), own, joining: true };
+    let server = transport::server().add_service(crate::publish::server::Publisher::new("old").service());
+    tokio::spawn(server.serve_with_incoming(transport::accept(listener, Some(mutual))));
+    let identities = Arc::<Identities>::default();
+    let tokens = vec![control.token(&id("orders"), 1).await];
+    let joining = Joining { control: vec![without.clone(), control.url.clone()], tokens };
+    let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
+    obtain(&issuer, &identities, &id("orders")).await.unwrap();
+    let joining = Joining { control: vec![without], tokens: vec![control.token(&id("cart"), 1).await] };
+    let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::default()).unwrap();
+    let why = never(obtain(&issuer, &Identities::default(), &id("cart")).await);
+    assert!(why.contains("no certificate authority"), "{why}");
 }
 
 #[tokio::test]
