@@ -356,6 +356,17 @@ async fn a_workload_joins_and_is_gone_when_it_dies() {
     let killed = Instant::now();
     until("it is gone", async || sees() == with - 1).await;
     assert!(killed.elapsed() < Duration::from_secs(1), "{:?}", killed.elapsed());
+    drop(sidecar);
+    // It says nothing any more, and its connections stay open: as when a machine vanishes.
+    let sidecar = home.proxy("app-1", "app", &[listen], &more).await;
+    serves(front, 1).await;
+    sidecar.signal(Signal::STOP);
+    let stopped = Instant::now();
+    until("it is given up", async || sees() == with - 1).await;
+    println!("out {:?} after it was stopped", stopped.elapsed());
+    assert!(stopped.elapsed() < Duration::from_secs(2), "{:?}", stopped.elapsed());
+    sidecar.signal(Signal::CONT);
+    until("it is back", async || sees() == with).await;
     // Asked to end: at once.
     drop(sidecar);
     let sidecar = home.proxy("app-1", "app", &[listen], &more).await;

@@ -38,6 +38,11 @@ const MAX_NAMES: usize = 1_000;
 const MAX_STALE: usize = 256;
 /// A stream that has not said who it is and what it has by then is cut: it takes the place of a proxy.
 const GREETING: Millis = 60_000;
+/// Who says that it lives, each 200 ms, is taken for dead after so long without a word. The kernel of a machine that is gone
+/// does not close its connections, and keepalive of HTTP/2 for all would cost more and be slower.
+const SILENCE: Millis = 700;
+/// This control plane itself was held up for longer than this: nobody is to blame for what it has not heard meanwhile.
+const STALL: Millis = 50;
 /// Looks at all of the source, begun after a proxy has told of something newer there, until it is not believed.
 const LOOKS: u64 = 2;
 /// After a start, workloads that have not yet come back are not taken from proxies for so long.
@@ -69,6 +74,8 @@ pub struct Hub {
     went: BTreeSet<ResourceKey>,
     /// How new the resources are, where their source can tell.
     mark: Option<Mark>,
+    /// When the next tick is due.
+    due: Millis,
     out: Vec<(NodeId, Output)>,
 }
 
@@ -96,6 +103,8 @@ pub struct Member {
     view: Option<ViewId>,
     /// What it has seen that is newer than what is known here, with the looks at the source until then.
     ahead: Option<Mark>,
+    /// When it was last heard of, if it says that it lives.
+    alive: Option<Millis>,
     pub node: Node,
 }
 
@@ -147,6 +156,7 @@ impl Hub {
             settled: false,
             went: BTreeSet::new(),
             mark: None,
+            due: now,
             out: Vec::new(),
         }
     }
@@ -220,6 +230,7 @@ impl Hub {
             since: now,
             view: None,
             ahead: None,
+            alive: None,
             node: Node::default(),
         };
         self.members.insert(node, member);
@@ -229,8 +240,11 @@ impl Hub {
     }
 
     pub fn message(&mut self, now: Millis, node: NodeId, message: ProxyMessage) {
-        let Some(member) = self.members.get(&node) else { return };
+        let Some(member) = self.members.get_mut(&node) else { return };
         let greeted = member.role.is_some();
+        if member.alive.is_some() || matches!(message.message, Some(Message::Alive(_))) {
+            member.alive = Some(now);
+        }
         let result = match message.message {
             Some(Message::Hello(hello)) if !greeted => self.hello(node, hello),
             Some(Message::Hello(_)) => Err("a second hello".to_owned()),
@@ -255,8 +269,8 @@ impl Hub {
                 self.change(now, gone);
                 Ok(())
             }
-            // Something newer than this.
-            None => Ok(()),
+            // None is something newer than this.
+            Some(Message::Alive(_)) | None => Ok(()),
         };
         if let Err(why) = result {
             self.close(node, why);
@@ -281,6 +295,7 @@ impl Hub {
         }
         let gone = self.joined.expired(now);
         self.change(now, gone);
+        self.silent(now);
         for node in self.members.keys().copied().collect::<Vec<_>>() {
             if settled {
                 self.step(now, node, Event::Settled);
@@ -291,12 +306,40 @@ impl Hub {
                 self.close(node, format!("it has not said in {} s who it is and what it has", GREETING / 1000));
             }
         }
+        self.due = self.wakes(now);
+    }
+
+    /// Takes out what those have brought that were not heard of in time.
+    fn silent(&mut self, now: Millis) {
+        let late = now.saturating_sub(self.due);
+        let mut silent = Vec::new();
+        for (node, member) in &mut self.members {
+            let Some(alive) = &mut member.alive else { continue };
+            if late > STALL {
+                *alive = now;
+            }
+            if now >= *alive + SILENCE {
+                member.alive = None;
+                silent.push(*node);
+            }
+        }
+        for node in silent {
+            let gone = self.joined.leave(node);
+            if !gone.is_empty() {
+                tracing::warn!(
+                    count = gone.len(),
+                    "a proxy says nothing any more: the workloads that joined with it are out"
+                );
+                self.change(now, gone);
+            }
+            self.close(node, format!("nothing was heard of the proxy for {SILENCE} ms"));
+        }
     }
 
     /// When [`Hub::tick`] has something to do, at the latest.
     pub fn wakes(&self, now: Millis) -> Millis {
-        let second = now + 1_000;
-        self.joined.next_expiry().map_or(second, |at| at.min(second))
+        let silent = self.members.values().filter_map(|member| Some(member.alive? + SILENCE)).min();
+        [self.joined.next_expiry(), silent].into_iter().flatten().fold(now + 1_000, Millis::min)
     }
 
     fn hello(&mut self, node: NodeId, hello: Hello) -> Result<(), String> {
@@ -691,182 +734,4 @@ pub fn wanted(subscription: &Subscription) -> Option<Wanted> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        proto::discovery::Role as WireRole,
-        publish::testing::{resource, service, slice},
-    };
-
-    fn hello(hub: &mut Hub, node: NodeId, identity: &str, id: &str) {
-        let identity = SpiffeId::workload("mesh.example", "shop", identity).ok();
-        hub.connected(0, node, Some(identity));
-        let hello = Hello { id: id.to_owned(), role: WireRole::Sidecar.into(), ..Hello::default() };
-        hub.message(0, node, ProxyMessage { message: Some(Message::Hello(hello)) });
-    }
-
-    fn closed(hub: &mut Hub) -> Vec<NodeId> {
-        let out = hub.take_output().into_iter();
-        out.filter(|(_, output)| matches!(output, Output::Close(_))).map(|(node, _)| node).collect()
-    }
-
-    #[test]
-    fn nobody_can_keep_a_proxy_out_by_taking_its_name() {
-        let mut hub = Hub::new(0);
-        hello(&mut hub, 1, "squatter", "web");
-        hello(&mut hub, 2, "web", "web");
-        assert_eq!(closed(&mut hub), [0; 0]);
-        hello(&mut hub, 3, "web", "web");
-        assert_eq!(closed(&mut hub), [2], "the same proxy has come again");
-    }
-
-    #[test]
-    fn a_control_plane_that_is_behind_says_nothing_until_it_is_not() {
-        let mark = |revision, looks| Some(Mark { origin: "etcd".into(), revision, looks });
-        let groups = |hub: &mut Hub| {
-            let out = hub.take_output().into_iter();
-            out.filter(|(_, output)| matches!(output, Output::Group(_))).map(|(node, _)| node).collect::<Vec<_>>()
-        };
-        let mut hub = Hub::new(0);
-        hub.resources_at(0, Vec::new(), mark(5, 1));
-        for (node, source) in [(1, mark(6, 0)), (2, mark(5, 0)), (3, None), (4, mark(9, 0))] {
-            let source = source.map(|mark| mark.to_wire());
-            let elsewhere = crate::proto::discovery::Source { origin: "other etcd".into(), revision: 9 };
-            let source = if node == 3 { Some(elsewhere) } else { source };
-            hub.connected(0, node, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
-            let id = format!("p{node}");
-            let hello = Hello { id, role: WireRole::Sidecar.into(), source, ..Hello::default() };
-            hub.message(0, node, ProxyMessage { message: Some(Message::Hello(hello)) });
-            let known = Known { resources: Vec::new(), last: true };
-            hub.message(0, node, ProxyMessage { message: Some(Message::Known(known)) });
-        }
-        assert_eq!((groups(&mut hub), hub.behind()), (vec![2, 3], 2));
-        hub.resources_at(0, Vec::new(), mark(6, 1));
-        assert_eq!((groups(&mut hub), hub.behind()), (vec![1], 1));
-        hub.resources_at(0, Vec::new(), mark(6, 2));
-        assert_eq!((groups(&mut hub), hub.behind()), (vec![], 1), "that look may have begun before");
-        hub.resources_at(0, Vec::new(), mark(6, 3));
-        assert_eq!((groups(&mut hub), hub.behind()), (vec![4], 0));
-    }
-
-    #[test]
-    fn who_says_nothing_takes_no_place_for_long() {
-        let mut hub = Hub::new(0);
-        hub.connected(0, 1, Some(None));
-        hello(&mut hub, 2, "web", "says hello only");
-        hello(&mut hub, 3, "web", "fine");
-        let known = Known { resources: Vec::new(), last: true };
-        hub.message(0, 3, ProxyMessage { message: Some(Message::Known(known)) });
-        hub.tick(GREETING - 1);
-        assert_eq!(closed(&mut hub), [0; 0]);
-        hub.take_output();
-        let ack = crate::proto::discovery::Ack { nonce: "1".into(), ..Default::default() };
-        hub.message(GREETING - 1, 3, ProxyMessage { message: Some(Message::Ack(ack)) });
-        hub.tick(GREETING);
-        assert_eq!(closed(&mut hub), [1, 2]);
-    }
-
-    /// What is answered to a Workload `evil/w` with that address.
-    fn joins(hub: &mut Hub, address: &str) -> String {
-        hub.connected(0, 9, Some(SpiffeId::workload("mesh.example", "evil", "default").ok()));
-        let workload = format!(
-            r#"{{"apiVersion":"selvedge.dev/v1alpha1","kind":"Workload","metadata":{{"name":"w","namespace":"evil","creationTimestamp":"1970-01-01T00:00:00Z"}},"spec":{{"addresses":["{address}"],"ports":[{{"port":80}}]}}}}"#
-        );
-        hub.register(0, 9, &Register { number: 1, workload: workload.into() });
-        let refused = hub.take_output().into_iter().find_map(|(_, output)| match output {
-            Output::Registered { refused, .. } => Some(refused),
-            _ => None,
-        });
-        refused.unwrap()
-    }
-
-    #[test]
-    fn a_workload_cannot_take_an_address_that_another_namespace_has() {
-        let mut hub = Hub::new(0);
-        let there = [
-            service("shop", "orders", "10.0.0.1"),
-            slice("shop", "orders", &["10.1.0.1"]),
-            resource(
-                "{apiVersion: selvedge.dev/v1alpha1, kind: ExternalService, metadata: {name: db, namespace: shop}, spec: {hosts: [db.example], addresses: [192.0.2.1], ports: [{port: 5432}]}}",
-            ),
-        ];
-        hub.resources(0, there.into_iter().map(|r| (r.key(), Some(r))).collect());
-        for (address, owner) in [
-            ("10.0.0.1", "Service shop/orders"),
-            ("10.1.0.1", "EndpointSlice"),
-            ("192.0.2.1", "ExternalService shop/db"),
-        ] {
-            let refused = joins(&mut hub, address);
-            assert!(refused.contains(owner), "{address}: {refused}");
-        }
-        assert_eq!(joins(&mut hub, "10.1.0.2"), "");
-    }
-
-    #[test]
-    fn a_workload_that_joins_is_not_older_than_what_is_written() {
-        let mut hub = Hub::new(0);
-        assert_eq!(joins(&mut hub, "10.1.0.2"), "");
-        let key = ResourceKey::new(Kind::Workload, "evil", "w");
-        let json = String::from_utf8_lossy(&hub.graph.get(&key).unwrap().json).into_owned();
-        assert!(!json.contains("1970"), "{json}");
-    }
-
-    #[test]
-    fn what_is_no_workload_does_no_harm() {
-        let mut hub = Hub::new(0);
-        hub.connected(0, 1, Some(None));
-        for hostile in ["", "[]", "null", "7", "{\"metadata\":[]}", "{\"metadata\":{\"name\":1}}"] {
-            hub.register(0, 1, &Register { number: 1, workload: hostile.to_owned().into() });
-            let out = hub.take_output();
-            let [(1, Output::Registered { refused, .. })] = &out[..] else { panic!("{out:?}") };
-            assert!(!refused.is_empty(), "{hostile}");
-        }
-    }
-
-    /// Names of what is sent to node 1, which takes it.
-    fn sent(hub: &mut Hub) -> Vec<String> {
-        let groups = hub.take_output().into_iter().filter_map(|(node, output)| match output {
-            Output::Group(group) if node == 1 => Some(group),
-            _ => None,
-        });
-        let groups: Vec<Group> = groups.collect();
-        for group in &groups {
-            let ack = crate::proto::discovery::Ack { nonce: group.nonce.clone(), ..Default::default() };
-            hub.message(0, 1, ProxyMessage { message: Some(Message::Ack(ack)) });
-        }
-        let mut names: Vec<_> = groups.iter().flat_map(|g| &g.upserts).map(|e| e.key.to_string()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn an_endpoint_that_changes_is_told_and_a_workload_that_comes_to_it_later_too() {
-        let mut hub = Hub::new(0);
-        let put = |hub: &mut Hub, resource: Resource| hub.resources(0, vec![(resource.key(), Some(resource))]);
-        let address = |n: usize| format!("10.1.{}.{}", n / 250, n % 250);
-        let at = |n: usize| slice("shop", "cart", &[&address(n)]);
-        put(&mut hub, service("shop", "cart", "10.0.0.1"));
-        put(&mut hub, at(1));
-        hub.connected(0, 1, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
-        let cart = Subscription { what: Some(What::Host("cart.shop".into())) };
-        let role = WireRole::Sidecar.into();
-        let hello = Hello { id: "web".into(), role, subscriptions: vec![cart], ..Hello::default() };
-        hub.message(0, 1, ProxyMessage { message: Some(Message::Hello(hello)) });
-        let known = Known { resources: Vec::new(), last: true };
-        hub.message(0, 1, ProxyMessage { message: Some(Message::Known(known)) });
-        assert_eq!(sent(&mut hub), ["EndpointSlice shop/cart", "Service shop/cart"]);
-        for n in 2..2 + 2 * MAX_STALE {
-            put(&mut hub, at(n));
-            assert_eq!(sent(&mut hub), ["EndpointSlice shop/cart"]);
-        }
-        assert!(hub.by_token.len() < 2 * MAX_STALE, "what is looked up in vain is forgotten");
-        let last = address(1 + 2 * MAX_STALE);
-        put(
-            &mut hub,
-            resource(&format!(
-                "{{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {{name: late, namespace: shop}}, spec: {{addresses: [{last}], ports: [{{port: 80}}]}}}}"
-            )),
-        );
-        assert_eq!(sent(&mut hub), ["Workload shop/late"]);
-    }
-}
+mod tests;

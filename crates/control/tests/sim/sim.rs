@@ -183,7 +183,8 @@ impl Sim {
     }
 
     fn latency(&mut self) -> Millis {
-        if self.rng.percent(3) { self.rng.between(100, 800) } else { self.rng.between(1, 20) }
+        // Later than who says that it lives may be: where all is well nothing is held up for so long.
+        if !self.healed && self.rng.percent(3) { self.rng.between(100, 800) } else { self.rng.between(1, 20) }
     }
 
     fn event(&mut self, event: Event) {

@@ -127,7 +127,7 @@ impl EtcdSource {
 
     /// Takes in one change as if etcd had told of it: a value, or that there is none any more.
     pub fn told(&mut self, path: &[u8], value: Option<Vec<u8>>) {
-        self.take(Batch::Changes(vec![(path.to_vec(), value)]));
+        self.take(Batch::Changes(vec![(path.to_vec(), value)], 0));
     }
 
     fn put(&mut self, path: String, text: Vec<u8>) {

@@ -3,8 +3,8 @@
 
 use crate::{
     proto::discovery::{
-        Ack, Answer, Asked, ControlMessage, Hello, Known, Leave, ProxyMessage, Register, Rejected, Resource, Source,
-        Subscribe, Subscription, Update, Withdraw, control_message::Message, proxy_message::Message as Say,
+        Ack, Alive, Answer, Asked, ControlMessage, Hello, Known, Leave, ProxyMessage, Register, Rejected, Resource,
+        Source, Subscribe, Subscription, Update, Withdraw, control_message::Message, proxy_message::Message as Say,
         subscription::What,
     },
     publish::{node::Millis, scope::Wanted, version::Version},
@@ -29,6 +29,8 @@ const TELL: Millis = 60_000;
 const UNKNOWN: Millis = 30_000;
 /// Until a workload that was refused asks again.
 const JOIN_AGAIN: Millis = 2_000;
+/// How often a proxy with workloads that joined says that it lives: a machine that vanishes says nothing else.
+const BEAT: Millis = 200;
 /// Bytes of one update, over all its messages.
 const MAX_UPDATE: usize = 256 * 1024 * 1024;
 
@@ -132,6 +134,8 @@ pub struct Machine {
     /// Those that were refused, and when to ask again: the reason may have gone.
     refused: BTreeMap<String, Millis>,
     leaving: bool,
+    /// When it last said that it lives.
+    beat: Millis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,6 +173,7 @@ impl Machine {
             asked: BTreeMap::new(),
             refused: BTreeMap::new(),
             leaving: false,
+            beat: 0,
             me,
         };
         let count = machine.me.urls.len().max(1) as u64;
@@ -189,6 +194,7 @@ impl Machine {
     pub fn wakes(&self, now: Millis) -> Millis {
         match self.state {
             State::Waiting { until } => until.max(now),
+            State::Open { .. } if self.beats() => (self.beat + BEAT).max(now),
             _ => now + 1_000,
         }
     }
@@ -233,7 +239,15 @@ impl Machine {
         actions
     }
 
+    fn beats(&self) -> bool {
+        !self.registered.is_empty() && !self.leaving
+    }
+
     fn tick(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        if self.is_open() && self.beats() && now >= self.beat + BEAT {
+            self.beat = now;
+            actions.push(say(Say::Alive(Alive {})));
+        }
         if let State::Waiting { until } = self.state
             && until <= now
             && !self.leaving
@@ -545,6 +559,24 @@ mod tests {
         let done = |number| Event::Applied(Outcome { number, ..Outcome::default() });
         assert!(machine.step(1_002, done(first)).is_empty());
         assert!(matches!(&machine.step(1_003, done(second))[..], [Action::Send(_)]));
+    }
+
+    #[test]
+    fn who_has_registered_something_says_that_it_lives() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        let beats = |actions: &[Action]| {
+            let beat = |a: &&Action| matches!(a, Action::Send(ProxyMessage { message: Some(Say::Alive(_)) }));
+            actions.iter().filter(beat).count()
+        };
+        assert_eq!((beats(&machine.step(1_000, Event::Tick)), machine.wakes(1_000)), (0, 2_000));
+        machine.step(1_000, Event::Register { key: "Workload a/b".into(), json: Bytes::new() });
+        assert_eq!((beats(&machine.step(1_000, Event::Tick)), machine.wakes(1_000)), (1, 1_000 + BEAT));
+        assert_eq!(beats(&machine.step(1_001, Event::Tick)), 0);
+        assert_eq!(beats(&machine.step(1_000 + BEAT, Event::Tick)), 1);
+        machine.step(1_300, Event::Leave);
+        assert_eq!((beats(&machine.step(2_000, Event::Tick)), machine.wakes(2_000)), (0, 3_000));
     }
 
     #[test]
