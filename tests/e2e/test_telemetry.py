@@ -164,15 +164,16 @@ def test_export_by_tls(tmp_path):
     good = Collector(certificate(keys, "good", ca, names=("localhost",)))
     wrong = Collector(certificate(keys, "wrong", ca, names=("elsewhere.example",)))
     stranger = Collector(certificate(keys, "stranger", certificate(keys, "other", names=("other.example",)), names=("localhost",)))
-    port, folder = free_port(), tmp_path / "tls"
+    collectors, folder = {"good": good, "wrong": wrong, "stranger": stranger}, tmp_path / "tls"
+    ports = {name: free_port() for name in collectors}
     folder.mkdir()
-    text = gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}])
-    for name, collector in (("good", good), ("wrong", wrong), ("stranger", stranger)):
-        spec = {"telemetry": {"tracing": {"sampling": 100, "otlp": f"https://localhost:{collector.port}"}}, "directResponse": {"status": 200, "body": name}}
-        text += simple(name, [], spec=spec)
+    text = gateway_resource([{"name": n, "port": port, "protocol": "HTTP"} for n, port in ports.items()])
+    for name, collector in collectors.items():
+        text += simple(name, [], name, spec={"directResponse": {"status": 200, "body": name}})
+        text += policy(f"to-{name}", "Gateway", "edge", {"telemetry": {"tracing": {"sampling": 100, "otlp": f"https://localhost:{collector.port}"}}}, name)
     folder.joinpath("gateway.yaml").write_text(text)
     gateway = Gateway(folder, "--otlp-ca", f"{ca}.crt")
-    for name in ("good", "wrong", "stranger"):
+    for name, port in ports.items():
         assert curl(f"http://127.0.0.1:{port}/{name}") == name
     wait_for(lambda: b"/good" in good.all("spans"), "the span by TLS")
     log = folder.parent / "tls.log"

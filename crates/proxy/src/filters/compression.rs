@@ -144,10 +144,11 @@ struct Side {
 /// Output is produced in pieces of at most this size.
 const PIECE: usize = 8 * 1024;
 
-/// What compression can refer back to, as a power of two: 128 KiB. The default windows (4 MiB for brotli, 2 MiB for zstd)
-/// would make a few hundred slow readers of large responses exhaust the memory; with this one each takes less than 1 MiB
-/// (`test_compression_is_small`), and text becomes hardly longer.
+/// What compression can refer back to, as a power of two: 128 KiB for zstd, and 32 KiB, as gzip has it, for brotli, whose other
+/// tables grow with it. The default windows (2 MiB, 4 MiB) would make a few hundred slow readers of large responses exhaust
+/// the memory; with these each takes less than 1 MiB (`test_compression_is_small`).
 const WINDOW: u32 = 17;
+const BROTLI_WINDOW: i32 = 15;
 
 impl Compressed {
     fn new(coding: Coding, body: Body) -> Self {
@@ -159,7 +160,7 @@ impl Compressed {
             Coding::Brotli => {
                 // From 4 on it would keep the commands of 64 KiB blocks, of which it needs a megabyte more; the default 11
                 // costs a hundred times as much time besides.
-                let params = brotli::EncoderParams::default().quality(Level::Precise(3)).window_size(WINDOW as i32);
+                let params = brotli::EncoderParams::default().quality(Level::Precise(3)).window_size(BROTLI_WINDOW);
                 Encoder::Brotli(Box::pin(BrotliEncoder::with_params(source, params)))
             }
             Coding::Zstd => {
