@@ -211,11 +211,12 @@ async fn one_control_plane_of_two_refuses() {
     let server = transport::server().add_service(crate::publish::server::Publisher::new("old").service());
     tokio::spawn(server.serve_with_incoming(transport::accept(listener, Some(mutual))));
     let identities = Arc::<Identities>::default();
-    let tokens = vec![control.token(&id("orders"), 1).await];
+    let tokens = JoinTokens::Given(vec![control.token(&id("orders"), 1).await]);
     let joining = Joining { control: vec![without.clone(), control.url.clone()], tokens };
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();
     obtain(&issuer, &identities, &id("orders")).await.unwrap();
-    let joining = Joining { control: vec![without], tokens: vec![control.token(&id("cart"), 1).await] };
+    let tokens = JoinTokens::Given(vec![control.token(&id("cart"), 1).await]);
+    let joining = Joining { control: vec![without], tokens };
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::default()).unwrap();
     let why = never(obtain(&issuer, &Identities::default(), &id("cart")).await);
     assert!(why.contains("no certificate authority"), "{why}");
