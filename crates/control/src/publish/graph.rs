@@ -234,6 +234,12 @@ impl Reader<'_> {
                 for host in spec["hosts"].as_array().into_iter().flatten().filter_map(text) {
                     self.provides.insert(Token::Host(host.trim_end_matches('.').to_ascii_lowercase()));
                 }
+                for tls in spec["ports"].as_array().into_iter().flatten().map(|port| &port["tls"]) {
+                    for (field, kind) in [("caCertificate", Kind::ConfigMap), ("clientCertificate", Kind::Secret)] {
+                        let name = text(&tls[field]).map(|name| ResourceKey::new(kind, &*key.namespace, name));
+                        self.links.uses.extend(name);
+                    }
+                }
             }
             "Mesh" => self.mesh(spec),
             _ => {}

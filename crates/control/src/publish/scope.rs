@@ -442,6 +442,26 @@ mod tests {
     }
 
     #[test]
+    fn external_services_bring_what_their_tls_needs_and_keys_stay_in_their_namespace() {
+        let graph = graph(&[
+            resource(
+                "{apiVersion: selvedge.dev/v1alpha1, kind: ExternalService, metadata: {name: api, namespace: shop}, spec: {hosts: \
+                 [api.example.com], ports: [{port: 443, tls: {caCertificate: roots, clientCertificate: key}}]}}",
+            ),
+            resource("{apiVersion: v1, kind: ConfigMap, metadata: {name: roots, namespace: shop}, data: {a: b}}"),
+            secret("shop", "key"),
+        ]);
+        for (namespace, expected) in [
+            ("shop", &["ConfigMap shop/roots", "ExternalService shop/api", "Secret shop/key"][..]),
+            ("other", &["ConfigMap shop/roots", "ExternalService shop/api"]),
+        ] {
+            let mut interest = interest(Role::Sidecar, namespace);
+            interest.wanted.insert(Wanted::Host("api.example.com".to_owned()));
+            assert_eq!(names(&scope(&graph, &interest)), expected, "{namespace}");
+        }
+    }
+
+    #[test]
     fn a_gateway_cannot_ask_for_the_secrets_of_others() {
         let graph = graph(&[
             resource(
