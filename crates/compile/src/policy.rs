@@ -129,6 +129,11 @@ impl<'a> Policies<'a> {
         gateway.is_some().then(|| Front { high: TrafficSettings::default(), gateway, namespace: None })
     }
 
+    /// What the policies for a whole namespace say, for what is in it and has no Gateway.
+    pub(crate) fn of_namespace<'s>(&'s self, namespace: &'s str) -> Option<&'s TrafficSettings> {
+        self.at(Kind::Namespace, ("", namespace), None).map(Arc::as_ref)
+    }
+
     /// What holds for a rule; nothing when no policy says anything.
     pub(crate) fn of_rule(&self, place: RulePlace<'_>, front: Option<&Front>) -> Option<TrafficSettings> {
         if self.is_empty() {

@@ -21,6 +21,7 @@ use crate::{
         Arrive, Bind, Cluster, ClusterId, Destination, Destinations, Find, Listener, Netns, Outbound, Protocol,
         Snapshot, SocketOptions, Speaks, Transport,
     },
+    traffic,
 };
 use selvedge_model::Code;
 use std::{
@@ -62,10 +63,10 @@ pub(crate) fn snapshot<'a>(cx: &mut Context<'a>, compiler: &mut Compiler, locals
     let (clusters, numbers) = clusters(cx, compiler, (&tls, &policies), &views, &uses.list);
     let mut sockets = Sockets::default();
     for (view, (out, incoming)) in views.iter().zip(&planned) {
-        let shared = shared(cx, view, "outbound");
+        let shared = shared(cx, &policies, view, "outbound");
         let destinations = Arc::new(finish(out, &shared, &numbers));
         sockets.outbound(cx, view, &shared, &destinations);
-        let shared = self::shared(cx, view, "inbound");
+        let shared = self::shared(cx, &policies, view, "inbound");
         sockets.inbound(cx, view, |arrive| incoming.finish(view, &shared, &numbers, arrive));
     }
     let dns = dns::all(cx, &world, locals);
@@ -80,15 +81,18 @@ pub(crate) fn snapshot<'a>(cx: &mut Context<'a>, compiler: &mut Compiler, locals
     }
 }
 
-fn shared(cx: &Context<'_>, view: &View<'_>, section: &str) -> Shared {
+/// Access logs and traces are as the proxy's own, or as the policies of the workload's namespace say.
+fn shared(cx: &Context<'_>, policies: &Policies<'_>, view: &View<'_>, section: &str) -> Shared {
     let name = view.name(section);
-    let telemetry = &cx.options.telemetry;
+    let own = &cx.options.telemetry;
+    let asked = policies.of_namespace(&view.local.namespace).and_then(|settings| settings.telemetry.as_ref());
+    let access_log = asked.and_then(traffic::access_log).unwrap_or_else(|| own.access_log.clone());
     Shared {
         options: Arc::new(settings::http_options()),
-        streams: Arc::new(settings::streams(cx, &name)),
+        streams: Arc::new(settings::streams(&name, access_log.clone())),
         name,
-        access_log: telemetry.access_log.clone(),
-        tracing: telemetry.tracing.clone(),
+        access_log,
+        tracing: asked.and_then(|t| traffic::tracing(t, own.tracing.as_ref())).or_else(|| own.tracing.clone()),
     }
 }
 

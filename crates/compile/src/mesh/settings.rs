@@ -1,16 +1,15 @@
 //! The one Mesh, and what it says in the words of the snapshot.
 
 use crate::{
-    Context,
     index::Index,
     report::Report,
-    snapshot::{HttpOptions, L4Options, ListenerName, MtlsMode, Unknown},
+    snapshot::{AccessLog, HttpOptions, L4Options, ListenerName, MtlsMode, Unknown},
 };
 use selvedge_model::{
     Code, Kind, ResourceKey,
     mesh::{self as spec, MeshSpec, Mtls},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// The Mesh named `default`, else the oldest; the others are told.
 pub(super) fn mesh<'a>(index: &Index<'a>, report: &mut Report) -> Option<&'a MeshSpec> {
@@ -71,11 +70,6 @@ fn everybody() -> Vec<ipnet::IpNet> {
 }
 
 /// Connections that are not HTTP.
-pub(super) fn streams(cx: &Context<'_>, name: &ListenerName) -> L4Options {
-    L4Options {
-        name: name.clone(),
-        idle_timeout: Duration::from_secs(3600),
-        access_log: cx.options.telemetry.access_log.clone(),
-        access: None,
-    }
+pub(super) fn streams(name: &ListenerName, access_log: Vec<Arc<AccessLog>>) -> L4Options {
+    L4Options { name: name.clone(), idle_timeout: Duration::from_secs(3600), access_log, access: None }
 }
