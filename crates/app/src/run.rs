@@ -283,6 +283,7 @@ fn settings(args: &Common, feed: &Feed) -> Result<Settings> {
         discover: feed.discover.clone(),
         mark: feed.beside.mark,
         spaces: Some(feed.beside.spaces.clone()),
+        name_servers: feed.beside.name_servers.clone(),
         ..Settings::default()
     };
     if let Some(workers) = args.workers {

@@ -30,6 +30,11 @@ impl Dial {
         Self { identities, mark, spaces, tunnels: Pool::default() }
     }
 
+    /// SO_MARK of every socket.
+    pub fn socket_mark(&self) -> Option<u32> {
+        self.mark
+    }
+
     /// How other namespaces are entered.
     pub fn spaces(&self) -> Option<&dyn Spaces> {
         self.spaces.as_deref()

@@ -21,6 +21,7 @@ use selvedge_identity::{Bundle, Identities};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::SocketAddr,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -50,6 +51,8 @@ pub struct Settings {
     pub session_key: Option<SessionKey>,
     /// PEM file of the CAs that OTLP collectors are trusted by, instead of the system's.
     pub otlp_ca: Option<PathBuf>,
+    /// DNS servers that are asked for names of backends; none: those of the system.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 impl Default for Settings {
@@ -65,6 +68,7 @@ impl Default for Settings {
             discover: None,
             session_key: None,
             otlp_ca: None,
+            name_servers: Vec::new(),
         }
     }
 }
@@ -133,7 +137,13 @@ impl Proxy {
         control.spawn(overload.clone().watch());
         let dial = Arc::new(Dial::new(settings.identities.clone(), settings.mark, settings.spaces.clone()));
         let shared = Arc::new(Shared {
-            clusters: Clusters::with_dial(count, settings.zone.clone(), control.clone(), dial.clone()),
+            clusters: Clusters::with_dial(
+                count,
+                settings.zone.clone(),
+                control.clone(),
+                dial.clone(),
+                settings.name_servers.clone(),
+            ),
             telemetry: Telemetry::on(count, Some(control.clone()), settings.otlp_ca.as_deref()),
             tls: tls::Store::default(),
             dial,
@@ -150,6 +160,7 @@ impl Proxy {
         shared.telemetry.registry.collect(move |out| {
             if let Some(shared) = weak.upgrade() {
                 telemetry::encode_clusters(&shared.clusters, out);
+                shared.dial.tunnels.encode(out);
                 shared.overload.encode(out);
             }
         });

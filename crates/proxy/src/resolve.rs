@@ -2,18 +2,21 @@
 
 use crate::cluster::LiveCluster;
 use hickory_resolver::{
-    TokioResolver,
-    config::{LookupIpStrategy, ResolverConfig},
-    net::runtime::TokioRuntimeProvider,
+    Resolver,
+    config::{LookupIpStrategy, NameServerConfig, ResolverConfig},
+    net::runtime::{RuntimeProvider, TokioRuntimeProvider, iocompat::AsyncIoTokioAsStd},
 };
+use socket2::SockRef;
 use std::{
     future::Future,
-    net::{IpAddr, Ipv4Addr},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 use tokio::{
+    net::{TcpSocket, TcpStream, UdpSocket},
     runtime::Handle,
     time::{sleep, timeout},
 };
@@ -46,14 +49,73 @@ pub trait Lookup: Send + Sync + 'static {
 /// are asked for at the same time.
 #[derive(Default)]
 pub struct SystemLookup {
+    /// Asked instead of those in `/etc/resolv.conf`, unless empty.
+    servers: Vec<SocketAddr>,
+    sockets: Sockets,
     resolvers: Mutex<Option<(Stamp, Resolvers)>>,
 }
 
 /// One for each family, so that servers that never answer questions for one of them do not spoil the other.
 #[derive(Clone)]
 struct Resolvers {
-    v4: TokioResolver,
-    v6: TokioResolver,
+    v4: Resolver<Sockets>,
+    v6: Resolver<Sockets>,
+}
+
+/// Sockets to DNS servers, marked: where DNS is captured, queries of ours would come back to the process, which answers some
+/// names with addresses that only it understands.
+#[derive(Clone, Default)]
+struct Sockets {
+    tokio: TokioRuntimeProvider,
+    mark: Option<u32>,
+}
+
+impl Sockets {
+    fn mark(&self, socket: &SockRef<'_>) -> io::Result<()> {
+        self.mark.map_or(Ok(()), |mark| socket.set_mark(mark))
+    }
+}
+
+impl RuntimeProvider for Sockets {
+    type Handle = <TokioRuntimeProvider as RuntimeProvider>::Handle;
+    type Timer = <TokioRuntimeProvider as RuntimeProvider>::Timer;
+    type Udp = UdpSocket;
+    type Tcp = AsyncIoTokioAsStd<TcpStream>;
+
+    fn create_handle(&self) -> Self::Handle {
+        self.tokio.create_handle()
+    }
+
+    fn connect_tcp(
+        &self,
+        server: SocketAddr,
+        bind: Option<SocketAddr>,
+        limit: Option<Duration>,
+    ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Tcp>>>> {
+        let sockets = self.clone();
+        Box::pin(async move {
+            let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            sockets.mark(&SockRef::from(&socket))?;
+            if let Some(bind) = bind {
+                socket.bind(bind)?;
+            }
+            let stream = timeout(limit.unwrap_or(LOOKUP_TIMEOUT), socket.connect(server)).await??;
+            Ok(AsyncIoTokioAsStd(stream))
+        })
+    }
+
+    fn bind_udp(
+        &self,
+        local: SocketAddr,
+        _server: SocketAddr,
+    ) -> Pin<Box<dyn Send + Future<Output = io::Result<Self::Udp>>>> {
+        let sockets = self.clone();
+        Box::pin(async move {
+            let socket = UdpSocket::bind(local).await?;
+            sockets.mark(&SockRef::from(&socket))?;
+            Ok(socket)
+        })
+    }
 }
 
 /// When the files that a resolver was made from had last changed.
@@ -80,7 +142,7 @@ impl Lookup for SystemLookup {
 }
 
 /// What one resolver finds.
-async fn one(resolver: &TokioResolver, host: &str) -> Found {
+async fn one(resolver: &Resolver<Sockets>, host: &str) -> Found {
     let found = resolver.lookup_ip(host).await.map_err(|error| error.to_string())?;
     let addresses: Vec<IpAddr> = found.iter().take(MAX_ADDRESSES).collect();
     Ok((addresses, found.valid_until().saturating_duration_since(std::time::Instant::now())))
@@ -112,6 +174,21 @@ async fn both(v4: impl Future<Output = Found>, v6: impl Future<Output = Found>) 
 }
 
 impl SystemLookup {
+    /// `servers` are asked instead of those in `/etc/resolv.conf`, unless empty; `mark` is the SO_MARK of all sockets.
+    pub fn new(servers: Vec<SocketAddr>, mark: Option<u32>) -> Self {
+        let sockets = Sockets { tokio: TokioRuntimeProvider::default(), mark };
+        Self { servers, sockets, resolvers: Mutex::default() }
+    }
+
+    fn given(&self) -> ResolverConfig {
+        let server = |address: &SocketAddr| {
+            let mut server = NameServerConfig::udp_and_tcp(address.ip());
+            server.connections.iter_mut().for_each(|connection| connection.port = address.port());
+            server
+        };
+        ResolverConfig::from_name_servers(self.servers.iter().map(server).collect())
+    }
+
     fn resolvers(&self) -> Result<Resolvers, String> {
         let modified = |path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok();
         let stamp = [modified("/etc/resolv.conf"), modified("/etc/hosts")];
@@ -121,17 +198,22 @@ impl SystemLookup {
         {
             return Ok(resolvers.clone());
         }
-        let (v4, v6) = (Self::resolver(LookupIpStrategy::Ipv4Only)?, Self::resolver(LookupIpStrategy::Ipv6Only)?);
+        let (v4, v6) = (self.resolver(LookupIpStrategy::Ipv4Only)?, self.resolver(LookupIpStrategy::Ipv6Only)?);
         let resolvers = Resolvers { v4, v6 };
         *slot = Some((stamp, resolvers.clone()));
         Ok(resolvers)
     }
 
-    fn resolver(strategy: LookupIpStrategy) -> Result<TokioResolver, String> {
-        let mut builder = TokioResolver::builder_tokio().unwrap_or_else(|error| {
-            tracing::warn!(%error, "/etc/resolv.conf cannot be used: only /etc/hosts and literal addresses resolve");
-            TokioResolver::builder_with_config(ResolverConfig::default(), TokioRuntimeProvider::default())
-        });
+    fn resolver(&self, strategy: LookupIpStrategy) -> Result<Resolver<Sockets>, String> {
+        let with = |config| Resolver::builder_with_config(config, self.sockets.clone());
+        let mut builder = match Resolver::builder(self.sockets.clone()) {
+            _ if !self.servers.is_empty() => with(self.given()),
+            Ok(builder) => builder,
+            Err(error) => {
+                tracing::warn!(%error, "/etc/resolv.conf cannot be used: only /etc/hosts and literal addresses resolve");
+                with(ResolverConfig::default())
+            }
+        };
         let options = builder.options_mut();
         options.ip_strategy = strategy;
         // A name that does not exist yet may soon: the retries decide when to ask again.
@@ -199,5 +281,32 @@ mod tests {
         assert_eq!(lookup.lookup("[2001:db8::1]").await.unwrap().0, ["2001:db8::1".parse::<IpAddr>().unwrap()]);
         let local = lookup.lookup("localhost").await.unwrap().0;
         assert!(local.iter().all(IpAddr::is_loopback) && !local.is_empty(), "{local:?}");
+    }
+
+    #[tokio::test]
+    async fn servers_that_are_given_are_asked_instead() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let lookup = SystemLookup::new(vec![server.local_addr().unwrap()], None);
+        let answers = async {
+            loop {
+                let mut query = [0; 512];
+                let (length, from) = server.recv_from(&mut query).await.unwrap();
+                // The question, and for A one address: 192.0.2.9 for 60 s.
+                let mut answer = query[..length].to_vec();
+                let end = 12 + answer[12..].iter().position(|b| *b == 0).unwrap() + 5;
+                let a = answer[end - 4..end - 2] == [0, 1];
+                answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, a.into(), 0, 0, 0, 0]);
+                answer.truncate(end);
+                if a {
+                    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 9]);
+                }
+                server.send_to(&answer, from).await.unwrap();
+            }
+        };
+        let found = tokio::select! {
+            found = lookup.lookup("api.example.com.") => found,
+            () = answers => unreachable!("it answers for ever"),
+        };
+        assert_eq!(found.unwrap().0, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
     }
 }

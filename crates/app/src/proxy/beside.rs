@@ -64,6 +64,8 @@ pub struct Beside {
     /// Of sockets, so that the rules leave them alone.
     pub mark: Option<u32>,
     pub spaces: Arc<Known>,
+    /// Who is asked for names of backends, where the system's own server may be this process; none: the system's.
+    pub name_servers: Vec<SocketAddr>,
     /// Servers of names, one for each network namespace.
     pub names: Arc<Vec<(Netns, Dns)>>,
     /// Whose rules are to be removed at the end.
@@ -73,7 +75,8 @@ pub struct Beside {
 impl Beside {
     /// Opens the namespaces of the workloads, and numbers them in their order.
     pub fn open(args: &Args, ports: &PortArgs, locals: &[Local]) -> Result<(Self, Vec<Netns>)> {
-        let beside = Self { mark: ports.capture.then_some(MARK), ..Self::default() };
+        let name_servers = args.dns_upstream.clone();
+        let beside = Self { mark: ports.capture.then_some(MARK), name_servers, ..Self::default() };
         let mut numbers = Vec::new();
         for local in locals {
             let space = match local.netns.as_ref().or(args.netns.as_ref()) {

@@ -9,6 +9,7 @@ use crate::{
 use ahash::AHashMap;
 use selvedge_compile::snapshot::Cluster;
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -48,9 +49,16 @@ impl Clusters {
         Self::start(Surroundings { workers, zone, runtime, lookup, keeper: Arc::default(), dial: Arc::default() })
     }
 
-    /// As [`Clusters::new`], with the identities, mark and namespaces of the process.
-    pub fn with_dial(workers: WorkerCount, zone: Option<String>, runtime: Handle, dial: Arc<Dial>) -> Self {
-        let lookup = Arc::new(SystemLookup::default());
+    /// As [`Clusters::new`], with the identities, mark and namespaces of the process, and the DNS servers that it asks
+    /// (none: those of the system).
+    pub fn with_dial(
+        workers: WorkerCount,
+        zone: Option<String>,
+        runtime: Handle,
+        dial: Arc<Dial>,
+        name_servers: Vec<SocketAddr>,
+    ) -> Self {
+        let lookup = Arc::new(SystemLookup::new(name_servers, dial.socket_mark()));
         Self::start(Surroundings { workers, zone, runtime, lookup, keeper: Arc::default(), dial })
     }
 

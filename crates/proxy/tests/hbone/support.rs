@@ -187,7 +187,7 @@ impl Near {
     pub fn new(ca: &Ca, config: Cluster) -> Self {
         let identities = identities(ca, CART);
         let dial = Arc::new(Dial::new(identities.clone(), None, None));
-        let clusters = Clusters::with_dial(WorkerCount(1), None, Handle::current(), dial);
+        let clusters = Clusters::with_dial(WorkerCount(1), None, Handle::current(), dial, Vec::new());
         let cluster = clusters.link(&[Arc::new(config)]).remove(0);
         Self { identities, cluster, _keep: clusters }
     }
