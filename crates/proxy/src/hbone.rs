@@ -4,8 +4,10 @@
 //! | file | holds |
 //! |---|---|
 //! | `server` | connections that come: each stream is handed on or refused |
+//! | `counts` | what becomes of tunnels to others, counted |
 //! | `pool` | connections to others, shared by the streams of a worker |
 
+mod counts;
 mod pool;
 mod server;
 

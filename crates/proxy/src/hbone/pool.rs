@@ -2,13 +2,14 @@
 //! the next is opened. A connection leaves the pool when it is idle, closing, or made with a certificate of ours that
 //! is not the newest: its streams finish. It is cut when its peer is no longer accepted.
 
-use super::{CONNECTION_WINDOW, KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW};
+use super::{CONNECTION_WINDOW, KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW, counts::Counts};
 use crate::{
     Body, Error, Request, Response,
     codec::{SendError, h2},
     dial::Dial,
     error::{Kind, Side},
     io::Io,
+    telemetry::encode::Encoder,
     tls::mesh::{self, Proof},
 };
 use ahash::AHashMap;
@@ -63,7 +64,10 @@ pub(crate) struct Towards<'a> {
 /// All connections of the process. They are keyed by the thread too, for a connection is driven by the runtime that
 /// made it: a worker's.
 #[derive(Default)]
-pub(crate) struct Pool(Mutex<AHashMap<Key, Slot>>);
+pub(crate) struct Pool {
+    slots: Mutex<AHashMap<Key, Slot>>,
+    counts: Counts,
+}
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
@@ -102,6 +106,25 @@ impl Pool {
     /// # Errors
     /// When there is no connection, or the other side refuses the stream; nothing was sent on it then.
     pub(crate) async fn open(dial: &Arc<Dial>, to: &Towards<'_>) -> Result<(Io, Proof), Error> {
+        let result = Self::opened(dial, to).await;
+        dial.tunnels.counts.stream(&result);
+        result
+    }
+
+    /// Connections and streams, as samples.
+    pub(crate) fn encode(&self, out: &mut Encoder) {
+        let slots = self.lock();
+        let open = slots.values().flat_map(|slot| &slot.open);
+        let (mut connections, mut streams) = (0_u64, 0_u64);
+        for link in open {
+            connections += 1;
+            streams += link.connection.active() as u64;
+        }
+        drop(slots);
+        self.counts.encode(out, connections, streams);
+    }
+
+    async fn opened(dial: &Arc<Dial>, to: &Towards<'_>) -> Result<(Io, Proof), Error> {
         let key = Key {
             thread: thread::current().id(),
             own: to.own.clone(),
@@ -192,7 +215,7 @@ impl Pool {
     }
 
     fn lock(&self) -> MutexGuard<'_, AHashMap<Key, Slot>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,6 +245,7 @@ async fn fly(dial: Arc<Dial>, key: Key, land: watch::Sender<Landing>) {
             Err(Error::upstream(Kind::ConnectTimeout, message))
         }
     };
+    dial.tunnels.counts.connection(result.as_ref().err());
     let landing = match result {
         Ok((connection, driver, proof)) => {
             let link = Arc::new(Link { connection, proof: proof.clone() });

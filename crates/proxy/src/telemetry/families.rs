@@ -72,6 +72,14 @@ families! {
         "Connections of workloads passed on to destinations that nothing is known of.";
     MeshDiscoveries Counter "selvedge_mesh_discoveries_total" ["listener", "outcome"]
         "Questions about unknown destinations by outcome: found, unknown, limited (too many were waiting already).";
+    TunnelConnections Counter "selvedge_mesh_tunnel_connections_total" ["outcome"]
+        "Tunnel connections (HBONE) to other members by outcome: opened, connect_failure, handshake_failure (either side did not prove what it must), timeout.";
+    TunnelConnectionsActive Gauge "selvedge_mesh_tunnel_connections_active" []
+        "Tunnel connections to other members open now.";
+    TunnelStreams Counter "selvedge_mesh_tunnel_streams_total" ["outcome"]
+        "Streams asked for on tunnel connections by outcome: opened, refused (by the other side), failed (no connection, or it broke), overflow (all connections to that member are full).";
+    TunnelStreamsActive Gauge "selvedge_mesh_tunnel_streams_active" []
+        "Streams open now on tunnel connections to other members.";
     MutualTls Counter "selvedge_mesh_connections_total" ["listener", "security"]
         "Connections to workloads by security: mutual_tls, clear_text.";
     MutualTlsAudit Counter "selvedge_mtls_audit_total" ["listener"]
