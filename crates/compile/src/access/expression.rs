@@ -77,11 +77,13 @@ impl Expression {
         self.reads.contains(&("request", "headers"))
     }
 
-    /// What it says; an error when it fails. `path` is read instead of that of the request.
-    ///
-    /// # Errors
-    /// When it does not come to an answer, such as by a missing key.
-    pub fn holds(&self, subject: &Subject<'_>, path: Option<&str>) -> Result<bool, ()> {
+    /// What it says; `None` when it does not come to an answer, such as by a missing key.
+    pub fn says(&self, subject: &Subject<'_>) -> Option<bool> {
+        self.holds(subject, None).ok()
+    }
+
+    /// What it says; an error when it fails.
+    pub(crate) fn holds(&self, subject: &Subject<'_>, path: Option<&str>) -> Result<bool, ()> {
         let mut context = Context::with_env(env());
         for (variable, _) in VARIABLES {
             let fields = self.reads.iter().filter(|(of, _)| *of == variable);
