@@ -136,8 +136,8 @@ def raw(port, data, seconds=5):
 class Recorder:
     """A raw TCP backend: keeps every byte it receives and answers each complete request with 200 and its number."""
 
-    def __init__(self):
-        self.socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, address="127.0.0.1"):
+        self.socket = socket.create_server((address, 0))
         self.port = self.socket.getsockname()[1]
         self.received = []
         threading.Thread(target=self.run, daemon=True).start()

@@ -30,7 +30,7 @@ def shop(tmp_path_factory):
             mesh.proxy(name, *(["--dns", "--dns-upstream", "10.99.0.1:53"] if dns else []), wait=False)
         mesh.peer("apps", "http", "::", 8080, "v1", label="v1")
         mesh.peer("apps2", "http", "::", 8080, "v2", label="v2")
-        mesh.peer("apps", "smtp", "0.0.0.0", 2525, label="smtp")
+        mesh.peer("apps", "smtp", "::", 2525, label="smtp")
         mesh.peer("apps", "grpc", "0.0.0.0", 50051, label="grpc")
         for name in ["web", "guest", "apps", "apps2"]:
             wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
@@ -59,7 +59,7 @@ def resources(net, tunnel="HBONE"):
         service("app-v2", 80, 8080, {"name": "apps2"}, "10.96.0.3", "http"),
         service("files", 80, 8000, {"name": "apps"}, "10.96.0.4", "http"),
         service("cache", 6379, 6379, {"name": "apps"}, "10.96.0.5"),
-        service("mail", 25, 2525, {"name": "apps"}, "10.96.0.6"),
+        service("mail", 25, 2525, {"name": "apps"}, "10.96.0.6", ips=["10.96.0.6", "fd96::6"]),
         service("grpc", 80, 50051, {"name": "apps"}, "10.96.0.7", "grpc"),
         service("db", 5432, 5432, {"name": "apps"}, "10.96.0.8"),
     ])
@@ -79,19 +79,13 @@ def extra(shop):
         shop.remove(name)
 
 
-@pytest.fixture
-def local(tmp_path):
-    """Makes meshes on loopback: `local(ttl=..)` has `web`, `app` and `app2` with an HTTP server each on port 8080 of `app`s."""
-    made = []
-
-    def make(*control_args, callers=("web",), servers=("app",), ttl="24h", zones={}, **kwargs):
-        net = Loopback()
-        for name in [*callers, *servers]:
-            net.add(name)
-        folder = tmp_path / f"mesh{len(made)}"
-        folder.mkdir()
-        mesh = Mesh(folder, net, *control_args, ttl=ttl)
-        made.append(mesh)
+def start_local(folder, *control_args, callers=("web",), servers=("app",), ttl="24h", zones={}, **kwargs):
+    """A mesh on loopback: `web` calls, `app`s have an HTTP server each on port 8080."""
+    net = Loopback()
+    for name in [*callers, *servers]:
+        net.add(name)
+    mesh = Mesh(folder, net, *control_args, ttl=ttl)
+    try:
         text = "".join(workload(name, net.address(name), []) for name in callers)
         text += "".join(workload(name, net.address(name), [{"name": "http", "port": 8080}], app="app") for name in servers)
         mesh.write("shop", text + service("app", 80, 8080, {"app": "app"}, None, "http"))
@@ -102,7 +96,22 @@ def local(tmp_path):
             wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
         for name in callers:
             wait_for(lambda: mesh.code(name, "http://app.shop/") == "200", "the first request", 20)
-        return mesh
+    except BaseException:
+        mesh.stop()
+        raise
+    return mesh
+
+
+@pytest.fixture
+def local(tmp_path):
+    """Makes meshes on loopback, as `start_local` does: `local(ttl=..)`."""
+    made = []
+
+    def make(*args, **kwargs):
+        folder = tmp_path / f"mesh{len(made)}"
+        folder.mkdir()
+        made.append(start_local(folder, *args, **kwargs))
+        return made[-1]
 
     yield make
     for mesh in made:

@@ -1,5 +1,5 @@
 """Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`, `grpc ADDRESS PORT`,
-`health ADDRESS PORT FILE`."""
+`tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
 import base64
 import hashlib
 import http.server
@@ -7,6 +7,7 @@ import json
 import pathlib
 import socket
 import socketserver
+import ssl
 import sys
 import threading
 import time
@@ -80,7 +81,37 @@ class Smtp(socketserver.StreamRequestHandler):
             self.wfile.write(b"250 heard " + line)
 
 
+def serve_tls(address, port, chain, key):
+    """As `http`, over TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    Http.name = "tls"
+    server = Server((address, port), Http)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.serve_forever()
+
+
+def serve_dns(address, port, *names):
+    """Answers NAME=ADDRESS for A; nothing is known of all else."""
+    known = dict(name.split("=") for name in names)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind((address, port))
+        while True:
+            query, peer = s.recvfrom(4096)
+            at, labels = 12, []
+            while query[at]:
+                labels.append(query[at + 1:at + 1 + query[at]].decode())
+                at += 1 + query[at]
+            end = at + 5
+            found = known.get(".".join(labels).lower()) if query[at + 1:at + 3] == b"\0\1" else None
+            answer = b"" if not found else b"\xc0\x0c\0\1\0\1\0\0\0\5\0\4" + socket.inet_aton(found)
+            code = 0 if ".".join(labels).lower() in known else 3
+            head = query[:2] + bytes([0x81, 0x80 | code, 0, 1, 0, 1 if found else 0, 0, 0, 0, 0])
+            s.sendto(head + query[12:end] + answer, peer)
+
+
 def serve_smtp(address, port):
+    socketserver.TCPServer.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
     socketserver.ThreadingTCPServer.allow_reuse_address = True
     socketserver.ThreadingTCPServer((address, port), Smtp).serve_forever()
 
@@ -139,6 +170,10 @@ if __name__ == "__main__":
         serve_http(address, int(rest[0]), rest[1])
     elif what == "smtp":
         serve_smtp(address, int(rest[0]))
+    elif what == "tls":
+        serve_tls(address, int(rest[0]), *rest[1:])
+    elif what == "dns":
+        serve_dns(address, int(rest[0]), *rest[1:])
     elif what == "grpc":
         serve_grpc(address, int(rest[0]))
     elif what == "health":

@@ -1,4 +1,5 @@
-//! Every YAML block of the documents is read as a file of resources would be: what users copy must be valid.
+//! Every YAML block of the documents is read as a file of resources would be: what users copy must be valid. And the tests that
+//! the list of security checks names are there.
 
 use selvedge_model::{Limits, Severity, parse};
 use std::{
@@ -56,4 +57,35 @@ fn every_yaml_block_is_valid() {
     }
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
     assert!(read > 10, "only {read} resources were found in the documents");
+}
+
+/// All texts between backticks that name a test: `file::test`.
+fn named_tests(text: &str) -> Vec<(&str, &str)> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted.filter_map(|part| part.split_once("::")).filter(|(file, _)| file.contains('/')).collect()
+}
+
+#[test]
+fn every_security_check_has_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/app is two folders deep");
+    let list = fs::read_to_string(root.join("docs/security-checks.md")).expect("the list is readable");
+    let mut missing = Vec::new();
+    for (file, test) in named_tests(&list) {
+        let source = fs::read_to_string(root.join(file)).unwrap_or_default();
+        let marked = |line: &str| line.trim_start().starts_with("#[test]") || line.contains("#[tokio::test");
+        let rust = source
+            .lines()
+            .zip(source.lines().skip(1))
+            .any(|(mark, line)| marked(mark) && line.contains(&format!("fn {test}(")));
+        if !rust && !source.lines().any(|line| line.starts_with(&format!("def {test}("))) {
+            missing.push(format!("{file}::{test}"));
+        }
+    }
+    assert!(missing.is_empty(), "no such tests:\n{}", missing.join("\n"));
+    let unnamed: Vec<_> = list
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| check") && named_tests(line).is_empty())
+        .collect();
+    assert!(unnamed.is_empty(), "checks without a test:\n{}", unnamed.join("\n"));
+    assert!(named_tests(&list).len() > 40);
 }

@@ -87,7 +87,7 @@ pub enum MtlsMode {
     Permissive,
     /// As `Permissive`; what `Strict` would refuse is logged and counted.
     Audit,
-    /// Only mutual TLS.
+    /// Only mutual TLS. That is about TCP: UDP is not captured, and reaches the application as it would without the mesh.
     Strict,
 }
 

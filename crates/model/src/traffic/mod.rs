@@ -159,7 +159,8 @@ pub struct TrafficSettings {
     pub request_limits: Option<RequestLimits>,
     /// Settings of listeners. Gateways, ListenerSets and their listeners only.
     pub listener: Option<ListenerSettings>,
-    /// Access logs and traces.
+    /// Access logs and traces: of Gateways, ListenerSets and their listeners; by the Namespace also of the proxies of its
+    /// workloads.
     pub telemetry: Option<Telemetry>,
 }
 
