@@ -359,8 +359,8 @@ def test_compression_is_small(tmp_path, coding):
         s.close()
     gateway.stop()
     print(f"{coding}: {each:.0f} KiB for each response")
-    # Of which 300 are what else a response in progress has.
-    assert each < 1300
+    # Of which 450 are what else a response in progress has; the default windows cost several thousand.
+    assert each < 1900
 
 
 def test_compression_negotiates(edge):

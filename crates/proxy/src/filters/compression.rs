@@ -144,10 +144,10 @@ struct Side {
 /// Output is produced in pieces of at most this size.
 const PIECE: usize = 8 * 1024;
 
-/// What compression can refer back to, as a power of two: 128 KiB for zstd, and 32 KiB, as gzip has it, for brotli, whose other
-/// tables grow with it. The default windows (2 MiB, 4 MiB) would make a few hundred slow readers of large responses exhaust
-/// the memory; with these each takes less than 1 MiB (`test_compression_is_small`).
-const WINDOW: u32 = 17;
+/// What compression can refer back to, as a power of two: 64 KiB for zstd, and 32 KiB, as gzip has it, for brotli. All else
+/// that they keep grows with it. The default windows (2 MiB, 4 MiB) would make a few hundred slow readers of large
+/// responses exhaust the memory (`test_compression_is_small`).
+const ZSTD_WINDOW: u32 = 16;
 const BROTLI_WINDOW: i32 = 15;
 
 impl Compressed {
@@ -164,7 +164,7 @@ impl Compressed {
                 Encoder::Brotli(Box::pin(BrotliEncoder::with_params(source, params)))
             }
             Coding::Zstd => {
-                let params = [CParameter::window_log(WINDOW), CParameter::hash_log(WINDOW), CParameter::chain_log(16)];
+                let params = [CParameter::window_log(ZSTD_WINDOW), CParameter::hash_log(15), CParameter::chain_log(15)];
                 let encoder = ZstdEncoder::with_quality_and_params(source, Level::Precise(3), &params);
                 Encoder::Zstd(Box::pin(encoder))
             }
