@@ -2,6 +2,7 @@
 
 use crate::duration;
 use anyhow::{Context, Result, bail, ensure};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use selvedge_control::{
     ca::{Ca, File, Files, Key, Lifetimes, Memory, Options, Store},
@@ -280,6 +281,8 @@ pub struct CaArgs {
 pub enum CaCommand {
     /// Show roots, intermediates and what is revoked.
     Show,
+    /// Print the roots that members trust, PEM: for `--trust`, for a Mesh that federates, for a peer such as Envoy.
+    Roots,
     /// Take a new intermediate, or begin to take a new root.
     Rotate {
         what: Rotated,
@@ -317,15 +320,15 @@ pub fn token(args: &TokenArgs) -> Result<ExitCode> {
                 let request = CreateTokenRequest { namespace, service_account, seconds: ttl.as_secs(), uses: *uses };
                 let made = client.create_token(request).await.map_err(said)?.into_inner();
                 // The token alone, so that it can go straight into a file.
-                println!("{}", made.token);
+                say!("{}", made.token);
                 eprintln!("token {} for {}; it is shown only now", made.id, made.identity);
             }
             TokenCommand::List => {
                 let all = client.list_tokens(ListTokensRequest {}).await.map_err(said)?.into_inner().tokens;
-                println!("{:<18} {:<50} {:>9} {:>12}", "ID", "IDENTITY", "USED", "EXPIRES IN");
+                say!("{:<18} {:<50} {:>9} {:>12}", "ID", "IDENTITY", "USED", "EXPIRES IN");
                 for token in all {
                     let used = format!("{}/{}", token.used, token.uses);
-                    println!("{:<18} {:<50} {used:>9} {:>12}", token.id, token.identity, remaining(token.expires));
+                    say!("{:<18} {:<50} {used:>9} {:>12}", token.id, token.identity, remaining(token.expires));
                 }
             }
             TokenCommand::Delete { id } => {
@@ -343,7 +346,7 @@ pub fn ca(args: &CaArgs) -> Result<ExitCode> {
         match &args.command {
             CaCommand::Show => {
                 let shown = client.show(ShowRequest {}).await.map_err(said)?.into_inner();
-                println!("trust domain {}, bundle {}", shown.trust_domain, shown.sequence);
+                say!("trust domain {}, bundle {}", shown.trust_domain, shown.sequence);
                 for authority in shown.authorities {
                     let what = if authority.root { "root" } else { "intermediate" };
                     let fingerprint: String = authority.fingerprint.iter().map(|b| format!("{b:02x}")).collect();
@@ -352,10 +355,15 @@ pub fn ca(args: &CaArgs) -> Result<ExitCode> {
                         "retiring" => format!("retiring, gone in {}", remaining(authority.until)),
                         other => other.to_owned(),
                     };
-                    println!("{what:<13} {fingerprint}  ends in {}  {phase}", remaining(authority.not_after));
+                    say!("{what:<13} {fingerprint}  ends in {}  {phase}", remaining(authority.not_after));
                 }
                 for revoked in shown.revoked {
-                    println!("revoked       {revoked}");
+                    say!("revoked       {revoked}");
+                }
+            }
+            CaCommand::Roots => {
+                for root in client.show(ShowRequest {}).await.map_err(said)?.into_inner().roots {
+                    say!("{}", pem("CERTIFICATE", &root));
                 }
             }
             CaCommand::Rotate { what, at_once } => {
@@ -370,6 +378,13 @@ pub fn ca(args: &CaArgs) -> Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// RFC 7468.
+fn pem(label: &str, der: &[u8]) -> String {
+    let base64 = BASE64_STANDARD.encode(der);
+    let lines: Vec<&str> = base64.as_bytes().chunks(64).filter_map(|line| str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----", lines.join("\n"))
 }
 
 fn said(status: tonic::Status) -> anyhow::Error {

@@ -147,10 +147,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Remove(place) => {
             let space = place.open()?;
             match capture::remove(&space, &tools)? {
-                true => println!(
+                true => say!(
                     "{space} is no longer captured; connections captured before stay with the proxy until they end"
                 ),
-                false => println!("{space} was not captured"),
+                false => say!("{space} was not captured"),
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -165,8 +165,8 @@ fn apply(wanted: &Wanted, tools: &Tools) -> Result<ExitCode> {
         eprintln!("note: by iptables, for nftables cannot be used: {reason}");
     }
     match changed {
-        true => println!("{space} is captured by {backend}"),
-        false => println!("{space} is captured by {backend} already; nothing changed"),
+        true => say!("{space} is captured by {backend}"),
+        false => say!("{space} is captured by {backend} already; nothing changed"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -177,11 +177,11 @@ fn show(wanted: &Wanted, tools: &Tools) -> Result<ExitCode> {
     wish.check().map_err(anyhow::Error::msg).context("what is asked for makes no sense")?;
     let shown = capture::show(&space, &wish, tools)?;
     if shown.is_empty() {
-        println!("{space} is not captured");
+        say!("{space} is not captured");
         return Ok(ExitCode::from(1));
     }
     for Shown { backend, rules, .. } in &shown {
-        println!("# {backend}\n{}", rules.trim_end());
+        say!("# {backend}\n{}", rules.trim_end());
     }
     let all = |what: fn(&Shown) -> bool| shown.iter().all(what);
     let nft = shown.iter().filter(|s| s.backend == Backend::Nftables).count();
@@ -197,7 +197,7 @@ fn show(wanted: &Wanted, tools: &Tools) -> Result<ExitCode> {
             1,
         ),
     };
-    println!("# {space}: {line}");
+    say!("# {space}: {line}");
     Ok(ExitCode::from(code))
 }
 

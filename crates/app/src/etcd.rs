@@ -67,7 +67,7 @@ pub fn apply(args: &ApplyArgs) -> Result<ExitCode> {
             let key = resource.key();
             let json = canonical(&resource).0.to_vec();
             client.put(&channel, &client.path(&key), json, 0).await.map_err(|e| anyhow!("{key}: {e}"))?;
-            println!("{key}");
+            say!("{key}");
         }
         Ok(ExitCode::SUCCESS)
     })
@@ -87,8 +87,8 @@ pub fn get(args: &GetArgs) -> Result<ExitCode> {
             }
             found += 1;
             match one {
-                Some(_) => println!("{}", shown(&path, &kv.value)),
-                None => println!("{key}"),
+                Some(_) => say!("{}", shown(&path, &kv.value)),
+                None => say!("{key}"),
             }
         }
         match one {
@@ -113,7 +113,7 @@ pub fn delete(args: &DeleteArgs) -> Result<ExitCode> {
     with(&args.etcd, async |client, channel| {
         let gone = client.delete(&channel, &client.path(&key)).await.map_err(|e| anyhow!(e))?;
         ensure!(gone, "there is no {key}");
-        println!("{key} is removed");
+        say!("{key} is removed");
         Ok(ExitCode::SUCCESS)
     })
 }

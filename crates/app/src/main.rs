@@ -1,5 +1,7 @@
 //! The one binary: API gateway and service mesh.
 
+#[macro_use]
+mod output;
 mod authority;
 mod capture;
 mod control;
@@ -98,7 +100,7 @@ fn main() -> ExitCode {
         Command::Token(args) => authority::token(&args),
         Command::Ca(args) => authority::ca(&args),
         Command::Upgrade { pid } => run::handover::ask(pid).map(|()| {
-            println!("asked process {pid} to upgrade; its log says how it goes");
+            say!("asked process {pid} to upgrade; its log says how it goes");
             ExitCode::SUCCESS
         }),
         Command::Check(args) => offline::check::run(&args),

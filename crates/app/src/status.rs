@@ -37,9 +37,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let nodes: Vec<NodeStatus> =
         serde_json::from_slice(&body).context("the answer is not that of a control plane's admin listener")?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&nodes)?);
+        say!("{}", serde_json::to_string_pretty(&nodes)?);
     } else {
-        print!("{}", table(&nodes, now()));
+        say!("{}", table(&nodes, now()).trim_end());
     }
     let fine = nodes.iter().all(|node| node.in_sync);
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })

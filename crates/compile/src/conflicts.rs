@@ -26,7 +26,7 @@ pub(crate) fn resolve(
     listeners: &mut [ListenerState<'_>],
 ) -> Sockets {
     let mut sockets = Sockets::new();
-    for (i, listener) in listeners.iter().enumerate() {
+    for (i, listener) in listeners.iter_mut().enumerate() {
         let gateway = &gateways[listener.gateway];
         // A listener that is refused for another reason holds no socket, so that it stands in nobody's way.
         let Some(family) = listener.speaks.family() else { continue };
@@ -35,6 +35,11 @@ pub(crate) fn resolve(
         }
         let transport = if family == Family::Udp { Transport::Udp } else { Transport::Tcp };
         let Some(port) = cx.options.bind_port(listener.spec.port) else {
+            let (port, offset) = (listener.spec.port, cx.options.port_offset);
+            let message =
+                format!("port {port} and the port offset {offset} are more than 65535: give a smaller --port-offset");
+            cx.report.error(&listener.owner_key(), Code::OutOfRange, &listener.path(".port"), &message);
+            listener.rejected = Some(Fault::new("PortUnavailable", message));
             continue;
         };
         for &address in &gateway.binds {

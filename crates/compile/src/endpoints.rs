@@ -128,8 +128,8 @@ impl Finder<'_, '_> {
     }
 }
 
-/// Slices carry the name of the Service port and the number at the endpoints. By hand one often leaves the name out,
-/// which can only mean one thing when there is only one port.
+/// Slices carry the name of the Service port and the number at the endpoints. By hand one often leaves the name out of one
+/// of the two, which can only mean one thing when there is only one port; two names that differ mean two ports.
 pub(crate) fn port_number(slice: &EndpointSlice, service: &Service, port: &ServicePort) -> Option<u16> {
     let wanted = port.name.as_deref().unwrap_or("");
     let named = slice.ports.iter().find(|p| p.name.as_deref().unwrap_or("") == wanted && p.protocol == port.protocol);
@@ -138,7 +138,10 @@ pub(crate) fn port_number(slice: &EndpointSlice, service: &Service, port: &Servi
     }
     match slice.ports.as_slice() {
         [] => target(port),
-        [only] if service.spec.ports.len() == 1 && only.protocol == port.protocol => only.port,
+        [only] if service.spec.ports.len() == 1 && only.protocol == port.protocol => {
+            let unnamed = |name: &Option<String>| name.as_deref().unwrap_or("").is_empty();
+            only.port.filter(|_| unnamed(&only.name) || unnamed(&port.name))
+        }
         _ => None,
     }
 }

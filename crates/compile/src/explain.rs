@@ -16,6 +16,7 @@ use selvedge_wire::{forwarded, host, spiffe::SpiffeId, uri};
 use serde::Serialize;
 use std::{
     borrow::Cow,
+    cmp::Ordering,
     fmt::{self, Write},
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
@@ -622,18 +623,18 @@ fn less_specific(loser: &Candidate<'_>, winner: &Candidate<'_>) -> String {
         Pattern::Regex(re) => (1, usize::MAX - re.as_str().len()),
         Pattern::Prefix(prefix) => (2, usize::MAX - prefix.len()),
     };
-    let reason = if kind(&own.path) != kind(&other.path) {
-        "its hostname or path is less specific"
-    } else if own.method.is_some() != other.method.is_some() {
-        "it does not name the method"
-    } else if own.headers.len() != other.headers.len() {
-        "it matches on fewer headers"
-    } else if own.query.len() != other.query.len() {
-        "it matches on fewer query parameters"
-    } else if (&own.age.namespace, &own.age.name) != (&other.age.namespace, &other.age.name) {
-        "its route is younger, or comes later by name"
-    } else {
-        "it comes later in its route, or its hostname is less specific"
+    // A hostname decides before all of this: where the loser is better in what decides next, its hostname was worse.
+    let steps = [
+        (kind(&own.path).cmp(&kind(&other.path)), "its path is less specific"),
+        (other.method.is_some().cmp(&own.method.is_some()), "it does not name the method"),
+        (other.headers.len().cmp(&own.headers.len()), "it matches on fewer headers"),
+        (other.query.len().cmp(&own.query.len()), "it matches on fewer query parameters"),
+        ((&own.age).cmp(&other.age), "its route is younger, or comes later by name"),
+    ];
+    let reason = match steps.iter().find(|(order, _)| order.is_ne()) {
+        Some((Ordering::Greater, reason)) => reason,
+        Some(_) => "its hostname is less specific",
+        None => "it comes later in its route, or its hostname is less specific",
     };
     format!("it matches too, but {reason}")
 }

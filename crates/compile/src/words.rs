@@ -1,7 +1,8 @@
 //! Settings and filters in the words of an operator, for `explain` and `diff`.
 
 use crate::snapshot::{
-    Algorithm, Cluster, Filter, HashKey, HeaderChange, HttpOptions, PathChange, Retry, Snapshot, SocketOptions, Trust,
+    Algorithm, BUILT_IN_ATTEMPTS, Cluster, Filter, HashKey, HeaderChange, HttpOptions, PathChange, Retry, Snapshot,
+    SocketOptions, Trust,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -172,13 +173,9 @@ fn headers(whose: &str, change: &HeaderChange) -> String {
 
 /// When a request is sent again.
 pub(crate) fn retry(it: &Retry) -> String {
-    let times = if it.attempts == 1 { "once".to_owned() } else { format!("up to {} times", it.attempts) };
-    let on = [
-        ("the connection fails", it.on.connect_failure),
-        ("the stream is refused", it.on.refused_stream),
-        ("the connection is reset", it.on.reset),
-        ("no answer comes in time", it.on.timeout),
-    ];
+    let unseen =
+        format!("sent again up to {} times while no upstream can have seen it", it.attempts.max(BUILT_IN_ATTEMPTS));
+    let on = [("the connection is reset", it.on.reset), ("no answer comes in time", it.on.timeout)];
     let mut when: Vec<String> = on.iter().filter(|(_, yes)| *yes).map(|(text, _)| (*text).to_owned()).collect();
     if !it.codes.is_empty() {
         when.push(format!("the status is {}", ranges(&it.codes)));
@@ -187,11 +184,15 @@ pub(crate) fn retry(it: &Retry) -> String {
         let all: Vec<String> = it.grpc_codes.iter().map(u8::to_string).collect();
         when.push(format!("the gRPC status is {}", all.join(" or ")));
     }
+    if when.is_empty() {
+        return unseen;
+    }
+    let times = if it.attempts == 1 { "once".to_owned() } else { format!("up to {} times", it.attempts) };
     let methods = it.methods.as_ref().map(|list| {
         let all: Vec<&str> = list.iter().map(http::Method::as_str).collect();
-        format!(", for {} only once it was sent", if all.is_empty() { "no method".to_owned() } else { all.join(", ") })
+        format!(", for {} only", if all.is_empty() { "no method".to_owned() } else { all.join(", ") })
     });
-    format!("sent again {times} when {}{}", when.join(", or "), methods.unwrap_or_default())
+    format!("{unseen}; {times} when {}{}", when.join(", or "), methods.unwrap_or_default())
 }
 
 /// `500 to 599` instead of a hundred numbers; the list is sorted.

@@ -275,7 +275,7 @@ fn settings_are_told_in_words() {
     );
     let retry = policed("  retry: {attempts: 2, retryOn: [5xx], methods: [GET, POST]}\n");
     let found = ask(&retry, "http://shop.example/cart");
-    let wanted = "sent again up to 2 times when the connection fails, or the stream is refused, or the connection is reset, or no answer comes in time, or the status is 500 to 599, for GET, POST only once it was sent";
+    let wanted = "sent again up to 4 times while no upstream can have seen it; up to 2 times when the connection is reset, or no answer comes in time, or the status is 500 to 599, for GET, POST only";
     assert!(found.settings.iter().any(|s| s == wanted), "{:#?}", found.settings);
     assert_eq!(found.filters, ["rewrites the matched prefix to /v1"]);
 }

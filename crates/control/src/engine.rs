@@ -300,6 +300,9 @@ fn report(before: &Current, current: &Current) {
     } else if before.last_good && !current.last_good {
         tracing::info!("everything is readable again; serving what it says");
     }
+    if current.resources.is_empty() && !before.resources.is_empty() {
+        tracing::warn!("nothing is configured any more: no resource is left, and every listener closes");
+    }
     if current.revision != before.revision {
         tracing::info!(revision = current.revision, resources = current.resources.len(), took = ?current.took, "configuration installed");
     }

@@ -1,9 +1,7 @@
 //! `selvedge check`: what is wrong with resources, before anything serves them.
 
-use super::{
-    github, input, text,
-    tint::{Tint, print},
-};
+use super::{github, input, text, tint::Tint};
+use crate::output::print;
 use anyhow::Result;
 use clap::{Args as ClapArgs, ValueEnum};
 use selvedge_model::Severity;

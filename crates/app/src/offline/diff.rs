@@ -1,9 +1,7 @@
 //! `selvedge diff`: what a change of resources would change for traffic.
 
-use super::{
-    input, text,
-    tint::{Tint, print},
-};
+use super::{input, text, tint::Tint};
+use crate::output::print;
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use selvedge_compile::{Change, diff};

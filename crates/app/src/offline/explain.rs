@@ -1,9 +1,7 @@
 //! `selvedge explain`: what a request would meet, or what a code of a diagnostic means.
 
-use super::{
-    input, text,
-    tint::{Tint, print},
-};
+use super::{input, text, tint::Tint};
+use crate::output::print;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};

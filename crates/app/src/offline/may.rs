@@ -3,8 +3,9 @@
 use super::{
     explain::{Format, header},
     input, text,
-    tint::{Tint, print},
+    tint::Tint,
 };
+use crate::output::print;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args as ClapArgs;
 use http::{HeaderMap, Method};

@@ -1,6 +1,6 @@
 //! `selvedge schema`: JSON Schemas, for editors and for CI.
 
-use super::tint::print;
+use crate::output::print;
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 use selvedge_model::{

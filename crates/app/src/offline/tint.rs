@@ -1,10 +1,6 @@
 //! Colours of a terminal, and output that minds neither a missing terminal nor a closed pipe.
 
-use std::{
-    env,
-    fmt::Display,
-    io::{self, IsTerminal, Write},
-};
+use std::{env, fmt::Display, io::IsTerminal};
 
 /// Whether and how text is coloured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,17 +51,5 @@ impl Tint {
 
     fn paint(self, code: &str, text: impl Display) -> String {
         if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
-    }
-}
-
-/// Writes to standard output. A reader that has seen enough (`| head`) is no error.
-///
-/// # Errors
-/// Standard output cannot be written, such as a file on a full disk.
-pub fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
     }
 }

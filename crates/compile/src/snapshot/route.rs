@@ -164,3 +164,10 @@ pub struct L4Route {
     /// `None`: no valid backend, so the connection is closed (UDP: dropped).
     pub split: Option<Split>,
 }
+
+/// Times a request is sent again, without any policy, while no upstream can have seen it (or a kept connection died under
+/// a request that may be repeated).
+///
+/// Four, because two endpoints that restart one after the other can take them all: the kept connection to the first
+/// dies, a new one to it is refused, and then the same at the second, which has just come back.
+pub const BUILT_IN_ATTEMPTS: u32 = 4;

@@ -173,6 +173,7 @@ impl Authority for Service {
             trust_domain: bundle.trust_domain.clone(),
             sequence: bundle.sequence,
             authorities: authorities.collect(),
+            roots: bundle.roots.clone(),
             revoked: bundle.revoked.iter().map(ToString::to_string).collect(),
         }))
     }

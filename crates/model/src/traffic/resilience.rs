@@ -30,7 +30,9 @@ inherit!(Timeouts { request, backend_request, stream_idle });
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// How many times a request is sent again; 0 switches retries off.
+    /// How many times a request is sent again for what `retryOn` and `codes` name; 0: not at all. Whatever is set here, a
+    /// request is sent again up to four times while no upstream can have seen it (the connection failed, the stream was
+    /// refused), or when a kept connection died under one that may be repeated, and once when a new connection did.
     #[schemars(range(max = 100), extend("default" = 1))]
     pub attempts: Option<u32>,
     /// Status codes that are retried, 400 to 599.
@@ -124,7 +126,7 @@ inherit!(RetryBudget { percent, min_retries_per_second, min_concurrency });
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Hedging {
-    /// Time without an answer after which a further copy is sent.
+    /// Time without an answer after which a further copy is sent. Nothing is hedged without it.
     pub delay: Option<Duration>,
     /// Most copies of one request, the first included.
     #[schemars(range(min = 1, max = 5), extend("default" = 2))]

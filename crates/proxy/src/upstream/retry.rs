@@ -4,17 +4,14 @@ use super::{Attempt, SendFailure};
 use crate::{codec::Progress, error::Kind, request::is_idempotent};
 use http::Method;
 use rand::Rng;
-use selvedge_compile::snapshot::{Retry, RetryBudget};
+use selvedge_compile::snapshot::{BUILT_IN_ATTEMPTS, Retry, RetryBudget};
 use std::time::Duration;
 
 /// Replays of requests that never reached an upstream are not held back, but must not multiply an outage either.
 pub(super) const BUILT_IN_BUDGET: RetryBudget = RetryBudget { percent: 20, min_per_second: 10, min_concurrency: 0 };
 
-/// Tries after the first that are made without any policy, and only where nothing can have been done twice.
-///
-/// Four, because two endpoints that restart one after the other can take them all: the kept connection to the first
-/// dies, a new one to it is refused, and then the same at the second, which has just come back.
-const BUILT_IN_ATTEMPTS: u32 = 4;
+/// Why a request is sent again that died on a connection of its own.
+const RESET: &str = "reset";
 
 /// What to do after a try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +25,15 @@ pub(super) enum Verdict {
 pub(super) struct Wish<'p> {
     policy: Option<&'p Retry>,
     used: u32,
+    /// Requests that died on a new connection, and were sent again without any policy.
+    resets: u32,
     /// What the last response asked for with `Retry-After`.
     asked: Option<Duration>,
 }
 
 impl<'p> Wish<'p> {
     pub(super) fn new(policy: Option<&'p Retry>) -> Self {
-        Self { policy, used: 0, asked: None }
+        Self { policy, used: 0, resets: 0, asked: None }
     }
 
     pub(super) fn retried(&self) -> bool {
@@ -51,6 +50,7 @@ impl<'p> Wish<'p> {
         match reason {
             Some(reason) => {
                 self.used += 1;
+                self.resets += u32::from(reason == RESET);
                 self.asked = attempt.as_ref().ok().and_then(|(answer, _)| retry_after(&answer.response));
                 Verdict::Retry(reason)
             }
@@ -93,9 +93,10 @@ impl<'p> Wish<'p> {
             (Kind::Timeout, _) => (safe && configured.is_some_and(|p| p.on.timeout)).then_some("timeout"),
             // The peer may have closed the idle connection just as we sent on it.
             (_, Progress::Sent) if failure.reused && safe => built_in.then_some("reset-reused"),
-            // It may close a new connection just so, when it is told to end (RFC 9110 section 9.2.2 allows the retry).
-            (_, Progress::Sent) if safe && built_in => Some("reset"),
-            (_, Progress::Sent) => (safe && configured.is_some_and(|p| p.on.reset)).then_some("reset"),
+            // It may close a new connection just so, when it is told to end (RFC 9110 section 9.2.2 allows the retry). Once:
+            // a request that makes its upstream crash must not go round all endpoints.
+            (_, Progress::Sent) if safe && built_in && self.resets == 0 => Some(RESET),
+            (_, Progress::Sent) => (safe && configured.is_some_and(|p| p.on.reset)).then_some(RESET),
             (_, Progress::Answered) => None,
         }
     }
