@@ -17,6 +17,7 @@ pub mod load;
 pub mod mesh;
 pub mod meta;
 mod node;
+pub mod refers;
 pub mod refs;
 pub mod resource;
 pub mod resources;

@@ -161,7 +161,7 @@ pub struct BundleSource {
     #[schemars(length(min = 1, max = 63), regex(pattern = NAMESPACE_PATTERN))]
     pub namespace: String,
     /// Name of the ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), extend("x-refers" = "ConfigMap"))]
     pub name: String,
     /// Which entry of it.
     #[serde(default = "ca_crt")]
@@ -366,10 +366,11 @@ pub struct ExternalTls {
     pub sni: Option<String>,
     /// A ConfigMap of the same namespace whose `ca.crt` holds the authorities to trust; without it, those of the operating
     /// system.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), extend("x-refers" = "ConfigMap"))]
     pub ca_certificate: Option<String>,
-    /// A Secret of the same namespace (type `kubernetes.io/tls`) with the certificate to show.
-    #[schemars(length(min = 1, max = 253))]
+    /// A Secret of the same namespace (type `kubernetes.io/tls`) with the certificate to show. A control plane gives it only
+    /// to proxies beside workloads of that namespace; from others the port cannot be called.
+    #[schemars(length(min = 1, max = 253), extend("x-refers" = "Secret"))]
     pub client_certificate: Option<String>,
 }
 

@@ -4,7 +4,7 @@
 use super::version::{Version, canonical};
 use ahash::AHashMap;
 use bytes::Bytes;
-use selvedge_model::{Kind, Resource, ResourceKey, core::SERVICE_NAME_LABEL};
+use selvedge_model::{Kind, Resource, ResourceKey, core::SERVICE_NAME_LABEL, refers::Refers};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -187,7 +187,8 @@ impl Entry {
 }
 
 /// Finds in the JSON form of a resource what it says about others. It goes by the form that references have in all
-/// kinds (a kind with a name), so that a new kind needs nothing here unless it refers in a way of its own.
+/// kinds (a kind with a name), and by the schema where a name stands alone ([`Refers`]), so that a new kind needs nothing
+/// here unless it refers in a way of its own.
 struct Reader<'a> {
     key: &'a ResourceKey,
     provides: BTreeSet<Token>,
@@ -214,6 +215,9 @@ impl Reader<'_> {
             "Secret" | "ConfigMap" | "Namespace" => {}
             "EndpointSlice" => self.slice(value),
             _ => self.walk(value, Stands::Elsewhere),
+        }
+        for refers in Refers::of(key.kind) {
+            self.links.uses.extend(refers.named(value, &key.namespace));
         }
         match key.kind.name() {
             "Gateway" => self.links.class = text(&spec["gatewayClassName"]).map(str::to_owned),
@@ -304,13 +308,6 @@ impl Reader<'_> {
         let scope = &spec["scope"];
         let namespaces = scope.as_array().or_else(|| scope["namespaces"].as_array());
         self.links.namespaces.extend(namespaces.into_iter().flatten().filter_map(text).map(str::to_owned));
-        for other in spec["federation"].as_array().into_iter().flatten() {
-            let map = &other["bundle"]["configMap"];
-            if let Some(name) = text(map).or_else(|| text(&map["name"])) {
-                let namespace = text(&map["namespace"]).unwrap_or(ROOT_NAMESPACE);
-                self.links.uses.insert(ResourceKey::new(Kind::ConfigMap, namespace, name));
-            }
-        }
     }
 
     fn grants(&mut self, spec: &Value) {
@@ -358,6 +355,23 @@ mod tests {
         assert_eq!(graph.find(&Token::AttachedTo(gateway)).collect::<Vec<_>>(), [&route]);
         let uses: Vec<_> = graph.get(&route).unwrap().links.uses.iter().map(ToString::to_string).collect();
         assert_eq!(uses, ["Service ops/spy", "Service shop/cart"]);
+    }
+
+    #[test]
+    fn names_without_a_kind_are_found() {
+        let mut graph = Graph::default();
+        graph.upsert(&resource(
+            "{apiVersion: selvedge.dev/v1alpha1, kind: ExternalService, metadata: {name: pay, namespace: shop}, spec: {hosts: [pay.example], ports: [{port: 443, tls: {caCertificate: ca, clientCertificate: cert}}]}}",
+        ));
+        graph.upsert(&resource(
+            "{apiVersion: selvedge.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {federation: [{trustDomain: other, bundle: {configMap: {namespace: trust, name: other}}}]}}",
+        ));
+        let uses = |group, kind, namespace, name| -> Vec<String> {
+            let key = ResourceKey::new(Kind::find(group, kind).unwrap(), namespace, name);
+            graph.get(&key).unwrap().links.uses.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(uses("selvedge.dev", "ExternalService", "shop", "pay"), ["Secret shop/cert", "ConfigMap shop/ca"]);
+        assert_eq!(uses("selvedge.dev", "Mesh", "", "default"), ["ConfigMap trust/other"]);
     }
 
     #[test]
