@@ -90,6 +90,24 @@ def test_the_proxy_first_and_the_application_first(local):
     wait_for(lambda: mesh.code("web", "http://app.shop/") == "200", "the proxy being found")
 
 
+def test_a_dead_application_beside_a_living_proxy_costs_no_request(local):
+    mesh = local(servers=("app", "app2"))
+    wait_for(lambda: {mesh.says("web", "http://app.shop/")["name"] for _ in range(4)} == {"app", "app2"}, "both being called")
+    mesh.kill(mesh.apps["app2"])
+    for body in ([], ["-d", "order=1"]):
+        codes = [mesh.code("web", *body, "http://app.shop/order") for _ in range(100)]
+        assert set(codes) == {"200"}, (body, [code for code in codes if code != "200"])
+    # It counts against the endpoint, which is spared for a while.
+    assert mesh.metric("web", "selvedge_upstream_ejections_total") > 0, mesh.admin_get("web", "/metrics")
+    seen = mesh.curl("web", "-D", "-", "http://app.shop/").stdout
+    assert "x-selvedge-undelivered" not in seen.lower()
+    # With nobody left the answer is an error, and what the proxies say to each other stays between them.
+    mesh.kill(mesh.apps["app"])
+    wait_for(lambda: mesh.code("web", "http://app.shop/") == "503", "nobody being left")
+    seen = mesh.curl("web", "-D", "-", "http://app.shop/").stdout
+    assert "x-selvedge-undelivered" not in seen.lower()
+
+
 def test_drain_under_load_loses_nothing(local):
     mesh = local(servers=("app", "app2"))
     load = mesh.load("web", "app.shop", threads=4)

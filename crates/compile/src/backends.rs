@@ -321,6 +321,10 @@ pub(crate) fn build(
     if let Some(settings) = settings(cx, policies, wanted) {
         apply(&mut cluster, &settings);
     }
+    if cluster.load_balancing.zone == ZonePreference::Strict {
+        let locality = cx.mesh.finder(wanted.caller.as_deref()).locality;
+        cluster.load_balancing.own_zone = locality.zone.map(str::to_owned);
+    }
     if let Discovery::Static(list) = &mut cluster.discovery
         && cluster.load_balancing.zone != ZonePreference::Prefer
     {

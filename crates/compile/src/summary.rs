@@ -419,6 +419,9 @@ impl fmt::Display for ClusterLine<'_> {
             }
             Discovery::Dns { host, port } => write!(f, " dns {host}:{port}")?,
         }
+        if let Some(zone) = &cluster.load_balancing.own_zone {
+            write!(f, " only zone {zone}")?;
+        }
         if let Some(tls) = &cluster.tls {
             let trust = match &tls.trust {
                 Trust::System => "System",

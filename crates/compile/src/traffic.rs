@@ -193,6 +193,7 @@ pub(crate) fn load_balancing(it: &spec::LoadBalancing) -> LoadBalancing {
             spec::ZoneMode::Strict => ZonePreference::Strict,
             spec::ZoneMode::Off => ZonePreference::Off,
         },
+        own_zone: None,
         min_endpoints: it.zone.as_ref().and_then(|z| z.min_endpoints).unwrap_or(default.min_endpoints),
         min_healthy_percent: small(it.zone.as_ref().and_then(|z| z.min_healthy_percent), default.min_healthy_percent)
             .min(100),

@@ -5,8 +5,9 @@ use crate::{
     error::{Kind, Side},
     listener::OpenListener,
     proxy::Shared,
+    scope::Key,
     table::{ListenerTable, LiveHttp},
-    telemetry::{AccessCounts, ConnectionFacts},
+    telemetry::{AccessCounts, ConnectionFacts, Refused},
     worker::{WorkerCount, WorkerId},
 };
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use http::{HeaderMap, Method, uri::PathAndQuery};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use selvedge_compile::{
     access::{Asked, Layer7, Subject, Verdict},
-    snapshot::{Access, Bind, L4Options, ListenerName, Protocol, Rule, Snapshot, TlsMode},
+    snapshot::{Access, Bind, L4Options, ListenerName, MtlsMode, Protocol, Rule, Snapshot, TlsMode, Unknown},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +29,10 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 /// Tells what is in progress that policies have changed.
 pub struct Watch {
@@ -38,14 +42,24 @@ pub struct Watch {
     waiting: Box<[Notify]>,
     /// What held where, after the last change.
     places: Mutex<Places>,
+    /// Told of each change, for whoever watches a connection as a whole.
+    changes: watch::Sender<u64>,
 }
 
-type Places = BTreeMap<(Bind, ListenerName), Arc<Access>>;
+/// What is judged by, but for tables.
+#[derive(Default, PartialEq)]
+struct Places {
+    access: BTreeMap<(Bind, ListenerName), Arc<Access>>,
+    /// Ports of workloads that demand mutual TLS; `None` is any other port.
+    strict: BTreeSet<(Bind, ListenerName, Option<u16>)>,
+    /// Outbound listeners that refuse unknown destinations.
+    closed: BTreeSet<(Bind, ListenerName)>,
+}
 
 impl Watch {
     pub fn new(workers: WorkerCount) -> Self {
         let waiting = (0..workers.0.max(1)).map(|_| Notify::new()).collect();
-        Self { epoch: AtomicU64::new(0), waiting, places: Mutex::default() }
+        Self { epoch: AtomicU64::new(0), waiting, places: Mutex::default(), changes: watch::Sender::new(0) }
     }
 
     /// The epoch of the tables that are made next.
@@ -61,11 +75,12 @@ impl Watch {
         if *places == now {
             return;
         }
-        let all = now.values().flat_map(|access| std::iter::once(access).chain(access.routes.values()));
+        let all = now.access.values().flat_map(|access| std::iter::once(access).chain(access.routes.values()));
         counts.set(all.flat_map(|access| &access.policies).map(|policy| policy.name.as_str()).collect::<BTreeSet<_>>());
         *places = now;
         drop(places);
         self.waiting.iter().for_each(Notify::notify_waiters);
+        self.changes.send_replace(epoch);
     }
 
     fn of(&self, worker: WorkerId) -> &Notify {
@@ -74,11 +89,22 @@ impl Watch {
 }
 
 fn places(snapshot: &Snapshot) -> Places {
-    let mut places = Places::new();
+    let mut places = Places::default();
     for listener in &snapshot.listeners {
+        match &listener.protocol {
+            Protocol::Inbound(inbound) => {
+                let ports = inbound.ports.iter().map(|(number, port)| (Some(*number), port));
+                let strict = ports.chain([(None, &inbound.other)]).filter(|(_, port)| port.mtls == MtlsMode::Strict);
+                places.strict.extend(strict.map(|(number, _)| (listener.bind, inbound.name.clone(), number)));
+            }
+            Protocol::Outbound(outbound) if outbound.unknown == Unknown::Refuse => {
+                places.closed.insert((listener.bind, outbound.name.clone()));
+            }
+            _ => {}
+        }
         let mut add = |name: &ListenerName, access: Option<&Arc<Access>>| {
             if let Some(access) = access {
-                places.insert((listener.bind, name.clone()), access.clone());
+                places.access.insert((listener.bind, name.clone()), access.clone());
             }
         };
         match &listener.protocol {
@@ -191,6 +217,38 @@ fn marks(verdict: &Verdict<'_>) -> Option<String> {
     (!names.is_empty()).then(|| format!("access audited by {}", names.join(", ")))
 }
 
+/// A connection in clear text ends where mutual TLS is demanded by now.
+fn still_clear(table: &ListenerTable, facts: &ConnectionFacts) -> Result<(), Error> {
+    let Some(live) = table.inbound() else { return Ok(()) };
+    if facts.source.is_some() || live.mtls(facts.local.port()) != MtlsMode::Strict {
+        return Ok(());
+    }
+    live.metrics.refused(facts.worker, Refused::ClearText);
+    let message = "the connection is in clear text, and this port demands mutual TLS by now (mtls mode Strict)";
+    Err(Error::new(Kind::Denied, Side::Us, message))
+}
+
+/// A connection to where nothing is known of ends where only known destinations are allowed by now.
+fn still_passed(table: &ListenerTable, to: &Key) -> Result<(), Error> {
+    let Some(live) = table.outbound() else { return Ok(()) };
+    if live.config.unknown == Unknown::Pass || live.destination(to).is_some() {
+        return Ok(());
+    }
+    let message = "nothing is known of the destination, and only known destinations are allowed by now";
+    Err(Error::new(Kind::Denied, Side::Us, message))
+}
+
+/// Comes back when a connection in clear text may be one no longer: then no request may follow the one in progress.
+pub(crate) async fn until_strict(shared: &Shared, listener: &OpenListener, facts: &ConnectionFacts) {
+    let mut changes = shared.access.changes.subscribe();
+    loop {
+        let strict = still_clear(&listener.table(), facts).is_err();
+        if strict || changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Comes back when what is in progress is denied.
 pub async fn denied(live: Option<Live>) -> Error {
     match live {
@@ -221,6 +279,8 @@ struct Kept {
 enum Place {
     Http(Arc<LiveHttp>),
     Stream(Arc<L4Options>),
+    /// Passed on to where it was going, as nothing was known of it.
+    Passed(Key),
 }
 
 /// What is kept of a request.
@@ -231,6 +291,8 @@ pub struct KeptRequest {
     /// Not of every request, as a copy costs time.
     headers: Option<HeaderMap>,
     rule: Arc<Rule>,
+    /// What follows is no answer to be waited for, but a connection of its own.
+    upgraded: bool,
 }
 
 /// A request whose headers were not kept, and that is younger than this, is let finish when policies begin to ask for them: it is likely
@@ -257,7 +319,12 @@ impl KeptRequest {
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
             headers: headers.then(|| request.headers().clone()),
             rule: rule.clone(),
+            upgraded: false,
         }
+    }
+
+    pub fn upgraded(self, upgraded: bool) -> Self {
+        Self { upgraded, ..self }
     }
 }
 
@@ -292,6 +359,13 @@ impl Live {
         let place = Place::Stream(options.clone());
         let (facts, client) = (at.facts.clone(), at.facts.client.ip());
         Self::new(at, access, Kept { facts, place, since: Instant::now(), client, request: None })
+    }
+
+    /// A connection that is passed on to where it was going, as nothing is known of its destination and that is allowed.
+    pub fn passed(at: &At<'_>, to: Key) -> Self {
+        let (facts, client) = (at.facts.clone(), at.facts.client.ip());
+        let kept = Kept { facts, place: Place::Passed(to), since: Instant::now(), client, request: None };
+        Self::new(at, None, kept)
     }
 
     fn new(at: &At<'_>, judged: Option<Arc<Access>>, kept: Kept) -> Self {
@@ -356,7 +430,12 @@ impl Live {
         let name = match &self.kept.place {
             Place::Http(http) => &http.config.name,
             Place::Stream(options) => &options.name,
+            Place::Passed(key) => return still_passed(&table, key),
         };
+        // A request in progress finishes; its connection is told to end by whoever serves it.
+        if self.kept.request.as_ref().is_none_or(|request| request.upgraded) {
+            still_clear(&table, &self.kept.facts)?;
+        }
         let now = current(&table, name);
         if now == self.judged {
             return Ok(());

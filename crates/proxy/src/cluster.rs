@@ -20,6 +20,7 @@ use crate::{
     io::Io,
     outlier::{self, Outcome, Standing, Verdict},
     pool::{self, Counted, Held, Lease, Seeker},
+    request::UNDELIVERED,
     worker::{WorkerCount, WorkerId},
 };
 use arc_swap::ArcSwap;
@@ -200,13 +201,16 @@ impl LiveCluster {
             http1: request.extensions().get::<Http1Only>().is_some(),
         };
         let unsent = |error| SendFailure { error, progress: Progress::Unsent, reused: false };
+        // Only a member of the mesh that has proven to be the endpoint's own proxy is believed.
+        let member = settings.config.identity.is_some() && endpoint.peer.is_some();
         let lease = pool::lease(seeker).await.map_err(unsent)?;
         let request = std::mem::take(request);
         match lease {
             Lease::Http1 { connection, ticket, reused } => {
                 ticket.begin(endpoint);
                 let sent = connection.send(request, &settings.h1).await;
-                let mut response = sent.map_err(|e| SendFailure::new(e, reused))?;
+                let response = sent.map_err(|e| SendFailure::new(e, reused))?;
+                let mut response = undelivered(response, member).map_err(unsent)?;
                 if is_upgraded(&mut response) {
                     response.extensions_mut().insert(Held::new(ticket));
                 }
@@ -214,7 +218,8 @@ impl LiveCluster {
             }
             Lease::Http2 { connection, busy, reused } => {
                 let sent = connection.send(request).await;
-                let mut response = sent.map_err(|e| SendFailure::new(e, reused))?;
+                let response = sent.map_err(|e| SendFailure::new(e, reused))?;
+                let mut response = undelivered(response, member).map_err(unsent)?;
                 if is_upgraded(&mut response) {
                     response.extensions_mut().insert(Held::new(Arc::new((busy, connection))));
                 } else if !response.body().is_whole() {
@@ -334,6 +339,16 @@ impl Settings {
 
 /// What a failed request counts for at least in the latency of its endpoint.
 const FAILURE_LATENCY: Duration = Duration::from_secs(1);
+
+/// The answer of a workload's proxy that could not connect to the workload says so: nothing was done, and the workload is to
+/// blame as if it had refused the connection itself.
+fn undelivered(response: Response, member: bool) -> Result<Response, Error> {
+    if !member || !response.headers().contains_key(&UNDELIVERED) {
+        return Ok(response);
+    }
+    let message = "the proxy of the workload could not connect to the workload";
+    Err(Error::upstream(Kind::Connect, message))
+}
 
 fn is_upgraded(response: &mut Response) -> bool {
     match response.body_mut().take_upgraded() {

@@ -312,6 +312,26 @@ pub(crate) async fn http(io: Io, http2: bool, conn: Conn, options: &HttpOptions,
     spoken(io, http2, conn, options, drain).await
 }
 
+/// The same, told to finish when `over` comes back.
+pub(crate) async fn http_until(
+    over: impl Future<Output = ()>,
+    io: Io,
+    http2: bool,
+    conn: Conn,
+    options: &HttpOptions,
+    mut drain: Drain,
+) -> Result<(), Error> {
+    let own = Drainer::default();
+    let mut serving = std::pin::pin!(http(io, http2, conn, options, own.subscribe()));
+    tokio::select! {
+        result = &mut serving => return result,
+        () = drain.draining() => {}
+        () = over => {}
+    }
+    own.start();
+    serving.await
+}
+
 /// Serves a connection that is told to finish when it is `age` old, or when `drain` says so.
 async fn until_old<F>(age: Duration, mut drain: Drain, serve: impl FnOnce(Drain) -> F) -> Result<(), Error>
 where

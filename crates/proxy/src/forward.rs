@@ -3,6 +3,7 @@
 
 use crate::{
     Body, Error, Request, Response,
+    access::{self, At, Live},
     codec::{
         ExtendedConnect,
         h1::{self, ClientOptions},
@@ -161,8 +162,10 @@ async fn pass_bytes(
     let progress = record.progress().clone();
     let idle = live.config.streams.idle_timeout;
     let drain: Drain = conn.listener.drainer.subscribe();
+    let at = At { shared: &conn.shared, listener: &conn.listener, facts: &conn.facts, table };
+    let live = Live::passed(&at, key.clone());
     let run = move |client| async move {
-        tunnel::copy(client, upstream, idle, &progress, drain).await;
+        tunnel::copy_until(client, upstream, idle, &progress, drain, access::denied(Some(live))).await;
     };
     Ok(Accepted::Passed(Response::new(Body::tunnel(run))))
 }

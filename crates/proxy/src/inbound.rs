@@ -23,7 +23,7 @@ use bytes::Bytes;
 use selvedge_compile::snapshot::{Arrive, Inbound, InboundPort, MtlsMode, alpn};
 use selvedge_identity::Peer;
 use selvedge_wire::client_hello::MAX_BYTES;
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 /// An inbound listener linked to live state.
@@ -59,7 +59,7 @@ impl LiveInbound {
         self.ports.get(&number).unwrap_or(&self.other)
     }
 
-    fn mtls(&self, number: u16) -> MtlsMode {
+    pub(crate) fn mtls(&self, number: u16) -> MtlsMode {
         self.config.ports.get(&number).unwrap_or(&self.config.other).mtls
     }
 }
@@ -168,6 +168,9 @@ impl Way {
     }
 }
 
+/// How long a client that must speak TLS may be silent: for a lost packet to be sent again, and a busy client to come to it.
+const SILENCE: Duration = Duration::from_secs(1);
+
 /// What mutual TLS has proven.
 pub(crate) struct Proven {
     pub peer: Arc<Peer>,
@@ -215,7 +218,13 @@ impl Arriving {
             Guess::Hello => None,
             guess => Some(guess == Guess::Mutual),
         };
-        let mutual = detect::first_words(&mut io, self.way.deadline, MAX_BYTES, judge).await;
+        // Whoever speaks TLS does so at once. Who is silent waits for a server that would speak first, in vain.
+        let soon = self.way.deadline.min(Instant::now() + SILENCE);
+        let spoken = detect::first_words(&mut io, soon, 1, |bytes| (!bytes.is_empty()).then_some(())).await;
+        let mutual = match spoken {
+            Some(()) => detect::first_words(&mut io, self.way.deadline, MAX_BYTES, judge).await,
+            None => None,
+        };
         if mutual == Some(true) {
             return self.mutual(live, io).await;
         }

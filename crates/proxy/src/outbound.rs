@@ -2,6 +2,7 @@
 
 use crate::{
     Error,
+    access::{At, Live},
     connection::{self, Conn, Fresh},
     detect::{self, Guess},
     discover::{Discover, Wanted},
@@ -18,7 +19,7 @@ use crate::{
     worker::WorkerId,
 };
 use arc_swap::ArcSwap;
-use selvedge_compile::snapshot::{Destination, Find, Outbound, Unknown};
+use selvedge_compile::snapshot::{Destination, Find, L4Options, Outbound, Unknown};
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -211,7 +212,7 @@ pub async fn serve(fresh: Fresh, read: bytes::Bytes, peer: SocketAddr, local: So
             let site = Site { conn, table: newest.clone(), port, direct };
             Visit { io, site, drain, deadline }.serve().await
         }
-        None => unknown(fresh, read, peer, local, key, live).await,
+        None => unknown(fresh, read, peer, local, key, &newest).await,
     }
 }
 
@@ -274,16 +275,19 @@ async fn unknown(
     peer: SocketAddr,
     local: SocketAddr,
     key: Key,
-    live: &LiveOutbound,
+    table: &ListenerTable,
 ) -> Result<(), Error> {
+    let Some(live) = table.outbound() else { return Ok(()) };
     let (worker, netns) = (fresh.worker, fresh.table.config.bind.netns);
     let (options, streams) = (live.config.http.clone(), live.config.streams.clone());
-    let (mut io, conn, drain, _) = fresh.known(read, peer, local, Scope::To(key), live);
+    let (mut io, conn, drain, _) = fresh.known(read, peer, local, Scope::To(key.clone()), live);
     let record = l4::begin(&conn.facts, &live.handle, None);
     if live.config.unknown == Unknown::Pass {
         live.metrics.passed(worker);
         let upstream = passage::open(&conn.shared, netns, local).await;
-        carry(io, &conn, live, streams, drain, upstream, record).await;
+        let (shared, listener, facts) = (&conn.shared, &conn.listener, &conn.facts);
+        let passed = Live::passed(&At { shared, listener, facts, table }, key);
+        carry(io, &conn, live, (streams, Some(passed)), drain, upstream, record).await;
         return Ok(());
     }
     // Who speaks HTTP is told so; whoever waits for the server's first words gets a reset soon.
@@ -303,7 +307,7 @@ async fn unknown(
             live.metrics.refused(worker, Refused::UnknownDestination);
             let details = format!("nothing is known of {local}, and only known destinations are allowed");
             let refusal = Refusal::new(Flags::NO_ROUTE, details);
-            carry(io, &conn, live, streams, drain, Err(refusal), record).await;
+            carry(io, &conn, live, (streams, None), drain, Err(refusal), record).await;
             Ok(())
         }
     }
@@ -316,12 +320,12 @@ async fn carry(
     io: Io,
     conn: &Conn,
     live: &LiveOutbound,
-    options: Arc<selvedge_compile::snapshot::L4Options>,
+    (options, passed): (Arc<L4Options>, Option<Live>),
     drain: crate::drain::Drain,
     upstream: Result<Upstream, Refusal>,
     record: crate::telemetry::Record,
 ) {
     let (worker, facts, handle) = (conn.worker, conn.facts.clone(), live.handle.clone());
-    let stream = l4::Stream { io, worker, facts, handle, metrics: None, options, drain, live: None };
+    let stream = l4::Stream { io, worker, facts, handle, metrics: None, options, drain, live: passed };
     l4::carry(stream, upstream, record).await;
 }

@@ -237,7 +237,15 @@ impl Visit {
             (Judged::Http { http2 }, Some(http)) => {
                 self.site.admit(true).inspect_err(|_| tunnel::reset(&self.io))?;
                 let options = http.config.options.clone();
-                connection::http(self.io, http2 && options.http2_enabled, self.site.conn, &options, self.drain).await
+                let http2 = http2 && options.http2_enabled;
+                let Site { conn, table, .. } = self.site;
+                // Who has come to a workload in clear text may have to go.
+                if table.inbound().is_some() && conn.facts.source.is_none() {
+                    let (shared, listener, facts) = (conn.shared.clone(), conn.listener.clone(), conn.facts.clone());
+                    let strict = async move { access::until_strict(&shared, &listener, &facts).await };
+                    return Box::pin(connection::http_until(strict, self.io, http2, conn, &options, self.drain)).await;
+                }
+                connection::http(self.io, http2, conn, &options, self.drain).await
             }
             (Judged::Bytes(account), _) => {
                 let Account { record, upstream } = *account;

@@ -299,11 +299,17 @@ pub fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
 }
 
+/// How the proxy of a workload tells a member of the mesh that a request has not reached the workload, as no connection to it
+/// could be made, so that another endpoint may be tried whatever the method. It ends at the proxy that called, and is never
+/// passed on from an application.
+pub static UNDELIVERED: HeaderName = HeaderName::from_static("x-selvedge-undelivered");
+
 /// Headers that no response may carry past us.
 pub fn sanitise_response(response: &mut Response) {
     let status = response.status();
     let headers = response.headers_mut();
     hop::strip_response(headers);
+    headers.remove(&UNDELIVERED);
     // RFC 9110 section 8.6; clients of HTTP/2 take it for a broken message.
     if status == StatusCode::NO_CONTENT || status.is_informational() {
         headers.remove(CONTENT_LENGTH);

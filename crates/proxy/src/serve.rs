@@ -162,7 +162,8 @@ async fn route(
     let live = matches!(conn.scope, Scope::Hosts | Scope::Port(_)).then(|| {
         let at = access::At { shared: &conn.shared, listener: &conn.listener, facts: &conn.facts, table };
         let long = grpc || target.upgrade.is_some() || request.body().size_hint().exact().is_none();
-        let kept = KeptRequest::new(request, &target.host, rule, access.map(Arc::as_ref), long);
+        let kept = KeptRequest::new(request, &target.host, rule, access.map(Arc::as_ref), long)
+            .upgraded(target.upgrade.is_some());
         Live::request(&at, access, http, client, kept)
     });
     let timeout = timeout(rule, options.request_timeout, grpc, request);
@@ -198,15 +199,26 @@ async fn route(
         Some(Injected::Abort) => record.flag(Flags::FAULT_INJECTED),
         None => {}
     }
+    let mut undelivered = false;
     let response = result.unwrap_or_else(|error| {
+        undelivered = is_undelivered(conn, &error);
         record.failed(&error);
         reply::from_error(&error, grpc)
     });
-    let response = chain.on_response(response);
+    let mut response = chain.on_response(response);
+    if undelivered {
+        response.headers_mut().insert(&request::UNDELIVERED, HeaderValue::from_static("1"));
+    }
     Ok(match live {
         Some(live) => live.watch(response),
         None => response,
     })
+}
+
+/// Whether the member of the mesh that called is told that the workload has not seen its request.
+fn is_undelivered(conn: &Conn, error: &Error) -> bool {
+    let member = matches!(&conn.scope, Scope::Port(arrived) if arrived.peer.is_some());
+    member && error.side == Side::Upstream && matches!(error.kind, Kind::Connect | Kind::ConnectTimeout)
 }
 
 /// Who may send requests to a listener. Workloads are guarded as a whole, at whichever port; what leaves them is judged

@@ -79,6 +79,8 @@ pub struct LoadBalancing {
     /// Below this share of healthy endpoints (percent) health is ignored; 0 turns it off.
     pub panic_threshold: u8,
     pub zone: ZonePreference,
+    /// The caller's own zone, where it is another's than the proxy's: that of the workload that calls.
+    pub own_zone: Option<String>,
     /// Fewer healthy endpoints than this in the own zone, and it is not preferred.
     pub min_endpoints: u32,
     /// Percent of the own zone's (or region's) endpoints that must be healthy for it to keep all of its traffic.
@@ -93,6 +95,7 @@ impl Default for LoadBalancing {
             slow_start: None,
             panic_threshold: 50,
             zone: ZonePreference::Prefer,
+            own_zone: None,
             min_endpoints: 1,
             // Envoy's overprovisioning factor of 1.4.
             min_healthy_percent: 70,

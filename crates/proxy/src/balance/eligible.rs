@@ -17,7 +17,7 @@ pub(super) struct Choice {
 
 pub(super) fn choose(endpoints: &[Arc<LiveEndpoint>], config: &LoadBalancing, zone: Option<&str>) -> Choice {
     let mut all: Vec<Arc<LiveEndpoint>> = endpoints.iter().filter(|e| e.weight() > 0).cloned().collect();
-    let zone = zone.filter(|_| config.zone != ZonePreference::Off);
+    let zone = config.own_zone.as_deref().or(zone).filter(|_| config.zone != ZonePreference::Off);
     let strict = zone.is_some() && config.zone == ZonePreference::Strict;
     let own = |e: &LiveEndpoint| e.zone.as_deref() == zone;
     if strict {

@@ -243,6 +243,10 @@ fn the_own_zone_comes_first_as_far_as_it_reaches() {
     let strict = LoadBalancing { zone: ZonePreference::Strict, ..prefer.clone() };
     let error = build(&endpoints, &strict).pick(&Pick::default()).unwrap_err().to_owned();
     assert_eq!(error, "has 4 endpoints in zone a, all unhealthy");
+    let workload = LoadBalancing { zone: ZonePreference::Strict, own_zone: Some("b".into()), ..prefer.clone() };
+    let picker = build(&endpoints, &workload);
+    let picked: Vec<_> = (0..8).map(|_| picker.pick(&Pick::default()).unwrap().zone.clone().unwrap()).collect();
+    assert!(picked.iter().all(|zone| zone == "b"), "{picked:?}");
     let off = LoadBalancing { zone: ZonePreference::Off, ..prefer };
     assert!(build(&zoned(&["a", "b"]), &off).far.endpoints.is_empty());
 }
