@@ -88,6 +88,12 @@ impl Args {
         Ok(Some((own, keeper)))
     }
 
+    /// All identities that are kept; `own` is that of the proxy.
+    pub fn kept(&self, own: &SpiffeId) -> BTreeSet<SpiffeId> {
+        let named = self.identity.iter().filter_map(|name| id(own.trust_domain(), name).ok());
+        named.chain([own.clone()]).collect()
+    }
+
     /// Serves the Workload API from now on, if it is wanted. To be called on a runtime.
     pub fn serve_workloads(&self, identities: &Arc<Identities>, domain: Option<&str>) -> Result<()> {
         let Some(path) = &self.workload_api else { return Ok(()) };

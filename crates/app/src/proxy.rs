@@ -130,8 +130,31 @@ pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     if args.role != Role::Gateway && args.workload.is_empty() && args.register.is_none() {
         bail!("a proxy beside workloads needs to know them: give --workload NAMESPACE/NAME, or --register FILE");
     }
+    if args.role == Role::Gateway {
+        let idle = beside_only(args);
+        ensure!(
+            idle.is_empty(),
+            "--role gateway serves Gateways, not workloads, so that {} would do nothing: use --role sidecar, or leave {} out",
+            idle.join(", "),
+            if idle.len() == 1 { "it" } else { "them" }
+        );
+    }
     let registration = args.register.as_deref().map(Registration::read).transpose()?;
     run::process(&args.common, log, async |_| feed(args, registration))
+}
+
+/// Options that only a proxy beside workloads can honour.
+fn beside_only(args: &Args) -> Vec<&'static str> {
+    let given = [
+        ("--workload", !args.workload.is_empty()),
+        ("--register", args.register.is_some()),
+        ("--capture", args.ports.capture),
+        ("--http-proxy", args.ports.http_proxy.is_some()),
+        ("--to", !args.ports.to.is_empty()),
+        ("--netns", args.beside.has_netns()),
+        ("--dns", args.beside.has_dns()),
+    ];
+    given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
 }
 
 fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
@@ -179,6 +202,7 @@ fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
         position: position(args, hello.workloads.iter().zip(&numbers), registration.as_ref()),
         identity: own.clone().filter(|_| args.role == Role::Gateway),
         trust_domain: own.as_ref().map(|own| own.trust_domain().to_owned()),
+        kept: own.as_ref().map(|own| args.join.kept(own)),
         ..args.common.options()
     };
     // What a port always leads to is in use from the start.

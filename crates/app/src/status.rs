@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         say!("{}", table(&nodes, now()).trim_end());
     }
-    let fine = nodes.iter().all(|node| node.in_sync);
+    let fine = nodes.iter().all(|node| node.in_sync && node.reason.is_empty());
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -76,7 +76,11 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
     let head = ["PROXY", "ROLE", "STATE", "VERSION", "RESOURCES", "CONNECTED", "IDENTITY"].map(str::to_owned);
     let mut rows = vec![head];
     for node in nodes {
-        let state = if node.in_sync { "in sync" } else { "STALE" };
+        let state = match (node.in_sync, node.reason.is_empty()) {
+            (true, true) => "in sync",
+            (true, false) => "ERRORS",
+            (false, _) => "STALE",
+        };
         let identity = if node.identity.is_empty() { "not proven" } else { &node.identity };
         rows.push([
             node.id.clone(),

@@ -138,6 +138,8 @@ struct Walk<'a> {
     snapshot: &'a Snapshot,
     request: &'a Request,
     secure: bool,
+    /// The URL is `tcp://…`: bytes of an unknown kind.
+    bytes: bool,
     host: String,
     /// What the URL says, if it does.
     port: Option<u16>,
@@ -152,13 +154,18 @@ impl<'a> Walk<'a> {
     fn new(snapshot: &'a Snapshot, request: &'a Request) -> Result<Self, Answer> {
         // How the path is treated is a setting of the listener, which is not known yet.
         let options = uri::PathOptions { escaped_slashes: uri::EscapedSlashes::Keep, ..uri::PathOptions::default() };
-        let target =
-            uri::parse(&request.method, request.url.as_bytes(), &options).map_err(|e| answer(400, e.to_string()))?;
+        let stream = request.url.strip_prefix("tcp://").map(|rest| format!("http://{rest}"));
+        let url = stream.as_deref().unwrap_or(&request.url);
+        let target = uri::parse(&request.method, url.as_bytes(), &options).map_err(|e| answer(400, e.to_string()))?;
         let (Some(secure), Some(authority)) = (target.secure, target.authority) else {
             return Err(answer(400, "write the whole URL, as in https://shop.example/cart"));
         };
         let authority = host::parse(authority).map_err(|e| answer(400, e.to_string()))?;
+        if stream.is_some() && authority.port.is_none() {
+            return Err(answer(400, "name the port, as in tcp://db.shop:5432"));
+        }
         Ok(Walk {
+            bytes: stream.is_some(),
             snapshot,
             request,
             secure,
@@ -232,8 +239,11 @@ impl<'a> Walk<'a> {
             },
         });
         match (&found.http, &found.tcp) {
-            (Some(http), _) if !self.secure => self.route(socket, http, out),
+            (Some(http), _) if !self.secure && !self.bytes => self.route(socket, http, out),
             (_, Some(route)) => self.stream(Some(route), out),
+            (Some(_), None) if self.bytes => {
+                Err(answer(0, format!("port {port} is declared to speak HTTP: ask for http://{}:{port}/", self.host)))
+            }
             (Some(_), None) => {
                 Err(answer(0, format!("port {port} is declared to speak HTTP in clear text, so that TLS fails there")))
             }
@@ -243,6 +253,9 @@ impl<'a> Walk<'a> {
 
     /// The socket that the URL leads to.
     fn socket(&self) -> Result<(&'a Listener, String), Answer> {
+        if self.bytes {
+            return Err(answer(400, "tcp:// is explained for workloads of a mesh: give --workload NAMESPACE/NAME"));
+        }
         let wanted = self.port.unwrap_or(host::default_port(self.secure));
         let tcp = |l: &&'a Arc<Listener>| {
             !matches!(l.protocol, Protocol::Udp(_) | Protocol::Outbound(_) | Protocol::Inbound(_))

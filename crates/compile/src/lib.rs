@@ -26,6 +26,7 @@ mod hosts;
 mod http_route;
 mod index;
 mod l4_routes;
+mod lint;
 mod listeners;
 mod memory;
 mod mesh;
@@ -45,6 +46,7 @@ mod words;
 pub use access::{Question, Ruling, may};
 pub use diff::{Change, ChangeKind, diff, diff_to_json};
 pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain, explain_outbound};
+pub use lint::check;
 pub use position::{FixedPort, INBOUND_PORT, LocalWorkload, OUTBOUND_PORT, Ports, Position};
 pub use status::*;
 pub use summary::summary;
@@ -55,7 +57,11 @@ use report::Report;
 use selvedge_model::{Code, Diagnostic, ResourceKey, Resources};
 use selvedge_wire::spiffe::SpiffeId;
 use snapshot::{Certificate, Snapshot, Telemetry};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 /// What compiling depends on besides the resources.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,6 +84,8 @@ pub struct Options {
     pub identity: Option<SpiffeId>,
     /// What a Mesh is of that names no trust domain: that of the certificates; `cluster.local` when not given.
     pub trust_domain: Option<String>,
+    /// Identities that the proxy keeps certificates of; `None` where that is not known.
+    pub kept: Option<BTreeSet<SpiffeId>>,
     /// Zone of this proxy.
     pub zone: Option<String>,
     /// Region of this proxy.
@@ -100,6 +108,7 @@ impl Default for Options {
             position: Position::Gateway,
             identity: None,
             trust_domain: None,
+            kept: None,
             zone: None,
             region: None,
             now: 0,

@@ -279,3 +279,40 @@ fn settings_are_told_in_words() {
     assert!(found.settings.iter().any(|s| s == wanted), "{:#?}", found.settings);
     assert_eq!(found.filters, ["rewrites the matched prefix to /v1"]);
 }
+
+#[test]
+fn streams_of_a_workload_are_explained() {
+    let text = "
+apiVersion: selvedge.dev/v1alpha1
+kind: Workload
+metadata: {name: web, namespace: shop}
+spec: {addresses: [10.0.0.1]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: shop}
+spec: {clusterIP: 10.96.0.1, ports: [{name: postgres, port: 5432}, {name: http, port: 80}]}
+";
+    let parsed = parse("test", text.as_bytes(), &Limits::default());
+    let mut resources = Resources::default();
+    resources.extend(parsed.loaded.into_iter().filter_map(|l| l.resource));
+    let local = LocalWorkload {
+        namespace: "shop".into(),
+        workload: "web".into(),
+        own: None,
+        netns: Netns::default(),
+        ports: Ports { capture: true, ..Ports::default() },
+    };
+    let options = Options { position: Position::Workloads(vec![local]), ..Options::default() };
+    let snapshot = compile(&resources, &options).snapshot;
+    let explained = |url: &str| {
+        let (headers, url) = (HeaderMap::new(), url.to_owned());
+        let request = Request { method: Method::GET, url, headers, from: None, identity: None };
+        explain_outbound(&snapshot, ("shop", "web"), &request)
+    };
+    let db = explained("tcp://db:5432");
+    assert_eq!(db.destination.map(|chosen| chosen.name).as_deref(), Some("shop/db:5432"), "{:?}", db.answer);
+    assert!(db.rule.is_some() && db.backends.len() == 1, "{:?}", db.answer);
+    assert!(explained("tcp://db:80").answer.unwrap().why.contains("declared to speak HTTP"));
+    assert!(explained("tcp://db").answer.unwrap().why.contains("name the port"));
+}

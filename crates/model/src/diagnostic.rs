@@ -347,13 +347,17 @@ codes! {
     DuplicateAddress = 220, "Two workloads have one address",
         "An address belongs to one Workload, or nobody could tell who is called. The older one has it; the younger loses it, and is not served by a proxy, until its address is changed.";
     SecondMesh = 221, "More than one Mesh",
-        "There is one Mesh: the one named `default`, or else the oldest. The others have no effect; remove them.";
+        "There is one Mesh: the one named `default`, or else the oldest. The others have no effect; remove them. One of another name is in effect only until there is one named `default`; rename it.";
     UnknownWorkload = 222, "Workload does not exist",
         "A proxy was started beside a Workload that does not exist, or that lost its address to another. Nothing is served for it until the Workload is there; check namespace and name.";
     DuplicateHost = 223, "Two resources have one host or address",
-        "A host name or address of an ExternalService is already that of a Service, a Workload or an older ExternalService, which keeps it.";
+        "A host name or address of an ExternalService is already that of a Service, a Workload or an older ExternalService, which keeps it. Or two Services have one cluster IP, so that clients cannot tell them apart.";
     OtherTrustDomain = 224, "The Mesh names another trust domain than the certificates",
         "Certificates of the mesh are of one trust domain from the first start on, and a Mesh that names another one is not taken: what it said before stays in effect. Write the old name again. To move a mesh, start a control plane with a store of its own for the new trust domain, let both Meshes believe each other (spec.federation), name both in AccessPolicies, let the proxies join the new one with new tokens, and end the old one.";
+    UntrustedDomain = 225, "Trust domain is not believed",
+        "A Workload is of a trust domain that is neither the Mesh's own nor named in its `federation`. Nobody believes its identity, so that no connection to or from it succeeds. Add the trust domain with its bundle to the Mesh.";
+    MissingIdentity = 226, "Proxy lacks the identity of its workload",
+        "A proxy stands beside a Workload whose identity it was not given, so that it cannot prove it: nothing that needs mutual TLS works for that workload. Start it with one --identity NAMESPACE/SERVICEACCOUNT for each workload, besides its own.";
 
     MissingCertificate = 300, "Certificate is missing",
         "A listener that ends TLS needs at least one certificate. Name a Secret of type kubernetes.io/tls in tls.certificateRefs.";

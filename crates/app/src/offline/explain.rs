@@ -253,7 +253,7 @@ fn share(out: &mut String, tint: Tint, what: &str, backend: &BackendShare) -> fm
 }
 
 fn line(out: &mut String, tint: Tint, what: &str, text: &str) -> fmt::Result {
-    writeln!(out, "{}{text}", tint.bold(format!("{what:<11}")))
+    writeln!(out, "{}{text}", tint.bold(format!("{what:<10} ")))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Reading and compiling what `-f` names, once.
 
 use anyhow::{Context, Result, bail};
-use selvedge_compile::{Compiled, Options, Position, compile};
+use selvedge_compile::{Compiled, Options, Position, check, compile};
 use selvedge_control::{Folder, source::Changes};
 use selvedge_model::{Code, Diagnostic, Limits, ResourceKey, Severity};
 use std::{
@@ -61,7 +61,12 @@ pub fn read_for(paths: &[PathBuf], position: Position) -> Result<Input> {
         bail!("there is no .yaml, .yml or .json file in {} (hidden files do not count)", all.join(", "));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-    let compiled = compile(folder.resources(), &Options { now, position, ..Options::default() });
+    let options = Options { now, position, ..Options::default() };
+    // Whoever asks about no workload in particular wants to hear about all.
+    let compiled = match options.position {
+        Position::Gateway => check(folder.resources(), &options),
+        Position::Workloads(_) => compile(folder.resources(), &options),
+    };
     let mut about_resources = compiled.diagnostics.clone();
     blame_broken(&mut about_resources, &folder.broken().cloned().collect());
     folder.locate(&mut about_resources);

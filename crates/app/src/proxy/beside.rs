@@ -33,6 +33,16 @@ pub struct Args {
     dns_upstream: Vec<SocketAddr>,
 }
 
+impl Args {
+    pub fn has_netns(&self) -> bool {
+        self.netns.is_some()
+    }
+
+    pub fn has_dns(&self) -> bool {
+        self.dns.is_some()
+    }
+}
+
 /// A workload beside this proxy, as on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 /// Compiles a policy of a mesh of this trust domain. One that has an error denies everything where it holds.
 pub(super) fn policy(policy: &model::AccessPolicy, domain: &str) -> (AccessPolicy, Vec<Diagnostic>) {
     let (namespace, name) = (&policy.metadata.namespace, &policy.metadata.name);
-    let mut build = Build { namespace, domain, errors: Vec::new() };
+    let mut build = Build { namespace, domain, errors: Vec::new(), doubts: Vec::new() };
     let spec = &policy.spec;
     if !spec.target_refs.is_empty() && spec.selector.is_some() {
         build.errors.push(("spec.selector".to_owned(), "`targetRefs` and `selector` exclude each other".to_owned()));
@@ -40,7 +40,11 @@ pub(super) fn policy(policy: &model::AccessPolicy, domain: &str) -> (AccessPolic
         Diagnostic::error(Code::BrokenAccessPolicy, key.clone(), path, why)
             .help("until it is corrected, everything that the policy targets is denied")
     };
-    let diagnostics = build.errors.into_iter().map(tell).collect();
+    let doubt = |(at, why): (String, String)| {
+        Diagnostic::warning(Code::NoEffect, key.clone(), at.parse().unwrap_or_default(), why)
+    };
+    let doubts: Vec<Diagnostic> = build.doubts.into_iter().map(doubt).collect();
+    let diagnostics = build.errors.into_iter().map(tell).chain(doubts).collect();
     let (action, rules) = match (&broken, spec.action) {
         (Some(_), _) => (AccessAction::Deny, vec![everything()]),
         (None, Action::Allow) => (AccessAction::Allow, rules),
@@ -60,6 +64,8 @@ struct Build<'p> {
     domain: &'p str,
     /// Field and what is wrong with it.
     errors: Vec<(String, String)>,
+    /// What is valid, but hardly meant.
+    doubts: Vec<(String, String)>,
 }
 
 impl Build<'_> {
@@ -122,6 +128,10 @@ impl Build<'_> {
         self.pair((at, "ipBlocks"), (&s.ip_blocks, &s.not_ip_blocks), range, AccessFact::Ip, &mut tests);
         let remote = (s.remote_ip_blocks.as_slice(), s.not_remote_ip_blocks.as_slice());
         self.pair((at, "remoteIpBlocks"), remote, range, AccessFact::RemoteIp, &mut tests);
+        if !s.claims.is_empty() {
+            let why = "no tokens are verified yet, so that no request has claims: this `from` matches no request";
+            self.doubts.push((format!("{at}.claims"), why.to_owned()));
+        }
         for (i, claim) in s.claims.iter().enumerate() {
             tests.extend(self.claim(claim, &format!("{at}.claims[{i}]")));
         }
@@ -149,6 +159,14 @@ impl Build<'_> {
         for (ports, not) in [(&o.ports, false), (&o.not_ports, true)] {
             if !ports.is_empty() {
                 tests.push(AccessTest { not, of: AccessFact::Port(ports.clone()) });
+            }
+        }
+        for (list, field) in [(&o.methods, "methods"), (&o.not_methods, "notMethods")] {
+            for (i, text) in list.iter().enumerate().filter(|(_, text)| text.bytes().any(|b| b.is_ascii_lowercase())) {
+                let upper = text.to_ascii_uppercase();
+                let why =
+                    format!("methods are case-sensitive, and `{text}` is another than `{upper}`, which clients send");
+                self.doubts.push((format!("{at}.{field}[{i}]"), why));
             }
         }
         let method = |text: &str| validate::method(text).map(|()| text.to_owned());

@@ -1,7 +1,7 @@
 //! "May A call B?", by resources alone.
 
 use super::{Accesses, Asked, Cache, Layer7, Subject, WorkloadPlace};
-use crate::{Context, Options, index::Index, mesh, report::Report, status::Status};
+use crate::{Context, Options, endpoints, index::Index, mesh, report::Report, status::Status};
 use http::{HeaderMap, Method};
 use selvedge_model::{Resources, Service, core::PortOrName, mesh::Workload};
 use selvedge_wire::{
@@ -56,6 +56,19 @@ pub fn may(resources: &Resources, options: &Options, question: &Question) -> Res
         controller: Arc::from(options.controller_name.as_str()),
     };
     let accesses = Accesses::new(&mut cx, &mut Cache::default());
+    if let Some(workload) = wanted.ip().and_then(|ip| cx.mesh.members.at(ip)) {
+        let meta = &workload.metadata;
+        let picks = |service: &&Arc<Service>| mesh::members::picks(service, workload);
+        let services = resources.services().of_namespace(&meta.namespace).filter(picks);
+        let services: Vec<&str> = services.map(|service| service.metadata.name.as_str()).collect();
+        let place =
+            WorkloadPlace { namespace: &meta.namespace, name: &meta.name, labels: &meta.labels, services: &services };
+        let access = accesses.for_workload(place);
+        let verdict = access.decide(&wanted.subject(question, wanted.port));
+        let audited = verdict.audited.iter().map(|policy| policy.name.clone()).collect();
+        let place = format!("Workload {}/{}", meta.namespace, meta.name);
+        return Ok(vec![Ruling { place, allowed: verdict.allowed, why: verdict.by.to_string(), audited }]);
+    }
     let domain = cx.mesh.spec.cluster_domain();
     let service = wanted.service(resources, question, domain)?;
     let meta = &service.metadata;
@@ -132,6 +145,11 @@ impl Wanted {
         Ok(Wanted { port: authority.effective_port(secure), host: authority.host.into_owned(), request })
     }
 
+    /// The address, where the URL has one instead of a name.
+    fn ip(&self) -> Option<IpAddr> {
+        self.host.trim_matches(['[', ']']).parse().ok()
+    }
+
     /// `orders`, `orders.shop`, `orders.shop.svc`, `orders.shop.svc.cluster.local`; the namespace of a bare name is the caller's.
     fn service<'r>(
         &self,
@@ -139,6 +157,10 @@ impl Wanted {
         question: &Question,
         domain: &str,
     ) -> Result<&'r Arc<Service>, String> {
+        if let Some(ip) = self.ip() {
+            let found = resources.services().iter().find(|service| endpoints::cluster_ips(service).contains(&ip));
+            return found.ok_or_else(|| format!("{ip} is the address of no Service and of no Workload"));
+        }
         let host = self.host.strip_suffix(&format!(".{domain}")).unwrap_or(&self.host);
         let host = host.strip_suffix(".svc").unwrap_or(host);
         let own = question.identity.as_ref().and_then(SpiffeId::namespace).unwrap_or("default");

@@ -95,7 +95,7 @@ pub(super) fn hosts<'a>(cx: &mut Context<'a>, virtual_addresses: &mut VirtualAdd
 }
 
 /// Reads the certificates that TLS to external services needs.
-pub(super) fn read_tls<'a>(cx: &mut Context<'a>, compiler: &mut Compiler) {
+pub(crate) fn read_tls<'a>(cx: &mut Context<'a>, compiler: &mut Compiler) {
     for service in cx.index.external_services().iter() {
         let (namespace, name) = index::name(&service.metadata);
         for (i, port) in service.spec.ports.iter().enumerate() {

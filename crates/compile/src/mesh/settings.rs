@@ -24,6 +24,11 @@ pub(super) fn mesh<'a>(index: &Index<'a>, report: &mut Report) -> Option<&'a Mes
             &message,
         );
     }
+    if chosen.metadata.name != "default" {
+        let key = ResourceKey::new(Kind::Mesh, "", &*chosen.metadata.name);
+        let message = "it is in effect only as long as no Mesh is named `default`: name it `default`";
+        report.warning(&key, Code::SecondMesh, "metadata.name", message);
+    }
     Some(&chosen.spec)
 }
 

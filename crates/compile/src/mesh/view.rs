@@ -45,6 +45,12 @@ pub(super) fn all<'a>(cx: &mut Context<'a>, locals: &'a [LocalWorkload]) -> Vec<
         }
         let Some(workload) = found(cx, local) else { continue };
         let identity = cx.mesh.members.identity(workload);
+        if let (Some(kept), Some(id)) = (&cx.options.kept, &identity)
+            && !kept.contains(id)
+        {
+            let message = unproven(kept, id);
+            complain(&mut cx.report, namespace, name, Code::MissingIdentity, &message);
+        }
         let caller = Arc::new(Caller { identity: identity.clone(), netns: local.netns });
         let options = cx.options;
         let locality = Locality {
@@ -55,6 +61,17 @@ pub(super) fn all<'a>(cx: &mut Context<'a>, locals: &'a [LocalWorkload]) -> Vec<
         views.push(View { local, workload, identity, caller });
     }
     views
+}
+
+/// What to do about a workload whose proxy cannot prove its identity.
+fn unproven(kept: &BTreeSet<SpiffeId>, id: &SpiffeId) -> String {
+    let has: Vec<&str> = kept.iter().map(SpiffeId::as_str).collect();
+    let (namespace, account) = (id.namespace().unwrap_or_default(), id.account().unwrap_or_default());
+    let has = if has.is_empty() { "none".to_owned() } else { has.join(", ") };
+    format!(
+        "its proxy has no certificate for {id} (it has {has}), so that it takes and makes no connections by mutual TLS: start it \
+         with --identity {namespace}/{account} too, or correct `serviceAccount` or the trust domain"
+    )
 }
 
 fn found<'a>(cx: &mut Context<'a>, local: &'a LocalWorkload) -> Option<&'a Workload> {

@@ -252,6 +252,10 @@ impl Shared {
         if likely && let Some(answer) = self.discover(asked).await {
             return answer;
         }
+        if let Some(message) = zone::absent(&self.names.load(), &asked.query) {
+            self.counts.add(Outcome::Mesh);
+            return asked.answer(message);
+        }
         let told = self.forwarder.exchange(asked).await;
         let nothing = |message: &Message| message.metadata.response_code == ResponseCode::NXDomain;
         if !likely

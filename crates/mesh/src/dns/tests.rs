@@ -283,13 +283,18 @@ impl Discover for Knows {
 
 #[tokio::test]
 async fn unknown_names_of_the_mesh_are_asked_of_the_control_plane() {
-    let (server, _) = upstream().await;
+    let (server, queries) = upstream().await;
     let knows = Arc::new(Knows::default());
     let dns = Arc::new(start(&[server], Some(knows.clone())).await);
     knows.dns.set(dns.clone()).expect("once");
     assert_eq!(ask(&dns, "www.example.com.", RecordType::A).await, "NoError 192.0.2.1");
     assert_eq!(knows.asked.lock().expect("not poisoned").len(), 0, "the world's names cost nothing");
+    assert_eq!(queries.load(Relaxed), 1);
     assert_eq!(ask(&dns, "old.shop.svc.cluster.local.", RecordType::A).await, "NXDomain");
+    let answer = exchange(&dns, &query("nix.shop.svc.cluster.local.", RecordType::TXT)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    assert!(answer.authorities.iter().any(|record| matches!(record.data, RData::SOA(_))), "{answer:?}");
+    assert_eq!(queries.load(Relaxed), 1, "names of the mesh are not told upstream");
     knows.knows.store(true, Relaxed);
     assert_eq!(ask(&dns, "New.shop.svc.", RecordType::A).await, "NoError 10.96.0.99");
     let host = |name: &str| Wanted::Host(name.into(), 0);

@@ -109,6 +109,21 @@ pub(super) fn unknown(names: &DnsNames, query: &Query) -> ResponseCode {
     }
 }
 
+/// What is said of a name of the mesh's domain that the control plane does not know either: there is no such name. It is not
+/// told to anybody else.
+pub(super) fn absent(names: &DnsNames, query: &Query) -> Option<Message> {
+    let name = plain(&query.name);
+    domain(names, &name)?;
+    let mut message = blank(ResponseCode::NXDomain);
+    message.metadata.authoritative = true;
+    let ttl = u32::try_from(names.ttl.as_secs()).unwrap_or(u32::MAX).min(MAX_NEGATIVE);
+    message.add_authority(authority(names, &name, &query.name, ttl));
+    Some(message)
+}
+
+/// Seconds that "there is no such name" may be kept: it may be there any moment, as when the control plane comes back.
+const MAX_NEGATIVE: u32 = 5;
+
 /// For how long "there is nothing" holds.
 fn authority(names: &DnsNames, name: &str, asked: &Name, ttl: u32) -> Record {
     let zone = domain(names, name).and_then(|zone| Name::from_ascii(zone).ok()).unwrap_or_else(|| asked.clone());

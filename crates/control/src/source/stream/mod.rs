@@ -68,6 +68,9 @@ impl StreamSource {
     }
 }
 
+/// Errors of the resources that the control plane is told of; all are in the log and at `/status`.
+const MAX_ERRORS: usize = 8;
+
 impl Source for StreamSource {
     fn remember(&mut self, saved: &Saved) {
         let mark = saved.mark.clone();
@@ -138,7 +141,11 @@ impl Source for StreamSource {
     }
 
     fn installed(&mut self, current: &Current) {
-        let problems = current.problems.iter().map(|p| format!("{}: {}", p.listener, p.message)).collect();
+        let mut problems: Vec<String> =
+            current.problems.iter().map(|p| format!("{}: {}", p.listener, p.message)).collect();
+        // What this proxy alone can see: that its workload is not there, or has no identity here.
+        let errors = current.compiled.diagnostics.iter().filter(|d| d.is_error());
+        problems.extend(errors.take(MAX_ERRORS).map(ToString::to_string));
         let Some(outcome) = self.intake.installed(problems) else { return };
         if let Some(link) = &self.link
             && link.outcomes.try_send(outcome).is_err()
