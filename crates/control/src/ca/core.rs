@@ -280,6 +280,10 @@ impl Core {
             return Err(Error::Foreign { id: id.to_string(), domain: self.domain.clone() });
         }
         let life = life.unwrap_or(self.lifetimes.svid).min(self.lifetimes.svid);
+        // Who joins again in the second of its revocation, or by a clock that is late, must not be taken for who was revoked.
+        let revoked = self.revocations.iter().filter(|r| r.identity.as_deref() == Some(id.as_str())).map(|r| r.at + 1);
+        let soon = seconds(now) + SKEW.as_secs();
+        let now = revoked.filter(|from| *from <= soon).map(at).fold(now, SystemTime::max);
         self.signer(now)?.authority.sign(request, id, life, now)
     }
 

@@ -226,6 +226,8 @@ fn revocation_of_a_certificate_and_of_an_identity() {
     list.verify_signature(intermediate.public_key()).unwrap();
     core.revoke_identity(&id("orders"), std::slice::from_ref(&two.serial), at(START + 20)).unwrap();
     assert!(matches!(may(&core, &two, START + 21), Err(Error::Revoked { .. })));
+    let at_once = core.issue(&id("orders"), &request, None, at(START + 20)).unwrap();
+    may(&core, &at_once, START + 21).unwrap();
     let later = core.issue(&id("orders"), &request, None, at(START + 21)).unwrap();
     may(&core, &later, START + 22).unwrap();
     may(&core, &later, START + 25 * HOUR).unwrap_err();
