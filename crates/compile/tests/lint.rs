@@ -63,7 +63,7 @@ fn what_no_proxy_alone_can_know_is_found() {
 apiVersion: selvedge.dev/v1alpha1
 kind: Mesh
 metadata: {name: main}
-spec: {federation: [{trustDomain: other.example, bundle: {pem: x}}]}
+spec: {federation: [{trustDomain: other.example, bundle: {configMap: {namespace: trust, name: other}}}]}
 ";
     let found = findings(&format!("{foreign}{federated}"));
     assert!(!found.iter().any(|line| line.contains("SELV0225")), "{found:#?}");
