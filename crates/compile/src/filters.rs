@@ -40,8 +40,8 @@ pub(crate) fn compile<'f>(
             return Err(Dropped::unsupported(format!("{at}: the field that `type` names is missing")));
         };
         match filter {
-            HttpFilter::RequestHeaderModifier(m) => list.push(Filter::RequestHeaders(headers(m, &at)?)),
-            HttpFilter::ResponseHeaderModifier(m) => list.push(Filter::ResponseHeaders(headers(m, &at)?)),
+            HttpFilter::RequestHeaderModifier(m) => list.push(Filter::RequestHeaders(headers(m, true, &at)?)),
+            HttpFilter::ResponseHeaderModifier(m) => list.push(Filter::ResponseHeaders(headers(m, false, &at)?)),
             HttpFilter::RequestMirror(m) => list.push(Filter::Mirror(mirror(builder, m, &at)?)),
             HttpFilter::RequestRedirect(r) => {
                 redirects = true;
@@ -73,7 +73,36 @@ pub(crate) fn compile<'f>(
     Ok(closed.map_or(Filters::Fine(list), Filters::Closed))
 }
 
-fn headers(spec: &HeaderModifier, at: &str) -> Result<HeaderChange, Dropped> {
+/// Fields that frame messages or belong to one connection: only who writes the message knows them.
+const FRAMING: [&str; 9] = [
+    "connection",
+    "content-length",
+    "http2-settings",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+fn headers(spec: &HeaderModifier, request: bool, at: &str) -> Result<HeaderChange, Dropped> {
+    let all = spec.set.iter().chain(&spec.add).map(|header| header.name.as_str());
+    let all = all.chain(spec.remove.iter().map(String::as_str));
+    if let Some(name) = all.clone().find(|name| FRAMING.iter().any(|f| name.eq_ignore_ascii_case(f))) {
+        let message = format!(
+            "{at}: header {name} frames the message or belongs to one connection, which a filter cannot change: remove it from the filter"
+        );
+        return Err(Dropped::unsupported(message));
+    }
+    // One that is set in requests is what a backend is asked for; there is one always, and never another beside it.
+    let settable = if request { spec.set.len() } else { 0 };
+    if all.skip(settable).any(|name| name.eq_ignore_ascii_case("host")) {
+        let message = format!(
+            "{at}: requests have one Host, which can be set (better by URLRewrite) but neither added nor removed; responses have none"
+        );
+        return Err(Dropped::unsupported(message));
+    }
     let pairs = |list: &[HttpHeader]| list.iter().map(|h| pair(h, at)).collect::<Result<Vec<_>, _>>();
     let remove = spec.remove.iter().map(|name| header_name(name, at)).collect::<Result<Vec<_>, _>>()?;
     Ok(HeaderChange { set: pairs(&spec.set)?, add: pairs(&spec.add)?, remove })
@@ -190,4 +219,32 @@ fn origin(text: &str, at: &str) -> Result<OriginMatch, Dropped> {
         Some((prefix, suffix)) => OriginMatch::Wildcard { prefix: prefix.to_owned(), suffix: suffix.to_owned() },
         None => OriginMatch::Exact(text),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn framing_is_not_for_filters() {
+        let list = |name: &str| vec![HttpHeader { name: name.to_owned(), value: "1".to_owned() }];
+        for name in ["Content-Length", "connection", "Transfer-Encoding", "UPGRADE", "TE", "Keep-Alive"] {
+            let change = |set, add, remove| HeaderModifier { set, add, remove };
+            for spec in [
+                change(list(name), vec![], vec![]),
+                change(vec![], list(name), vec![]),
+                change(vec![], vec![], vec![name.to_owned()]),
+            ] {
+                for request in [true, false] {
+                    let refused = headers(&spec, request, "spec.rules[0].filters[0]").expect_err(name);
+                    assert!(refused.message.contains(name), "{}", refused.message);
+                }
+            }
+        }
+        let set = HeaderModifier { set: list("Host"), add: vec![], remove: vec![] };
+        assert!(headers(&set, true, "").is_ok());
+        assert!(headers(&set, false, "").is_err());
+        let remove = HeaderModifier { set: list("x-a"), add: list("x-b"), remove: vec!["host".to_owned()] };
+        assert!(headers(&remove, true, "").is_err());
+    }
 }

@@ -159,8 +159,9 @@ impl Fresh {
         let mut io = Io::from(self.tcp);
         io.unread(read);
         let (io, http2) = sniff::http_version(io, self.deadline).await?;
-        let nowhere = self.table.nowhere.clone();
-        let facts = facts(self.worker, local, self.direct, peer, None, nowhere).into();
+        // Refused before their host is known, requests are recorded as those of the listener that is most general.
+        let handle = self.table.any_http().map_or_else(|| self.table.nowhere.clone(), |http| http.handle.clone());
+        let facts = facts(self.worker, local, self.direct, peer, None, handle).into();
         let conn = Conn {
             shared: self.shared,
             worker: self.worker,
@@ -287,6 +288,7 @@ pub(crate) fn facts(
     tls: Option<TlsFacts>,
     listener: Arc<ListenerHandle>,
 ) -> ConnectionFacts {
+    let (local, direct) = (canonical(local), canonical(direct));
     ConnectionFacts { worker, local, peer: direct, client, tls, source: None, destination: None, listener }
 }
 

@@ -198,7 +198,7 @@ pub async fn pass_request(
     if !passed {
         live.metrics.passed(conn.worker);
     }
-    request::sanitise(request, conn, target, &selvedge_wire::forwarded::Trust::Nobody, None)?;
+    request::sanitise(request, conn, &selvedge_wire::forwarded::Trust::Nobody, None)?;
     *request.body_mut() = record.count_request(std::mem::take(request.body_mut()));
     let connection = h1::Connection::new(open(conn, table, &key).await?, Arc::new(Nowhere));
     record.connected();

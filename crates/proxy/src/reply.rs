@@ -26,6 +26,7 @@ pub fn status(error: &Error) -> StatusCode {
         (Kind::Protocol { status }, Side::Downstream) | (Kind::TooLarge { status }, _) => status,
         (Kind::Protocol { .. }, _) => 502,
         (Kind::Connect | Kind::Tls | Kind::Reset | Kind::Refused, Side::Upstream) => 503,
+        (Kind::Tls, Side::Us) => 503,
         (Kind::ConnectTimeout | Kind::Overflow | Kind::NoEndpoint | Kind::Shed, _) => 503,
         (Kind::Timeout, Side::Downstream) => 408,
         (Kind::Timeout, _) => 504,
@@ -56,6 +57,9 @@ pub fn from_error(error: &Error, grpc_request: bool) -> Response {
         Kind::Protocol { .. } if error.side == Side::Downstream => error.message.as_ref(),
         Kind::Protocol { .. } => "the upstream's answer breaks the protocol",
         Kind::Connect | Kind::ConnectTimeout => "the upstream could not be reached",
+        Kind::Tls if error.side == Side::Us => {
+            "our own certificate or TLS settings towards the upstream cannot be used"
+        }
         Kind::Tls => "the upstream's TLS could not be verified or negotiated",
         Kind::Reset | Kind::Refused => "the upstream reset the connection before it answered",
         Kind::Timeout | Kind::TooLarge { .. } => error.message.as_ref(),

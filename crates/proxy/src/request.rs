@@ -19,12 +19,12 @@ use selvedge_wire::{
     forwarded::{self, Hop, Source, Trust},
     hop,
     host::{self, Authority},
-    http1::Framing,
+    http1::{Framing, imitates_framing},
     spiffe::SpiffeId,
     uri::{self, Form},
     websocket,
 };
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What a request asks for, once its target has been understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,10 @@ pub enum Upgrade {
 
 /// Understands the request target and host, and puts their canonical form into the request.
 pub fn understand(request: &mut Request, secure: bool, options: &HttpOptions) -> Result<Target, Error> {
-    underscores(request.headers_mut(), options.underscores)?;
+    if request.version() == Version::HTTP_2 {
+        // HTTP/1.1 has done so while it read.
+        names(request.headers_mut(), options.underscores)?;
+    }
     let upgrade = upgrade(request)?;
     match *request.method() {
         Method::CONNECT => return Err(refused_method("CONNECT is refused: this is not a forward proxy")),
@@ -109,8 +112,11 @@ fn upgrade(request: &mut Request) -> Result<Option<Upgrade>, Error> {
     }
 }
 
-/// HTTP/1.1 does so while it reads; HTTP/2 comes here.
-fn underscores(headers: &mut HeaderMap, wanted: Underscores) -> Result<(), Error> {
+/// Refuses names that backends could take for fields of HTTP/1.1 framing, and treats those with underscores as wanted.
+fn names(headers: &mut HeaderMap, wanted: Underscores) -> Result<(), Error> {
+    if headers.keys().any(|name| name.as_str().len() >= 13 && imitates_framing(name.as_str().as_bytes())) {
+        return Err(Error::bad_request(400, "a header name imitates Content-Length or Transfer-Encoding"));
+    }
     if wanted == Underscores::Allow {
         return Ok(());
     }
@@ -148,8 +154,14 @@ fn canonical_path(
         return Err(misdirected_scheme());
     }
     // What `http::Uri` cannot hold byte for byte comes beside it.
+    let rooted;
     let raw: &[u8] = match (&exact, given.path_and_query()) {
         (Some(exact), _) => &exact.0,
+        // `http://host?query`: an empty path is `/` (RFC 9110 section 4.2.3).
+        (None, Some(path)) if path.as_str().starts_with('?') => {
+            rooted = format!("/{path}");
+            rooted.as_bytes()
+        }
         (None, Some(path)) if !path.as_str().is_empty() => path.as_str().as_bytes(),
         (None, _) => b"/",
     };
@@ -176,6 +188,16 @@ fn canonical_path(
         target.path_and_query.into_owned().try_into().map_err(|_| Error::bad_request(400, "the path is not valid"))?;
     *request.uri_mut() = Uri::from(path);
     Ok((authority, redirect))
+}
+
+/// A request over HTTP/2 must name the scheme of its connection, as an absolute target over HTTP/1.1 must; proxies in
+/// front of us that are believed may name the one their client used.
+pub fn check_scheme(request: &Request, conn: &Conn, options: &HttpOptions) -> Result<(), Error> {
+    let other = request.uri().scheme().is_some_and(|scheme| scheme.as_str() != conn.scheme());
+    if conn.scope == Scope::Hosts && other && !options.trust().trusts(conn.peer.ip()) {
+        return Err(misdirected_scheme());
+    }
+    Ok(())
 }
 
 fn misdirected_scheme() -> Error {
@@ -205,13 +227,7 @@ pub struct Sender {
 /// Removes what must not pass and tells the backend about the client.
 ///
 /// `written` is the field in which the proxies in front name the client, if that was said.
-pub fn sanitise(
-    request: &mut Request,
-    conn: &Conn,
-    target: &Target,
-    trust: &Trust,
-    written: Option<Source>,
-) -> Result<Sender, Error> {
+pub fn sanitise(request: &mut Request, conn: &Conn, trust: &Trust, written: Option<Source>) -> Result<Sender, Error> {
     let headers = request.headers_mut();
     if headers.get_all(AUTHORIZATION).iter().nth(1).is_some() {
         return Err(Error::bad_request(400, "there is more than one Authorization header"));
@@ -221,9 +237,17 @@ pub fn sanitise(
     headers.remove(EXPECT);
     // Who somebody is says their certificate, to us, and no header.
     headers.remove(&X_FORWARDED_CLIENT_CERT);
+    if matches!(conn.scope, Scope::Hosts | Scope::Port(_)) {
+        forwarded::strip_imitations(headers);
+    }
+    if !headers.contains_key(HOST) {
+        // HTTP/1.0 may say nothing; whatever comes behind us may not. The client meant the address it connected to.
+        let local = SocketAddr::new(conn.local.ip().to_canonical(), conn.local.port());
+        headers.insert(HOST, HeaderValue::try_from(local.to_string()).unwrap_or(HeaderValue::from_static("")));
+    }
     let peer = conn.peer.ip().to_canonical();
     let (client, trusted) = match &conn.scope {
-        Scope::Hosts => forwarded(headers, conn, target, trust, written)?,
+        Scope::Hosts => forwarded(headers, conn, trust, written)?,
         // Between workloads nobody notices us: what the gateway has written about the client stays as it is.
         Scope::To(_) | Scope::Named => (peer, true),
         Scope::Port(arrived) => {
@@ -250,7 +274,6 @@ pub fn sanitise(
 fn forwarded(
     headers: &mut HeaderMap,
     conn: &Conn,
-    target: &Target,
     trust: &Trust,
     written: Option<Source>,
 ) -> Result<(IpAddr, bool), Error> {
@@ -261,7 +284,9 @@ fn forwarded(
     }
     let client = forwarded::client(peer, headers, written, trust)
         .map_err(|contradiction| Error::bad_request(400, contradiction.to_string()))?;
-    let hop = Hop { peer, host: &target.host, secure: conn.secure(), port: conn.local.port() };
+    // With its port, as backends make links of it.
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
+    let hop = Hop { peer, host: &host, secure: conn.secure(), port: conn.local.port() };
     forwarded::write_x_forwarded(headers, &hop);
     if headers.contains_key("forwarded") {
         forwarded::append_forwarded(headers, &hop);
@@ -376,6 +401,7 @@ mod tests {
         };
         let status = |uri: &str, options: &HttpOptions| {
             let mut request = get(uri, &["a"]);
+            *request.version_mut() = Version::HTTP_2;
             request.headers_mut().insert("x-a", HeaderValue::from_static("1"));
             super::understand(&mut request, false, options).map(|_| request.uri().to_string()).map_err(|e| e.kind)
         };
@@ -388,6 +414,7 @@ mod tests {
         let named = |underscores| {
             let mut request = get("/", &["a"]);
             request.headers_mut().insert("x_a", HeaderValue::from_static("1"));
+            *request.version_mut() = Version::HTTP_2;
             let options = HttpOptions { underscores, ..HttpOptions::default() };
             super::understand(&mut request, false, &options).map(|_| request.headers().contains_key("x_a")).ok()
         };

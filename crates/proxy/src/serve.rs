@@ -66,7 +66,8 @@ pub async fn answer(conn: &Conn, table: Arc<ListenerTable>, request: &mut Reques
         scope => table.options(scope),
     };
     let understood = match (any.map(|http| &http.config.options), &options) {
-        (_, Some(options)) | (Some(options), None) => request::understand(request, conn.secure(), options),
+        (_, Some(options)) | (Some(options), None) => request::check_scheme(request, conn, options)
+            .and_then(|()| request::understand(request, conn.secure(), options)),
         (None, None) => request::understand(request, conn.secure(), &HttpOptions::default()),
     };
     let result = match understood {
@@ -115,8 +116,7 @@ async fn route(
     if conn.shared.overload.shed_request() {
         return Err(Error::new(Kind::Shed, Side::Us, "memory is above its threshold").over(Limit::Memory));
     }
-    let request::Sender { client, id } =
-        request::sanitise(request, conn, target, &http.trust, http.config.options.forwarded)?;
+    let request::Sender { client, id } = request::sanitise(request, conn, &http.trust, http.config.options.forwarded)?;
     record.client(client);
     record.request_id(id);
     if target.redirect {

@@ -528,7 +528,7 @@ async fn a_101_to_extended_connect_is_a_200() {
     request.extensions_mut().insert(h2::ext::Protocol::from("websocket"));
     let (response, _stream) = sender.send_request(request, false).unwrap();
     let response = response.await.unwrap();
-    assert_eq!((response.status(), response.headers().len()), (StatusCode::OK, 0));
+    assert_eq!((response.status(), response.headers().len()), (StatusCode::OK, 1), "only the date");
     assert_eq!(collect(response.into_body()).await.unwrap().0, "hi");
 }
 
@@ -601,4 +601,46 @@ async fn a_route_may_be_more_patient_than_its_connection() {
 fn size_hints_follow_content_length() {
     // Filters decide by it whether to buffer.
     assert_eq!(Body::full("abc").size_hint().exact(), Some(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn malformed_trailers_reset_the_stream() {
+    let served = serve(
+        service(|request| async move {
+            let result = request.into_body().collect().await;
+            let mut response = Response::new(Body::full("read"));
+            if result.is_err() {
+                *response.status_mut() = StatusCode::BAD_REQUEST;
+            }
+            response
+        }),
+        HttpOptions::default(),
+    );
+    let mut raw = Raw::client(served.io, &[]).await;
+    for (stream, trailers) in [(1, hpack(&[(":path", "/x")])), (3, vec![0x83]), (5, hpack(&[("x-a", " blank")]))] {
+        raw.send(&frame(kind::HEADERS, END_HEADERS, stream, &head("POST"))).await;
+        raw.send(&frame(kind::DATA, 0, stream, b"body")).await;
+        raw.send(&frame(kind::HEADERS, END_HEADERS | END_STREAM, stream, &trailers)).await;
+        let answer = raw.next(&[kind::HEADERS, kind::RST_STREAM]).await.unwrap();
+        assert_eq!((answer.kind, answer.stream), (kind::RST_STREAM, stream));
+        assert_eq!(answer.code(), 1, "PROTOCOL_ERROR");
+    }
+    raw.send(&frame(kind::HEADERS, END_HEADERS, 7, &head("POST"))).await;
+    raw.send(&frame(kind::HEADERS, END_HEADERS | END_STREAM, 7, &hpack(&[("x-a", "fine")]))).await;
+    let answer = raw.next(&[kind::HEADERS, kind::RST_STREAM]).await.unwrap();
+    assert_eq!((answer.kind, answer.stream), (kind::HEADERS, 7), "the connection lives on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_response_has_a_date() {
+    let served = serve(service(|_| async { Response::new(Body::empty()) }), HttpOptions::default());
+    let (mut sender, _connection) = client(served.io).await;
+    let (response, _) = sender.send_request(get("/"), true).unwrap();
+    assert_eq!(response.await.unwrap().headers()["date"].len(), 29);
+    let mut blank = get("/");
+    blank.headers_mut().insert("x-a", HeaderValue::from_bytes(b"a ").unwrap());
+    let (response, _) = sender.send_request(blank, true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 400, "a value that ends in a blank");
+    assert!(response.headers().contains_key("date"));
 }

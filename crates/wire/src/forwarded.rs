@@ -298,12 +298,13 @@ pub struct Internal {
 }
 
 /// Fields removed from requests of untrusted peers. Backends behind a gateway believe them.
-pub const INTERNAL: [Internal; 37] = [
+pub const INTERNAL: [Internal; 38] = [
     Internal { name: "client-cert", why: "the client certificate (RFC 9440)" },
     Internal { name: "client-cert-chain", why: "the client certificate chain (RFC 9440)" },
     Internal { name: "cf-connecting-ip", why: "the client address, by Cloudflare" },
     Internal { name: "fastly-client-ip", why: "the client address, by Fastly" },
     Internal { name: "forwarded", why: "the way the request came (RFC 7239)" },
+    Internal { name: "front-end-https", why: "the scheme the client used, by Microsoft" },
     Internal { name: "l5d-", why: "routing and identity, by Linkerd" },
     Internal { name: "proxy", why: "read as HTTP_PROXY by CGI programs (CVE-2016-5385)" },
     Internal { name: "remote-user", why: "the authenticated user" },
@@ -354,12 +355,21 @@ const BY_LETTER: [(usize, usize); 256] = {
     ranges
 };
 
-/// Whether only a trusted peer may send the field.
+/// Whether only a trusted peer may send the field. An underscore counts as a hyphen: programs that get their fields by
+/// way of CGI or WSGI read `X_Forwarded_For` and `X-Forwarded-For` as one (`HTTP_X_FORWARDED_FOR`).
 pub fn is_internal(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    let (start, end) = name.as_bytes().first().map_or((0, 0), |&letter| BY_LETTER[usize::from(letter)]);
-    let mut candidates = INTERNAL[start..end].iter();
-    candidates.any(|i| name.starts_with(i.name) && (i.name.len() == name.len() || i.name.ends_with('-')))
+    let name = name.as_str().as_bytes();
+    let (start, end) = name.first().map_or((0, 0), |&letter| BY_LETTER[usize::from(letter)]);
+    INTERNAL[start..end].iter().any(|internal| {
+        let wanted = internal.name.as_bytes();
+        (wanted.len() == name.len() || internal.name.ends_with('-')) && starts_alike(name, wanted)
+    })
+}
+
+/// Whether `name` (in lower case) begins with `start`, a hyphen or an underscore standing for a hyphen.
+fn starts_alike(name: &[u8], start: &[u8]) -> bool {
+    let same = |(&given, &wanted): (&u8, &u8)| given == wanted || (given == b'_' && wanted == b'-');
+    name.len() >= start.len() && name.iter().zip(start).all(same)
 }
 
 /// Removes every internal field; for requests whose peer is not trusted. Says how many names were removed.
@@ -369,6 +379,16 @@ pub fn strip_internal(headers: &mut HeaderMap) -> usize {
         headers.remove(name);
     }
     found.len()
+}
+
+/// Removes internal fields whose names are written with underscores; for requests of anybody. A trusted proxy writes
+/// hyphens: what comes with underscores its client has sent, for a backend that reads both as one.
+pub fn strip_imitations(headers: &mut HeaderMap) {
+    let imitates = |name: &&HeaderName| name.as_str().contains('_') && is_internal(name);
+    let found: Vec<HeaderName> = headers.keys().filter(imitates).cloned().collect();
+    for name in &found {
+        headers.remove(name);
+    }
 }
 
 #[cfg(test)]
@@ -490,12 +510,21 @@ mod tests {
             ("x-request-id", "x"),
             ("x-proxy", "x"),
             ("cookie", "x"),
+            ("x_forwarded_for", "1"),
+            ("x-forwarded_proto", "https"),
+            ("front_end_https", "on"),
+            ("remote_user", "root"),
+            ("ssl_client_verify", "SUCCESS"),
         ]);
-        assert_eq!(strip_internal(&mut headers), 7);
+        assert_eq!(strip_internal(&mut headers), 12);
         assert_eq!(headers.len(), 3);
         assert!(
             INTERNAL.iter().all(|i| i.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'))
         );
+        let mut headers = map(&[("x-real_ip", "6.6.6.6"), ("x-real-ip", "1.2.3.4"), ("x_other", "1")]);
+        strip_imitations(&mut headers);
+        assert_eq!(headers.len(), 2);
+        assert_eq!(headers["x-real-ip"], "1.2.3.4");
         assert!(INTERNAL.is_sorted_by_key(|i| i.name.as_bytes()[0]));
     }
 }

@@ -79,7 +79,7 @@ pub fn parse(authority: &[u8]) -> Result<Authority<'_>, HostError> {
         _ => {
             let colon = authority.iter().position(|&b| b == b':');
             let (name, port) = match colon {
-                Some(at) => (&authority[..at], Some(port(&authority[at + 1..])?)),
+                Some(at) => (&authority[..at], port(&authority[at + 1..])?),
                 None => (authority, None),
             };
             let (host, ip) = name_or_ipv4(name)?;
@@ -100,21 +100,25 @@ fn bracketed(rest: &[u8]) -> Result<Authority<'_>, HostError> {
     let ip: Ipv6Addr = text.parse().map_err(|_| HostError::Ipv6)?;
     let port = match &rest[close + 1..] {
         [] => None,
-        [b':', digits @ ..] => Some(port(digits)?),
+        [b':', digits @ ..] => port(digits)?,
         [b, ..] => return Err(HostError::Byte(*b)),
     };
     Ok(Authority { host: Cow::Owned(format!("[{ip}]")), port, ip: Some(IpAddr::V6(ip)) })
 }
 
-fn port(digits: &[u8]) -> Result<u16, HostError> {
-    if digits.is_empty() || digits.len() > 5 || digits[0] == b'0' {
+/// RFC 3986 section 3.2.3 lets nothing follow the colon, which is as if the colon were not there.
+fn port(digits: &[u8]) -> Result<Option<u16>, HostError> {
+    if digits.is_empty() {
+        return Ok(None);
+    }
+    if digits.len() > 5 || digits[0] == b'0' {
         return Err(HostError::Port);
     }
     let value = digits.iter().try_fold(0u32, |sum, d| match d {
         b'0'..=b'9' => Some(sum * 10 + u32::from(d - b'0')),
         _ => None,
     });
-    value.and_then(|v| u16::try_from(v).ok()).ok_or(HostError::Port)
+    value.and_then(|v| u16::try_from(v).ok()).map(Some).ok_or(HostError::Port)
 }
 
 fn name_or_ipv4(name: &[u8]) -> Result<(Cow<'_, str>, Option<IpAddr>), HostError> {
@@ -181,6 +185,9 @@ mod tests {
             ("a.", "a", None),
             ("A.:443", "a", Some(443)),
             ("a:80", "a", Some(80)),
+            ("a:", "a", None),
+            ("a.:", "a", None),
+            ("[::1]:", "[::1]", None),
             ("my_svc.ns", "my_svc.ns", None),
             ("10.0.0.1:8080", "10.0.0.1", Some(8080)),
             ("[::1]", "[::1]", None),
@@ -212,7 +219,9 @@ mod tests {
             "a\\b",
             "bücher",
             "a。b",
-            "a:",
+            ":",
+            ":80",
+            "a::",
             "a:0",
             "a:065",
             "a:65536",

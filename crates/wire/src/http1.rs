@@ -21,4 +21,5 @@ pub use framing::{
     request_framing, response_framing,
 };
 pub use head::{HeadError, HeadLimits, HeadReader, Preface, RequestHead, ResponseHead, UnderscoreNames, preface};
+pub use names::imitates_framing;
 pub use write::{Persist, WriteLength, write_continue, write_request, write_response};

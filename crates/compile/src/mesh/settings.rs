@@ -3,7 +3,7 @@
 use crate::{
     index::Index,
     report::Report,
-    snapshot::{AccessLog, HttpOptions, L4Options, ListenerName, MtlsMode, Unknown},
+    snapshot::{AccessLog, HttpOptions, L4Options, ListenerName, MtlsMode, Underscores, Unknown},
 };
 use selvedge_model::{
     Code, Kind, ResourceKey,
@@ -63,6 +63,7 @@ pub(super) fn http_options() -> HttpOptions {
         body_min_rate: 0,
         trusted_cidrs: everybody(),
         server_header: false,
+        underscores: Underscores::Allow,
         ..HttpOptions::default()
     }
 }

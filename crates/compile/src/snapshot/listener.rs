@@ -208,9 +208,9 @@ impl HttpOptions {
 /// What is done with header names that hold an underscore, which some backends take for a hyphen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub enum Underscores {
-    #[default]
     Allow,
     /// The header is removed.
+    #[default]
     Drop,
     /// 400.
     Reject,
@@ -249,7 +249,7 @@ impl Default for HttpOptions {
             max_target_bytes: 8192,
             body_min_rate: 100,
             max_connection_age: Duration::ZERO,
-            underscores: Underscores::Allow,
+            underscores: Underscores::Drop,
             merge_slashes: true,
             escaped_slashes: EscapedSlashes::Keep,
         }

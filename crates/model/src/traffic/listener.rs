@@ -77,7 +77,7 @@ pub struct HeaderLimits {
     #[schemars(range(min = 1024, max = 1_048_576), extend("default" = 61_440))]
     pub max_bytes: Option<u32>,
     /// What is done with header names that hold an underscore, which some backends take for a hyphen.
-    #[schemars(extend("default" = "Allow"))]
+    #[schemars(extend("default" = "Drop"))]
     pub underscores: Option<UnderscoreMode>,
 }
 
@@ -86,10 +86,10 @@ inherit!(HeaderLimits { max_count, max_bytes, underscores });
 /// What is done with header names that hold an underscore.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum UnderscoreMode {
-    /// They pass.
-    #[default]
+    /// They pass, except those that only the gateway may send (`X_Forwarded_For`).
     Allow,
     /// The header is removed.
+    #[default]
     Drop,
     /// The request is answered with 400.
     Reject,

@@ -70,7 +70,8 @@ pub struct AccessLogCondition {
     pub min_status: Option<u16>,
     /// Shortest duration.
     pub min_duration: Option<crate::duration::Duration>,
-    /// Only requests that failed or were answered here.
+    /// Only requests that failed: those with a response flag, injected delays aside. A redirect or `directResponse` is no
+    /// failure.
     pub errors_only: Option<bool>,
 }
 

@@ -71,12 +71,13 @@ fn name(coding: Coding) -> &'static str {
 
 impl Decision<'_> {
     pub(super) fn on_response(self, response: Response) -> Response {
-        if !self.eligible(&response) {
+        if !self.varies(&response) {
             return response;
         }
+        let whole = self.is_whole(&response);
         let (mut head, body) = response.into_parts();
-        head.headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
-        let Some(coding) = self.coding else { return Response::from_parts(head, body) };
+        vary(&mut head.headers);
+        let Some(coding) = self.coding.filter(|_| whole) else { return Response::from_parts(head, body) };
         head.headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name(coding)));
         head.headers.remove(CONTENT_LENGTH);
         head.headers.remove(ACCEPT_RANGES);
@@ -84,23 +85,28 @@ impl Decision<'_> {
         Response::from_parts(head, Body::stream(Compressed::new(coding, body)))
     }
 
-    fn eligible(&self, response: &Response) -> bool {
+    /// Whether the answer to another `Accept-Encoding` may be another. It is so for HEAD, for 304 and for a part too, though
+    /// they are not compressed: caches must hear the same of them as of the whole (RFC 9110 sections 9.3.2 and 15.4.5).
+    fn varies(&self, response: &Response) -> bool {
         let headers = response.headers();
-        let bodiless = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-            || response.status().is_informational();
         let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok()).unwrap_or("");
-        if bodiless
+        if response.status() == StatusCode::NO_CONTENT
+            || response.status().is_informational()
             || headers.contains_key(CONTENT_ENCODING)
-            || headers.contains_key(CONTENT_RANGE)
             || text(CACHE_CONTROL).contains("no-transform")
-            || response.body().is_end_stream()
         {
             return false;
         }
-        if response.body().size_hint().exact().is_some_and(|n| n < self.policy.min_bytes) {
+        let announced = || text(CONTENT_LENGTH).parse().ok();
+        let length = if self.is_whole(response) { response.body().size_hint().exact() } else { announced() };
+        let partial = headers.contains_key(CONTENT_RANGE);
+        if !partial && length.is_some_and(|n| n < self.policy.min_bytes) {
             return false;
         }
         let media = text(CONTENT_TYPE).split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+        if media.is_empty() && response.status() == StatusCode::NOT_MODIFIED {
+            return true;
+        }
         // Each event must reach the client at once, and gRPC has a compression of its own.
         let streaming = media == "text/event-stream" || media.starts_with("application/grpc");
         !streaming
@@ -108,6 +114,27 @@ impl Decision<'_> {
                 Some(prefix) => media.starts_with(prefix),
                 None => *want == media,
             })
+    }
+
+    /// Whether there is a body, and all of it.
+    fn is_whole(&self, response: &Response) -> bool {
+        response.status() != StatusCode::NOT_MODIFIED
+            && !response.headers().contains_key(CONTENT_RANGE)
+            && !response.body().is_end_stream()
+    }
+}
+
+/// Says that the answer depends on `Accept-Encoding`, if that is not said already.
+fn vary(headers: &mut HeaderMap) {
+    let said = |value: &HeaderValue| {
+        value
+            .as_bytes()
+            .split(|&b| b == b',')
+            .map(<[u8]>::trim_ascii)
+            .any(|name| name == b"*" || name.eq_ignore_ascii_case(b"accept-encoding"))
+    };
+    if !headers.get_all(VARY).iter().any(said) {
+        headers.append(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
 }
 
@@ -297,6 +324,38 @@ mod tests {
             };
             read.unwrap();
             assert_eq!(out, text, "{coding}");
+        }
+    }
+
+    #[test]
+    fn caches_hear_the_same_of_answers_that_are_not_compressed() {
+        let policy = policy();
+        let answer = |method: &str, status: u16, fields: &[(&str, &str)], body: Body| {
+            let request = http::Request::builder().method(method).header(ACCEPT_ENCODING, "gzip");
+            let mut response = http::Response::builder().status(status);
+            for (name, value) in fields {
+                response = response.header(*name, *value);
+            }
+            let decision = decide(&policy, &request.body(Body::empty()).unwrap());
+            decision.on_response(response.body(body).unwrap()).into_parts().0.headers
+        };
+        let html = ("content-type", "text/html");
+        let long = ("content-length", "5000");
+        for (method, status, fields, body) in [
+            ("GET", 200, vec![html], Body::full("x".repeat(100))),
+            ("HEAD", 200, vec![html, long], Body::empty()),
+            ("GET", 206, vec![html, ("content-range", "bytes 0-4/5000")], Body::full("abcde")),
+            ("GET", 304, vec![html], Body::empty()),
+            ("GET", 304, vec![("etag", "\"1\"")], Body::empty()),
+        ] {
+            let headers = answer(method, status, &fields, body);
+            assert_eq!(headers[VARY], "Accept-Encoding", "{method} {status}");
+            assert_eq!(headers.contains_key(CONTENT_ENCODING), (method, status) == ("GET", 200));
+        }
+        let headers = answer("HEAD", 200, &[html, long, ("vary", "origin, accept-encoding")], Body::empty());
+        assert_eq!(headers.get_all(VARY).iter().count(), 1);
+        for fields in [vec![("content-type", "image/png"), long], vec![html, ("content-length", "3")]] {
+            assert!(!answer("HEAD", 200, &fields, Body::empty()).contains_key(VARY));
         }
     }
 

@@ -46,6 +46,7 @@ flags! {
     23 DOWNSTREAM_RESET "DR" "DownstreamRemoteReset" "The client reset its stream.",
     24 TOO_LARGE "TL" "TooLarge" "A body or header block was over its limit.",
     25 CLEAR_TEXT "CT" "ClearTextRefused" "A connection in clear text was refused where mutual TLS is demanded.",
+    26 OWN_TLS "OT" "OwnTlsUnusable" "Our own certificate or TLS settings towards the upstream cannot be used.",
 }
 
 impl Flags {

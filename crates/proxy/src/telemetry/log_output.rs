@@ -176,7 +176,11 @@ impl Writer {
                 Err(error) => {
                     self.counts.dropped.add(*lines);
                     if !std::mem::replace(&mut self.complained, true) {
-                        tracing::warn!(%error, "access log lines are lost: they cannot be written");
+                        let file = match &self.sink {
+                            Sink::File(path) => path.display().to_string(),
+                            _ => "standard output".to_owned(),
+                        };
+                        tracing::warn!(file, %error, "access log lines are lost: they cannot be written");
                     }
                 }
             }

@@ -233,6 +233,9 @@ impl Record {
             return;
         }
         handle.started(self.facts.worker, self.layer);
+        if !handle.logs.is_empty() {
+            self.request_header_bytes(headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum());
+        }
         let capture = &handle.capture;
         if capture.len() > 0 {
             self.captured = vec![None; capture.len()].into_boxed_slice();
@@ -261,8 +264,8 @@ impl Record {
         self.request_id = Some(id);
     }
 
-    /// Bytes of the request's header block, decoded.
-    pub fn request_header_bytes(&mut self, bytes: usize) {
+    /// Bytes of the names and values of the request's header fields.
+    fn request_header_bytes(&mut self, bytes: usize) {
         self.request_header_bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
     }
 
@@ -499,6 +502,7 @@ impl Flags {
             (Kind::Protocol { .. }, _) => Flags::DOWNSTREAM_PROTOCOL,
             (Kind::Connect | Kind::Tls, Side::Upstream) => Flags::UPSTREAM_CONNECT_FAILURE,
             (Kind::ConnectTimeout, _) => Flags::UPSTREAM_CONNECT_FAILURE,
+            (Kind::Tls, Side::Us) => Flags::OWN_TLS,
             (Kind::Connect | Kind::Tls, _) => Flags::DOWNSTREAM_PROTOCOL,
             (Kind::Reset, Side::Upstream) => Flags::UPSTREAM_CLOSED,
             (Kind::Refused, Side::Upstream) => Flags::UPSTREAM_RESET,
@@ -701,6 +705,15 @@ pub(super) mod tests {
         let facts = tests::facts(&telemetry);
         Record::rejected(facts.clone(), StatusCode::BAD_REQUEST, &Error::bad_request(400, "bad"));
         assert_eq!(counted(&telemetry), ["400=1", "DPE=1"]);
+    }
+
+    #[test]
+    fn our_own_trouble_with_tls_is_neither_sides() {
+        let own = Error::new(Kind::Tls, Side::Us, "the certificate has expired");
+        assert_eq!(Flags::of(&own), Flags::OWN_TLS);
+        assert_eq!(crate::reply::status(&own), StatusCode::SERVICE_UNAVAILABLE);
+        let theirs = Error::upstream(Kind::Tls, "unknown issuer");
+        assert_eq!(Flags::of(&theirs), Flags::UPSTREAM_CONNECT_FAILURE);
     }
 
     #[test]

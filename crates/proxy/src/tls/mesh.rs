@@ -17,9 +17,12 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -116,6 +119,23 @@ impl Proof {
     }
 }
 
+/// Seconds between two warnings that we have no certificate to show.
+const WARN_EVERY: u64 = 60;
+
+/// We cannot show who we are, which is the fault of neither side.
+fn own_trouble(own: &SpiffeId, what: &str) -> Error {
+    static WARNED: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let last = WARNED.load(Relaxed);
+    if now.saturating_sub(last) >= WARN_EVERY && WARNED.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
+        tracing::warn!(
+            identity = %own, error = what,
+            "requests fail since our own certificate cannot be used: look at the connection to the control plane"
+        );
+    }
+    Error::new(Kind::Tls, Side::Us, format!("our own certificate for {own} cannot be used: {what}"))
+}
+
 /// Does the handshake as the client `own`; the server must prove to be exactly `expected`, and speak `alpn`. The caller
 /// holds the timer.
 pub async fn connect(
@@ -128,9 +148,8 @@ pub async fn connect(
     let failed = |what: String| Error::upstream(Kind::Tls, format!("mutual TLS with {expected}: {what}"));
     let expect = Expect::Exactly(expected.clone());
     let svid = identities.get(own);
-    let config = identities
-        .client_config(own, &expect, &[alpn])
-        .map_err(|error| Error::new(Kind::Tls, Side::Us, error.to_string()))?;
+    let config =
+        identities.client_config(own, &expect, &[alpn]).map_err(|error| own_trouble(own, &error.to_string()))?;
     let address = tcp.peer_addr().map_err(|e| Error::upstream(Kind::Reset, "the connection broke").with_source(e))?;
     let name = ServerName::IpAddress(address.ip().into());
     let stream = TlsConnector::from(config)

@@ -13,7 +13,7 @@ use crate::{
     telemetry::Limit,
 };
 use bytes::{Bytes, BytesMut};
-use rustls::{CommonState, HandshakeKind, ProtocolVersion};
+use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 use selvedge_compile::{
     router::HostMap,
@@ -281,8 +281,18 @@ pub(super) fn describe(
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "unknown",
         },
-        cipher: common.negotiated_cipher_suite().and_then(|s| s.suite().as_str()).unwrap_or("unknown"),
+        cipher: common.negotiated_cipher_suite().map_or("unknown", |suite| cipher_name(suite.suite())),
         group: common.negotiated_key_exchange_group().and_then(|g| g.name().as_str()),
+    }
+}
+
+/// The name at IANA; rustls has one of its own for those of TLS 1.3.
+fn cipher_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        other => other.as_str().unwrap_or("unknown"),
     }
 }
 

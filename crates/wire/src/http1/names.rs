@@ -69,7 +69,7 @@ static OTHER: [Common; 12] = [
 /// Whether `name` could be taken for `Content-Length` or `Transfer-Encoding` without being it: the same letters with other
 /// or more separators, with one strange character where the hyphen belongs, or cut short and padded with separators. Some
 /// servers and gateways normalise such names.
-pub(super) fn imitates_framing(name: &[u8]) -> bool {
+pub fn imitates_framing(name: &[u8]) -> bool {
     let first = name.iter().find(|b| b.is_ascii_alphanumeric()).map(u8::to_ascii_lowercase);
     let (real, letters, hyphen): (&[u8], &[u8], usize) = match first {
         Some(b'c') => (b"content-length", b"contentlength", 7),

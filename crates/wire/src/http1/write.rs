@@ -105,13 +105,17 @@ fn rest(headers: &HeaderMap, length: WriteLength, persist: Persist, request: boo
             }
         }
     }
+    // RFC 9110 section 10.1.4: whoever sends `TE` names it in `Connection`.
+    let te = request && headers.contains_key(header::TE);
     match persist {
+        Persist::Keep if te => out.extend_from_slice(b"connection: te\r\n"),
         Persist::Keep => {}
         Persist::KeepAlive => out.extend_from_slice(b"connection: keep-alive\r\n"),
         Persist::Close => out.extend_from_slice(b"connection: close\r\n"),
         Persist::Upgrade => {
             if let Some(value) = headers.get(header::UPGRADE) {
-                out.extend_from_slice(b"connection: upgrade\r\n");
+                let options: &[u8] = if te { b"upgrade, te" } else { b"upgrade" };
+                field(b"connection", options, out);
                 field(b"upgrade", value.as_bytes(), out);
             }
         }

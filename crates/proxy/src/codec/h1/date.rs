@@ -11,7 +11,7 @@ thread_local! {
 }
 
 /// Now, as RFC 9110 section 5.6.7 writes it.
-pub(super) fn now() -> HeaderValue {
+pub(crate) fn now() -> HeaderValue {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     NOW.with_borrow_mut(|(of, value)| {
         if *of != seconds {

@@ -5,7 +5,7 @@
 //! message is under way.
 
 mod client;
-mod date;
+pub(super) mod date;
 mod incoming;
 mod input;
 mod link;

@@ -1,6 +1,7 @@
 //! One stream of a client's connection, from the accepted head to its end.
 
 use super::{
+    bare,
     duplex::H2Stream,
     head::{body_refused, is_bodiless},
     incoming::{Incoming, Upload},
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     Body, Response,
-    codec::{Informational, Service},
+    codec::{Informational, Service, h1::date},
     error::{Error, Side},
     io::Io,
     telemetry::Limit,
@@ -103,7 +104,8 @@ impl<S: Service> Exchange<S> {
         } else if empty {
             Body::empty()
         } else {
-            let incoming = Incoming::new(recv, Side::Downstream, length, self.limits.head.max_fields);
+            let incoming =
+                Incoming::new(recv, Side::Downstream, length, self.limits.head.max_fields).on(self.open.wire().clone());
             // Who waits for `100 Continue` has sent nothing yet: to read is to ask for it.
             let now = if expects { Err(incoming) } else { incoming.now(&mut Context::from_waker(Waker::noop())) };
             now.unwrap_or_else(|incoming| {
@@ -162,9 +164,7 @@ impl<S: Service> Exchange<S> {
     fn refuse(mut self, error: &Error) {
         let status = crate::reply::status(error);
         self.service.rejected(status, error);
-        let mut response = http::Response::new(());
-        *response.status_mut() = status;
-        if self.respond.send_response(response, true).is_err() {
+        if self.respond.send_response(bare(status), true).is_err() {
             self.respond.send_reset(Reason::PROTOCOL_ERROR);
         }
     }
@@ -195,9 +195,7 @@ impl<S: Service> Exchange<S> {
         Limit::StreamIdle.hit();
         let complete = upload.is_none_or(|upload| upload.is_finished());
         let status = if complete { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::REQUEST_TIMEOUT };
-        let mut response = http::Response::new(());
-        *response.status_mut() = status;
-        if self.respond.send_response(response, true).is_err() {
+        if self.respond.send_response(bare(status), true).is_err() {
             self.respond.send_reset(Reason::CANCEL);
         }
     }
@@ -209,6 +207,9 @@ impl<S: Service> Exchange<S> {
         tunnel: Option<RecvStream>,
         upload: Option<Arc<Upload>>,
     ) {
+        if upload.as_ref().is_some_and(|upload| upload.is_malformed()) {
+            return self.respond.send_reset(Reason::PROTOCOL_ERROR);
+        }
         let (mut parts, mut body) = response.into_parts();
         if parts.status == StatusCode::SWITCHING_PROTOCOLS && tunnel.is_some() {
             // What an HTTP/1.1 upstream says to the upgrade that an extended CONNECT became (RFC 8441 section 5).
@@ -221,6 +222,9 @@ impl<S: Service> Exchange<S> {
             return;
         }
         strip_connection_fields(&mut parts.headers);
+        if !parts.headers.contains_key(header::DATE) {
+            parts.headers.insert(header::DATE, date::now());
+        }
         parts.extensions.clear();
         let status = parts.status;
         let accepted = tunnel.filter(|_| status.is_success()).zip(body.take_tunnel());
@@ -270,7 +274,12 @@ impl<S: Service> Exchange<S> {
         let timer = pin!(sleep(limit));
         let mut idle = Idle::new(timer, limit);
         let stop = poll_fn(|cx| {
-            if let Poll::Ready(result) = pump.poll(cx) {
+            let polled = pump.poll(cx);
+            if upload.as_ref().is_some_and(|upload| upload.is_malformed()) {
+                pump.reset(Reason::PROTOCOL_ERROR);
+                return Poll::Ready(Err(None));
+            }
+            if let Poll::Ready(result) = polled {
                 return Poll::Ready(result.map_err(Some));
             }
             let moved = pump.moved() | upload.as_ref().is_some_and(|upload| upload.moved());

@@ -2,7 +2,7 @@
 //! are unknown, repeated, missing or late, connection fields, `te` other than `trailers`, a `content-length` that is
 //! no number or differs from the data, and `:path`, `:scheme` or `:authority` that are no URI.
 
-use super::{HEADER_LIST_SLACK, content_length};
+use super::{HEADER_LIST_SLACK, content_length, has_outer_blanks};
 use crate::{
     codec::ExtendedConnect,
     error::{Error, Kind},
@@ -36,6 +36,9 @@ impl HeadLimits {
     /// [`ExtendedConnect`] for `:protocol`. `end` is END_STREAM on the head.
     pub(super) fn accept(self, parts: &mut Parts, end: bool) -> Result<Option<u64>, Error> {
         self.check_size(parts)?;
+        if has_outer_blanks(&parts.headers) {
+            return Err(Error::bad_request(400, "a header value begins or ends with a blank"));
+        }
         let length =
             content_length(&parts.headers).map_err(|()| Error::bad_request(400, "content-length is not one number"))?;
         if end && length.is_some_and(|length| length > 0) {
@@ -152,6 +155,12 @@ mod tests {
         assert!(limits().accept(&mut head, false).is_err(), "GET has no body");
         head.method = Method::POST;
         assert_eq!(limits().accept(&mut head, false).unwrap(), Some(5));
+        let mut head = parts(&[("x", "a b\tc")]);
+        assert!(limits().accept(&mut head, true).is_ok());
+        for blank in [" a", "a ", "\ta", "a\t", " "] {
+            let mut head = parts(&[("x", blank)]);
+            assert!(limits().accept(&mut head, true).is_err(), "{blank:?}");
+        }
         let mut head = parts(&[("content-length", "0")]);
         assert_eq!(limits().accept(&mut head, true).unwrap(), Some(0));
     }

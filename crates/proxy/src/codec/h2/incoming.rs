@@ -1,6 +1,6 @@
 //! A received stream as a body.
 
-use super::error_of;
+use super::{error_of, has_outer_blanks, wire::WireState};
 use crate::{
     Body, Error,
     error::{Kind, Side},
@@ -34,6 +34,10 @@ pub(super) struct Incoming {
     max_trailers: usize,
     data_done: bool,
     upload: Option<Arc<Upload>>,
+    /// What RFC 9113 section 8.1.1 calls malformed has come.
+    malformed: bool,
+    /// Where trailers with pseudo-header fields are seen.
+    wire: Option<Arc<WireState>>,
     /// Kept until the end of the stream.
     slot: Option<Box<dyn Any + Send>>,
     /// Kept until the body is dropped.
@@ -46,6 +50,8 @@ pub(super) struct Upload {
     moved: AtomicBool,
     finished: AtomicBool,
     wanted: AtomicBool,
+    /// What RFC 9113 section 8.1.1 calls malformed: the stream ends with PROTOCOL_ERROR.
+    malformed: AtomicBool,
     waker: Mutex<Option<Waker>>,
     /// The rest of a body that nobody wanted to read to its end.
     left: Mutex<Option<RecvStream>>,
@@ -59,6 +65,10 @@ impl Upload {
 
     pub(super) fn is_finished(&self) -> bool {
         self.finished.load(Relaxed)
+    }
+
+    pub(super) fn is_malformed(&self) -> bool {
+        self.malformed.load(Relaxed)
     }
 
     /// Ready (once) when the body is read for the first time: the moment for `100 Continue`.
@@ -101,14 +111,28 @@ impl Incoming {
             max_trailers,
             data_done: false,
             upload: None,
+            malformed: false,
+            wire: None,
             slot: None,
             _hold: None,
         }
     }
 
     pub(super) fn watched(mut self, upload: Arc<Upload>) -> Self {
+        upload.malformed.store(self.malformed, Relaxed);
         self.upload = Some(upload);
         self
+    }
+
+    /// Where the connection is seen from below.
+    pub(super) fn on(mut self, wire: Arc<WireState>) -> Self {
+        self.wire = Some(wire);
+        self
+    }
+
+    fn pseudo_trailers(&self) -> bool {
+        let (Some(wire), Some(recv)) = (&self.wire, &self.recv) else { return false };
+        wire.take_malformed(recv.stream_id().as_u32())
     }
 
     /// `slot` lives until the stream ends, `hold` until the body is dropped.
@@ -175,11 +199,20 @@ impl Incoming {
         error_of(error, self.side, "the peer broke its message off")
     }
 
-    fn trailers(&self, mut trailers: HeaderMap) -> Result<HeaderMap, Error> {
+    fn trailers(&mut self, mut trailers: HeaderMap) -> Result<HeaderMap, Error> {
         if trailers.len() > self.max_trailers {
             let message = "more trailer fields than the limit of header fields";
             let limit = if self.side == Side::Downstream { Limit::HeaderCount } else { Limit::ResponseHead };
             return Err(Error::new(Kind::TooLarge { status: 431 }, self.side, message).over(limit));
+        }
+        if has_outer_blanks(&trailers) || self.pseudo_trailers() {
+            self.malformed = true;
+            if let Some(upload) = &self.upload {
+                upload.malformed.store(true, Relaxed);
+            }
+            let message = "the trailers have a pseudo-header field, or a value that begins or ends with a blank";
+            let status = if self.side == Side::Downstream { 400 } else { 502 };
+            return Err(Error::new(Kind::Protocol { status }, self.side, message));
         }
         if self.side == Side::Downstream {
             strip_request_trailers(&mut trailers);

@@ -29,8 +29,11 @@ mod wire;
 pub use client::{ClientOptions, Connection, connect};
 pub use server::serve;
 
-use crate::error::{Error, Kind, Side};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use crate::{
+    codec::h1::date,
+    error::{Error, Kind, Side},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::time::Duration;
 
 /// Bytes of a body that wait in one stream for the connection to write them. Worst case of a connection whose peer
@@ -98,6 +101,21 @@ fn strip_connection_fields(headers: &mut HeaderMap) {
             }
         }
     }
+}
+
+/// A final response without content that is made here.
+fn bare(status: StatusCode) -> http::Response<()> {
+    let mut response = http::Response::new(());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::DATE, date::now());
+    response
+}
+
+/// Whether a value has blanks at its ends, which makes a message malformed (RFC 9113 section 8.2.1): what HTTP/1.1 would
+/// take away stays here, and what compares as another value now becomes the same behind us.
+fn has_outer_blanks(headers: &HeaderMap) -> bool {
+    let blank = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    headers.values().any(|value| blank(value.as_bytes().first()) || blank(value.as_bytes().last()))
 }
 
 /// The length that `content-length` announces; `Err` when it is not one number.

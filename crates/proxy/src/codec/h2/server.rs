@@ -1,7 +1,7 @@
 //! A client's connection.
 
 use super::{
-    DATA_FRAME_BUDGET, HANDSHAKE_TIMEOUT, MAX_LOCAL_RESETS, MAX_REMEMBERED_RESETS, MAX_SEND_BUFFER, error_of,
+    DATA_FRAME_BUDGET, HANDSHAKE_TIMEOUT, MAX_LOCAL_RESETS, MAX_REMEMBERED_RESETS, MAX_SEND_BUFFER, bare, error_of,
     exchange::Exchange,
     head::HeadLimits,
     keepalive::KeepAlive,
@@ -102,16 +102,18 @@ pub(super) struct Shared {
     last_end: AtomicU64,
     opened: AtomicU32,
     early_resets: AtomicU32,
+    wire: Arc<WireState>,
 }
 
 impl Shared {
-    fn new() -> Self {
+    fn new(wire: Arc<WireState>) -> Self {
         Self {
             born: Instant::now(),
             active: AtomicUsize::new(0),
             last_end: AtomicU64::new(0),
             opened: AtomicU32::new(0),
             early_resets: AtomicU32::new(0),
+            wire,
         }
     }
 
@@ -137,6 +139,10 @@ impl OpenStream {
         shared.active.fetch_add(1, Relaxed);
         shared.opened.fetch_add(1, Relaxed);
         Self { shared: shared.clone(), since: Instant::now() }
+    }
+
+    pub(super) fn wire(&self) -> &Arc<WireState> {
+        &self.shared.wire
     }
 
     /// The client took its request back before it had the whole response.
@@ -194,7 +200,7 @@ impl<S: Service> Server<S> {
         Self {
             h2,
             service,
-            shared: Arc::new(Shared::new()),
+            shared: Arc::new(Shared::new(wire.clone())),
             wire,
             limits: Limits { head: HeadLimits::from(options), stream_idle: options.stream_idle_timeout },
             header_timeout: options.header_timeout,
@@ -293,10 +299,8 @@ impl<S: Service> Server<S> {
                 };
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
                 self.service.rejected(status, &error);
-                let mut response = http::Response::new(());
-                *response.status_mut() = status;
                 // Dropping both halves then resets what is left of the stream (NO_ERROR, RFC 9113 section 8.1).
-                if respond.send_response(response, true).is_err() {
+                if respond.send_response(bare(status), true).is_err() {
                     respond.send_reset(Reason::PROTOCOL_ERROR);
                 }
             }

@@ -7,7 +7,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -42,7 +42,12 @@ pub(super) struct WireState {
     received: AtomicU64,
     /// Twice the number of header blocks that have begun, minus one while the last is incomplete.
     block: AtomicU64,
+    /// Streams whose trailers begin with a pseudo-header field (RFC 9113 section 8.1), which `h2` passes over.
+    malformed: Mutex<Vec<u32>>,
 }
+
+/// Streams with such trailers that nobody has read yet; more are not remembered.
+const MOST_MALFORMED: usize = 1024;
 
 struct Closing {
     timer: Pin<Box<Sleep>>,
@@ -54,6 +59,19 @@ impl WireState {
     /// Bytes received so far.
     pub(super) fn received(&self) -> u64 {
         self.received.load(Relaxed)
+    }
+
+    /// Whether the trailers of a stream have been seen to be malformed.
+    pub(super) fn take_malformed(&self, stream: u32) -> bool {
+        let mut streams = self.malformed.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.iter().position(|seen| *seen == stream).map(|at| streams.swap_remove(at)).is_some()
+    }
+
+    fn malformed(&self, stream: u32) {
+        let mut streams = self.malformed.lock().unwrap_or_else(PoisonError::into_inner);
+        if streams.len() < MOST_MALFORMED {
+            streams.push(stream);
+        }
     }
 
     /// Which header block is incomplete, if one is.
@@ -128,7 +146,7 @@ impl AsyncRead for Wire {
             new = &new[n..];
         }
         if let Some(frames) = &mut this.frames {
-            frames.advance(new, &this.state.block);
+            frames.advance(new, &this.state);
         }
         Poll::Ready(Ok(()))
     }
@@ -185,17 +203,71 @@ struct Frames {
     have: usize,
     /// The frame being passed over belongs to a header block, and whether it ends it.
     block: Option<bool>,
+    /// The highest stream that the client has opened: another header block on one up to it is trailers.
+    opened: u32,
+    /// A trailer section that has just begun.
+    trailers: Option<Trailers>,
 }
 
 const HEAD: usize = 9;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 32;
+
+/// The first bytes of a trailer section.
+#[derive(Debug)]
+struct Trailers {
+    stream: u32,
+    /// Bytes of padding length and priority before it.
+    before: u32,
+    seen: [u8; 3],
+    have: usize,
+}
+
+impl Trailers {
+    /// Looks at the next bytes of the frame's payload; whether more are wanted.
+    fn wants(&mut self, bytes: &[u8]) -> bool {
+        let skipped = (self.before as usize).min(bytes.len());
+        self.before -= skipped as u32;
+        for &byte in bytes[skipped..].iter().take(self.seen.len() - self.have) {
+            self.seen[self.have] = byte;
+            self.have += 1;
+        }
+        self.have < self.seen.len()
+    }
+
+    /// Whether the first field (RFC 7541 section 6) is a pseudo-header field: those are the first 14 entries of the static
+    /// table, and begin with a colon when they are spelled out (`0x5c` in seven bits of the Huffman code). One from the
+    /// dynamic table is not recognised.
+    fn is_pseudo(&self) -> bool {
+        let [first, _, letter] = self.seen;
+        let spelled = self.have == self.seen.len() && (letter == b':' || letter >> 1 == 0x5c);
+        let index = match first {
+            0x80.. => first & 0x7f,
+            0x00 | 0x10 | 0x40 => return spelled,
+            0x40.. => first & 0x3f,
+            // A change of the table's size, which comes before any field.
+            0x20.. => 0,
+            _ => first & 0x0f,
+        };
+        (1..=14).contains(&index)
+    }
+}
 
 impl Frames {
-    fn advance(&mut self, mut bytes: &[u8], block: &AtomicU64) {
+    fn advance(&mut self, mut bytes: &[u8], state: &WireState) {
+        let block = &state.block;
         loop {
             let n = (self.skip as usize).min(bytes.len());
+            if let Some(mut trailers) = self.trailers.take() {
+                if trailers.wants(&bytes[..n]) && self.skip > n as u32 {
+                    self.trailers = Some(trailers);
+                } else if trailers.is_pseudo() {
+                    state.malformed(trailers.stream);
+                }
+            }
             bytes = &bytes[n..];
             self.skip -= n as u32;
             if self.skip > 0 {
@@ -215,14 +287,25 @@ impl Frames {
                 return;
             }
             self.have = 0;
-            let [high, middle, low, kind, flags, ..] = self.head;
+            let [high, middle, low, kind, flags, id @ ..] = self.head;
             self.skip = u32::from_be_bytes([0, high, middle, low]);
             if matches!(kind, HEADERS | CONTINUATION) {
                 if kind == HEADERS {
                     open(block);
+                    self.begin(u32::from_be_bytes(id) & 0x7fff_ffff, flags);
                 }
                 self.block = Some(flags & END_HEADERS != 0);
             }
+        }
+    }
+
+    fn begin(&mut self, stream: u32, flags: u8) {
+        if stream > self.opened {
+            self.opened = stream;
+        } else {
+            let padding = u32::from(flags & PADDED != 0);
+            let priority = if flags & PRIORITY != 0 { 5 } else { 0 };
+            self.trailers = Some(Trailers { stream, before: padding + priority, seen: [0; 3], have: 0 });
         }
     }
 }
@@ -348,6 +431,37 @@ mod tests {
     }
 
     #[test]
+    fn trailers_that_begin_with_a_pseudo_header_field_are_seen() {
+        let block = |first: &[u8]| [&[0u8][..], first].concat();
+        let cases: [(&[u8], bool); 10] = [
+            (&[0x83], true),
+            (&[0x02, 3, b'2', b'0', b'0'], true),
+            (&[0x42, 3, b'2', b'0', b'0'], true),
+            (b"\x00\x05:path\x01/", true),
+            (b"\x40\x05:path\x01/", true),
+            (&[0x00, 0x84, 0xb9, 0x58, 0x33, 0xff, 1, b'/'], true),
+            (&[0x8f], false),
+            (&[0xbe], false),
+            (b"\x00\x01x\x01y", false),
+            (b"", false),
+        ];
+        for (first, expected) in cases {
+            for (flags, payload) in [(END_HEADERS | 1, first.to_vec()), (END_HEADERS | PADDED, block(first))] {
+                let mut bytes = frame(HEADERS, END_HEADERS, &[0x83]);
+                bytes.extend(frame(0, 0, b"data"));
+                bytes.extend(frame(HEADERS, flags, &payload));
+                bytes.extend(frame(0, 0, b"\x83"));
+                for step in [1, 5, bytes.len()] {
+                    let (state, mut frames) = (WireState::default(), Frames::default());
+                    bytes.chunks(step).for_each(|chunk| frames.advance(chunk, &state));
+                    assert_eq!(state.take_malformed(1), expected, "{first:x?} in pieces of {step}");
+                    assert!(!state.take_malformed(1));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn header_blocks_are_followed_byte_by_byte() {
         let mut bytes = frame(4, 0, b"");
         bytes.extend(frame(0, 0, b"data"));
@@ -361,7 +475,7 @@ mod tests {
             let mut frames = Frames::default();
             let mut opened = false;
             for (at, chunk) in bytes.chunks(step).enumerate() {
-                frames.advance(chunk, &state.block);
+                frames.advance(chunk, &state);
                 opened |= state.open_block().is_some();
                 if step == 1 && at == open_until - 1 {
                     assert!(state.open_block().is_some(), "the block ends with its last byte, not before");

@@ -87,10 +87,17 @@ impl Exchange {
                     Err(error) => return Poll::Ready(Err(self.failed(error))),
                 },
                 Err(error) => {
-                    if super::super::reject::limit(&error).is_some() {
+                    let refused = if super::super::reject::limit(&error).is_some() {
                         Limit::ResponseHead.hit();
-                    }
-                    let refused = protocol("the upstream's response head is refused").with_source(error);
+                        let (fields, bytes) = (limits.max_headers, limits.max_bytes);
+                        let message = format!(
+                            "the upstream's response head is over a limit (at most {fields} fields and {bytes} bytes)"
+                        );
+                        Error::upstream(Kind::Protocol { status: 502 }, message)
+                    } else {
+                        protocol("the upstream's response head is refused")
+                    };
+                    let refused = refused.with_source(error);
                     return Poll::Ready(Err(self.failed(refused)));
                 }
             }
