@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use selvedge_control::{
-    ca::{Ca, File, Files, Key, Lifetimes, Memory, Options, Store},
+    ca::{self, Ca, File, Files, Key, Lifetimes, Memory, Options, Store, StoreError},
     domain::Domain,
     identity::{IdentityService, LocalIssuer, administer, administrator},
     proto::identity::{
@@ -27,6 +27,9 @@ use std::{
 
 /// The administrator's socket, in the state folder.
 const SOCKET: &str = "ca.sock";
+
+/// Between two tries to reach the store that control planes share.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The control plane's own first certificate is there at once, unless the clock is wrong by years.
 const FIRST: Duration = Duration::from_secs(10);
@@ -114,7 +117,16 @@ impl Args {
         let options = Options { trust_domain: self.trust_domain.clone(), mesh, lifetimes, files };
         let clock = Arc::new(SystemTime::now);
         let ca = Arc::new(match shared {
-            Some(shared) => Ca::open_shared(store, &key, options, clock, shared.keeper.leads()).await?,
+            Some(shared) => loop {
+                let (store, leads) = (Arc::clone(&store), shared.keeper.leads());
+                match Ca::open_shared(store, &key, options.clone(), clock.clone(), leads).await {
+                    Err(ca::Error::Store(StoreError::Unreachable { place, why })) => {
+                        tracing::warn!(%place, reason = %why, "the CA's store is not reachable; trying again, no proxy is let in before");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    opened => break opened?,
+                }
+            },
             None => Ca::open(store, &key, options, clock).await?,
         });
         let running = Arc::clone(&ca);

@@ -115,12 +115,17 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
     let (mut current, reload) = (engine.current(), Arc::new(Notify::new()));
     tokio::spawn(engine.run(reload.clone()));
     // Who brings no certificate gets a certificate authority.
-    let authority = match args.identity.cert.is_none() && !args.insecure {
-        true => {
-            let mesh = declared(args, &mut current).await?;
-            Some(args.authority.open(state.as_deref(), &identities, shared.as_ref(), mesh).await?)
+    let opened = async {
+        if args.identity.cert.is_some() || args.insecure {
+            return Ok(None);
         }
-        false => None,
+        let mesh = declared(args, &mut current).await?;
+        args.authority.open(state.as_deref(), &identities, shared.as_ref(), mesh).await.map(Some)
+    };
+    // It may wait for etcd.
+    let authority = tokio::select! {
+        opened = opened => opened?,
+        () = ended(&mut signals) => return Ok(ExitCode::SUCCESS),
     };
     let mutual = match &authority {
         Some(authority) => Some(authority.mutual()?),
@@ -168,6 +173,11 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
             },
         }
     }
+}
+
+/// Until the process is asked to end.
+async fn ended(signals: &mut Signals) {
+    while !matches!(signals.next().await, Asked::End) {}
 }
 
 /// What the Mesh says of the trust domain. Where that is for the authority to know, it is waited for.

@@ -137,3 +137,17 @@ async fn a_certificate_authority_outlives_its_control_plane() {
     edge.says(RENEWED, so_far + 2).await;
     assert!(one.said("a certificate was renewed") > 0, "{}", one.log());
 }
+
+/// As after a power cut: whichever is first.
+#[tokio::test]
+async fn a_control_plane_waits_for_its_etcd() {
+    let Some(mut etcd) = Etcd::start() else { return };
+    etcd.stop();
+    let listen = free_port();
+    let mut home = Home { folder: tempfile::tempdir().expect("a folder"), etcd };
+    let one = home.control("one", listen, "correct horse battery");
+    one.says("trying again, no proxy is let in before", 2).await;
+    assert_eq!(one.said("serving proxies"), 0, "{}", one.log());
+    home.etcd.restart();
+    one.says("serving proxies", 1).await;
+}
