@@ -71,9 +71,6 @@ pub struct Args {
     pub admin: Address,
 }
 
-/// How long is waited for what etcd holds, where the first start depends on it.
-const KNOWN: Duration = Duration::from_secs(20);
-
 pub fn run(args: &Args, log: &str) -> Result<ExitCode> {
     let level = logging::start(log)?;
     let saved = !args.no_state && args.state.join(saved::FILE).exists();
@@ -182,12 +179,12 @@ async fn ended(signals: &mut Signals) {
 
 /// What the Mesh says of the trust domain. Where that is for the authority to know, it is waited for.
 async fn declared(args: &Args, current: &mut watch::Receiver<Arc<Current>>) -> Result<Option<String>> {
-    if args.authority.trust_domain.is_none() {
-        let known = tokio::time::timeout(KNOWN, current.wait_for(|current| current.spoken)).await;
-        known.context(
-            "the Mesh, which may name the trust domain, cannot be read from etcd, and a certificate authority is not opened \
-             without knowing: see that etcd answers, or give --trust-domain",
-        )??;
+    if args.authority.trust_domain.is_none() && !current.borrow().spoken {
+        tracing::warn!(
+            "the Mesh in etcd, which may name the trust domain, is waited for; no proxy is let in before (--trust-domain \
+             would say it)"
+        );
+        current.wait_for(|current| current.spoken).await.context("the resources are not followed any more")?;
     }
     Ok(domain::declared(&current.borrow().resources).map(str::to_owned))
 }

@@ -221,12 +221,14 @@ impl Source for EtcdSource {
         if everywhere && self.complete {
             self.again.notify_one();
         }
+        let spoke = self.has_spoken();
         let mut all = std::mem::take(&mut self.pending);
         while let Some(batch) = self.batches.as_mut().and_then(|batches| batches.try_recv().ok()) {
             all.push(batch);
         }
         let changed: Vec<bool> = all.into_iter().map(|batch| self.take(batch)).collect();
-        changed.contains(&true)
+        // That there is nothing is news, too, to those who wait for what there is.
+        changed.contains(&true) || self.has_spoken() != spoke
     }
 
     fn has_spoken(&self) -> bool {
