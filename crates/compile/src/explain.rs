@@ -642,7 +642,7 @@ fn less_specific(loser: &Candidate<'_>, winner: &Candidate<'_>) -> String {
         (other.method.is_some().cmp(&own.method.is_some()), "it does not name the method"),
         (other.headers.len().cmp(&own.headers.len()), "it matches on fewer headers"),
         (other.query.len().cmp(&own.query.len()), "it matches on fewer query parameters"),
-        ((&own.age).cmp(&other.age), "its route is younger, or comes later by name"),
+        (own.age.cmp(&other.age), "its route is younger, or comes later by name"),
     ];
     let reason = match steps.iter().find(|(order, _)| order.is_ne()) {
         Some((Ordering::Greater, reason)) => reason,

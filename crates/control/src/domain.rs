@@ -1,9 +1,6 @@
 //! The trust domain of a mesh stays: a Mesh that names another one than the certificates are of is not taken.
 
-use selvedge_model::{
-    Code, Diagnostic, Kind, Mesh, Resource, ResourceKey, Resources,
-    mesh::MeshSpec,
-};
+use selvedge_model::{Code, Diagnostic, Kind, Mesh, Resource, ResourceKey, Resources, mesh::MeshSpec};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
 
@@ -97,9 +94,11 @@ mod tests {
     use selvedge_model::{Limits, parse};
 
     fn mesh(spec: &str) -> Resources {
-        let text = format!("apiVersion: selvedge.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: default}}\nspec: {spec}\n");
+        let text =
+            format!("apiVersion: selvedge.dev/v1alpha1\nkind: Mesh\nmetadata: {{name: default}}\nspec: {spec}\n");
         let mut resources = Resources::default();
-        resources.extend(parse("test", text.as_bytes(), &Limits::default()).loaded.into_iter().filter_map(|l| l.resource));
+        resources
+            .extend(parse("test", text.as_bytes(), &Limits::default()).loaded.into_iter().filter_map(|l| l.resource));
         resources
     }
 
