@@ -144,6 +144,7 @@ impl Incoming {
 
     /// The body when all of it has come already, in one piece at most, with its trailers: most small messages come so, and
     /// nothing has to be watched or held for them. `Err` is what has to be waited for.
+    #[expect(clippy::result_large_err, reason = "what is not whole goes on as it was, without a box")]
     pub(super) fn now(mut self, cx: &mut Context<'_>) -> Result<Body, Self> {
         let data = match self.next_now(cx) {
             Some(Some(Ok(frame))) => match frame.into_data() {
