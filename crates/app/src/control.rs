@@ -30,7 +30,7 @@ use selvedge_proxy::{
     telemetry::{Telemetry, families::Family},
     worker::WorkerCount,
 };
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
