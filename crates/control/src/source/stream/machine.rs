@@ -134,8 +134,8 @@ pub struct Machine {
     /// Those that were refused, and when to ask again: the reason may have gone.
     refused: BTreeMap<String, Millis>,
     leaving: bool,
-    /// When it last said that it lives.
-    beat: Millis,
+    /// When it last said over this stream that it lives.
+    beat: Option<Millis>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,7 +173,7 @@ impl Machine {
             asked: BTreeMap::new(),
             refused: BTreeMap::new(),
             leaving: false,
-            beat: 0,
+            beat: None,
             me,
         };
         let count = machine.me.urls.len().max(1) as u64;
@@ -194,7 +194,7 @@ impl Machine {
     pub fn wakes(&self, now: Millis) -> Millis {
         match self.state {
             State::Waiting { until } => until.max(now),
-            State::Open { .. } if self.beats() => (self.beat + BEAT).max(now),
+            State::Open { .. } if self.beats() => self.beat.map_or(now, |beat| (beat + BEAT).max(now)),
             _ => now + 1_000,
         }
     }
@@ -244,8 +244,8 @@ impl Machine {
     }
 
     fn tick(&mut self, now: Millis, actions: &mut Vec<Action>) {
-        if self.is_open() && self.beats() && now >= self.beat + BEAT {
-            self.beat = now;
+        if self.is_open() && self.beats() && self.beat.is_none_or(|beat| now >= beat + BEAT) {
+            self.beat = Some(now);
             actions.push(say(Say::Alive(Alive {})));
         }
         if let State::Waiting { until } = self.state
@@ -277,6 +277,7 @@ impl Machine {
     }
 
     fn connected(&mut self, now: Millis, actions: &mut Vec<Action>) {
+        self.beat = None;
         self.state = State::Open { since: now };
         let mut hello = self.me.hello.clone();
         hello.subscriptions.extend(self.wanted.keys().map(subscription));
@@ -565,16 +566,17 @@ mod tests {
     fn who_has_registered_something_says_that_it_lives() {
         let mut machine = machine(&["a"]);
         machine.step(0, Event::Tick);
-        machine.step(0, Event::Connected);
+        machine.step(90, Event::Connected);
         let beats = |actions: &[Action]| {
             let beat = |a: &&Action| matches!(a, Action::Send(ProxyMessage { message: Some(Say::Alive(_)) }));
             actions.iter().filter(beat).count()
         };
-        assert_eq!((beats(&machine.step(1_000, Event::Tick)), machine.wakes(1_000)), (0, 2_000));
-        machine.step(1_000, Event::Register { key: "Workload a/b".into(), json: Bytes::new() });
-        assert_eq!((beats(&machine.step(1_000, Event::Tick)), machine.wakes(1_000)), (1, 1_000 + BEAT));
-        assert_eq!(beats(&machine.step(1_001, Event::Tick)), 0);
-        assert_eq!(beats(&machine.step(1_000 + BEAT, Event::Tick)), 1);
+        assert_eq!((beats(&machine.step(100, Event::Tick)), machine.wakes(100)), (0, 1_100));
+        machine.step(100, Event::Register { key: "Workload a/b".into(), json: Bytes::new() });
+        assert_eq!(machine.wakes(100), 100, "at once");
+        assert_eq!((beats(&machine.step(100, Event::Tick)), machine.wakes(100)), (1, 100 + BEAT));
+        assert_eq!(beats(&machine.step(101, Event::Tick)), 0);
+        assert_eq!(beats(&machine.step(100 + BEAT, Event::Tick)), 1);
         machine.step(1_300, Event::Leave);
         assert_eq!((beats(&machine.step(2_000, Event::Tick)), machine.wakes(2_000)), (0, 3_000));
     }
