@@ -439,7 +439,10 @@ fn prepare(parts: &mut Parts, scheme: &Scheme) -> Result<Option<u64>, SendError>
 /// A request that has been sent, until the head of its response. Not an `async fn`, whose state would hold the request twice.
 pub struct Sending(Stage);
 
-#[expect(clippy::large_enum_variant, reason = "it is made once for each request, and a box would be one more allocation")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is made once for each request, and a box would be one more allocation"
+)]
 enum Stage {
     Failed(Option<SendError>),
     /// RFC 8441: the peer has to allow it first.
