@@ -378,7 +378,6 @@ impl Core {
 
     /// Whether they were not in use already.
     fn change_to_files(&mut self, files: &FromFiles, now: SystemTime) -> Result<bool, Error> {
-        let known: BTreeSet<[u8; 32]> = self.roots.iter().map(|r| fingerprint(&r.certificate)).collect();
         let leads = |certificate: &Der| files.authority.leads_to(certificate);
         let own = files.roots.iter().find(|r| leads(r)).ok_or_else(|| Error::Files {
             file: "the roots".to_owned(),
@@ -392,7 +391,14 @@ impl Core {
         // A root that nobody knows yet must be known before it counts, unless nothing else is there to sign.
         let first = !self.intermediates.iter().any(|i| i.phase == Phase::Active && i.valid(now));
         let from = seconds(now) + self.lifetimes.overlap.as_secs();
-        let phase = if first || known.contains(&own) { Phase::Active } else { Phase::Next { from } };
+        let known = self.roots.iter().find(|r| fingerprint(&r.certificate) == own).map(|r| r.phase);
+        let phase = match known {
+            _ if first => Phase::Active,
+            // Another control plane has brought it, not long ago.
+            Some(Phase::Next { from }) => Phase::Next { from },
+            Some(_) => Phase::Active,
+            None => Phase::Next { from },
+        };
         let until = self.last_end(now);
         if phase == Phase::Active {
             self.retire_intermediates(until);
@@ -404,8 +410,8 @@ impl Core {
         }
         for certificate in &files.roots {
             match self.roots.iter_mut().find(|r| r.certificate == *certificate) {
-                Some(root) => root.phase = Phase::Active,
-                None => self.roots.push(Root::foreign(certificate)?),
+                Some(root) => root.phase = phase,
+                None => self.roots.push(Root { phase, ..Root::foreign(certificate)? }),
             }
         }
         self.intermediates.push(Intermediate {
@@ -434,6 +440,11 @@ impl Core {
 
     fn advance(&mut self, now: SystemTime) -> Result<bool, Error> {
         let mut changed = self.activate_next_root(now, false)?;
+        for root in self.roots.iter_mut().filter(|r| r.authority.is_none()) {
+            if matches!(root.phase, Phase::Next { from } if from <= seconds(now)) {
+                (root.phase, changed) = (Phase::Active, true);
+            }
+        }
         changed |= self.activate_next_intermediate(now);
         let Some(root) = self.active_root() else { return Ok(changed) };
         let preparing = self.roots.iter().any(|r| matches!(r.phase, Phase::Next { .. }));
@@ -490,7 +501,8 @@ impl Core {
 
     fn activate_next_root(&mut self, now: SystemTime, at_once: bool) -> Result<bool, Error> {
         let due = |r: &Root| matches!(r.phase, Phase::Next { from } if at_once || from <= seconds(now));
-        let Some(next) = self.roots.iter().position(due) else { return Ok(false) };
+        let ours = |r: &Root| due(r) && r.authority.is_some();
+        let Some(next) = self.roots.iter().position(ours) else { return Ok(false) };
         // A control plane that the store does not reach goes on to sign under the old one until it does.
         let until = self.last_end(now) + self.lifetimes.overlap.as_secs();
         for root in &mut self.roots {

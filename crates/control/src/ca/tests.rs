@@ -590,6 +590,37 @@ async fn an_intermediate_from_files() {
     assert_eq!(own.bundle().roots.len(), 2, "back to an own root, with the former one in the bundle");
 }
 
+/// Control planes that share files: what one of them stores does not bring the other's new intermediate forward.
+#[tokio::test]
+async fn a_new_root_from_files_waits_at_all_control_planes() {
+    let (hand, store) = (Hand::new(), Arc::new(Memory::new()));
+    let life = Duration::from_secs(9 * 365 * 24 * HOUR);
+    let first = authority::Authority::root(DOMAIN, life, at(START)).unwrap();
+    let second = authority::Authority::root(DOMAIN, life, at(START)).unwrap();
+    let (folder, leads) = (tempfile::tempdir().unwrap(), tokio::sync::watch::Sender::new(true));
+    let with = Options { files: Some(write_files(folder.path(), &first, true)), ..options(Lifetimes::default()) };
+    let shared = async |leads: &tokio::sync::watch::Sender<bool>| {
+        let (store, clock) = (Arc::clone(&store) as _, hand.clock());
+        Ca::open_shared(store, &passphrase(), with.clone(), clock, leads.subscribe()).await.unwrap()
+    };
+    let one = shared(&leads).await;
+    let two = shared(&tokio::sync::watch::Sender::new(false)).await;
+    let root = |ca: &Ca| ca.issue_own(&id("orders"), &new_csr()).unwrap().leaf.chain[2].clone();
+    write_files(folder.path(), &second, true);
+    for ca in [&one, &two, &one] {
+        ca.tick().await.unwrap();
+    }
+    one.revoke_identity(&id("cart")).await.unwrap();
+    two.tick().await.unwrap();
+    assert_eq!((root(&one), root(&two)), (first.certificate().clone(), first.certificate().clone()));
+    assert_eq!(two.bundle(), one.bundle());
+    hand.forward(25 * HOUR);
+    for ca in [&one, &two] {
+        ca.tick().await.unwrap();
+    }
+    assert_eq!((root(&one), root(&two)), (second.certificate().clone(), second.certificate().clone()));
+}
+
 #[tokio::test]
 async fn a_clock_that_jumps_and_comes_back_forgets_nothing() {
     let (hand, store) = (Hand::new(), Arc::new(Memory::new()));

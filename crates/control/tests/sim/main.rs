@@ -4,6 +4,8 @@
 //! `SIM_SEEDS=1000 cargo test -p selvedge-control --test sim` runs that many seeds; `SIM_SEED=7` runs one and prints its
 //! history.
 
+mod authority;
+mod certificates;
 mod checks;
 mod control;
 mod plan;
@@ -12,6 +14,7 @@ mod rng;
 mod sim;
 mod world;
 
+use certificates::Certificates;
 use sim::Sim;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -42,7 +45,7 @@ fn run(seed: u64, loud: bool) -> Result<Sim, String> {
 }
 
 /// Runs seeds on a few threads; those that fail, with what is wrong.
-fn run_all(seeds: &[u64]) -> Vec<(u64, String)> {
+fn run_all(seeds: &[u64], run: impl Fn(u64) -> Option<String> + Sync) -> Vec<(u64, String)> {
     let (next, failed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let threads = std::thread::available_parallelism().map_or(2, |n| n.get().min(8));
     std::thread::scope(|scope| {
@@ -51,7 +54,7 @@ fn run_all(seeds: &[u64]) -> Vec<(u64, String)> {
                 while let Some(seed) =
                     seeds.get(usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX))
                 {
-                    if let Err(why) = run(*seed, false) {
+                    if let Some(why) = run(*seed) {
                         failed.lock().unwrap_or_else(PoisonError::into_inner).push((*seed, why));
                     }
                 }
@@ -63,12 +66,12 @@ fn run_all(seeds: &[u64]) -> Vec<(u64, String)> {
     failed
 }
 
-fn report(failed: &[(u64, String)]) {
+fn report(what: &str, failed: &[(u64, String)]) {
     let all: Vec<String> = failed
         .iter()
         .map(|(seed, why)| {
             format!(
-                "seed {seed}: {why}\n  SIM_SEED={seed} cargo test -p selvedge-control --test sim fleets -- --nocapture"
+                "seed {seed}: {why}\n  SIM_SEED={seed} cargo test -p selvedge-control --test sim {what} -- --nocapture"
             )
         })
         .collect();
@@ -80,10 +83,10 @@ fn fleets_of_many_seeds() {
     if let Some(seed) = number("SIM_SEED") {
         let done = run(seed, true);
         println!("{:?}", done.as_ref().map(|sim| (sim.checks.lines, sim.shop.compiled, &sim.checks.most)));
-        return report(&done.err().map(|why| (seed, why)).into_iter().collect::<Vec<_>>());
+        return report("fleets", &done.err().map(|why| (seed, why)).into_iter().collect::<Vec<_>>());
     }
     let seeds: Vec<u64> = REGRESSIONS.iter().copied().chain(0..number("SIM_SEEDS").unwrap_or(SEEDS)).collect();
-    report(&run_all(&seeds));
+    report("fleets", &run_all(&seeds, |seed| run(seed, false).err()));
 }
 
 #[test]
@@ -94,4 +97,34 @@ fn the_same_seed_gives_the_same_history() {
     }
     let hash = |seed| run(seed, false).map(|sim| sim.checks.hash());
     assert_ne!(hash(3), hash(17));
+}
+
+/// Seeds of certificates that have once found something.
+const CERTIFICATES: &[u64] = &[];
+
+fn run_certificates(seed: u64, loud: bool) -> Result<Certificates, String> {
+    let done = Certificates::new(seed, loud).run();
+    match done.failed.clone() {
+        None => Ok(done),
+        Some(why) => Err(why),
+    }
+}
+
+#[test]
+fn certificates_of_many_seeds() {
+    if let Some(seed) = number("SIM_SEED") {
+        let done = run_certificates(seed, true);
+        println!("{:?}", done.as_ref().map(|sim| (sim.lines, &sim.most)));
+        return report("certificates", &done.err().map(|why| (seed, why)).into_iter().collect::<Vec<_>>());
+    }
+    let seeds = CERTIFICATES.iter().copied().chain(0..number("SIM_SEEDS").unwrap_or(SEEDS));
+    let seeds: Vec<u64> = seeds.collect();
+    report("certificates", &run_all(&seeds, |seed| run_certificates(seed, false).err()));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history_of_certificates() {
+    let hash = |seed| run_certificates(seed, false).map(|sim| (sim.hash(), sim.lines));
+    assert_eq!(hash(5), hash(5));
+    assert_ne!(hash(5), hash(6));
 }
