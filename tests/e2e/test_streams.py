@@ -1,6 +1,7 @@
 """gRPC (grpcio), WebSocket (websockets, RFC 8441), TLS, TCP, UDP and PROXY protocol through a real gateway."""
 import base64
 import concurrent.futures
+import hashlib
 import http.client
 import json
 import pathlib
@@ -138,13 +139,14 @@ def edge(tmp_path_factory, grpc_port, websocket_port, nginx):
 
     threading.Thread(target=udp_echo, daemon=True).start()
     proxied = Recorder()
-    p = {name: free_port() for name in ("http", "https", "mtls", "tls", "tcp", "udp", "pp")}
+    p = {name: free_port() for name in ("http", "https", "mtls", "lax", "tls", "tcp", "udp", "pp")}
     terminate = lambda ref: {"mode": "Terminate", "certificateRefs": [{"name": ref}]}
     listeners = [
         {"name": "http", "port": p["http"], "protocol": "HTTP"},
         {"name": "https", "port": p["https"], "protocol": "HTTPS", "hostname": "shop.example", "tls": terminate("shop")},
         {"name": "other", "port": p["https"], "protocol": "HTTPS", "hostname": "other.example", "tls": terminate("other")},
         {"name": "mtls", "port": p["mtls"], "protocol": "HTTPS", "tls": terminate("shop")},
+        {"name": "lax", "port": p["lax"], "protocol": "HTTPS", "tls": terminate("shop")},
         {"name": "pass", "port": p["tls"], "protocol": "TLS", "hostname": "other.example", "tls": {"mode": "Passthrough"}},
         {"name": "term", "port": p["tls"], "protocol": "TLS", "hostname": "shop.example", "tls": terminate("shop")},
         {"name": "tcp", "port": p["tcp"], "protocol": "TCP"},
@@ -153,8 +155,9 @@ def edge(tmp_path_factory, grpc_port, websocket_port, nginx):
     ]
     gateway = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway", "metadata": {"name": "edge"},
                "spec": {"gatewayClassName": "selvedge", "listeners": listeners, "tls": {"frontend": {
-                   "default": {}, "perPort": [{"port": p["mtls"], "tls": {"validation": {
-                       "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]}}}]}}}}
+                   "default": {}, "perPort": [{"port": p[port], "tls": {"validation": {
+                       "mode": mode, "caCertificateRefs": [{"group": "", "kind": "ConfigMap", "name": "ca"}]}}}
+                       for port, mode in (("mtls", "AllowValidOnly"), ("lax", "AllowInsecureFallback"))]}}}}
     l4 = lambda kind, name, section, backend_name, hostnames=None: "\n---\n" + json.dumps({
         "apiVersion": "gateway.networking.k8s.io/v1", "kind": kind, "metadata": {"name": name},
         "spec": {"parentRefs": [{"name": "edge", "sectionName": section}], **({"hostnames": hostnames} if hostnames else {}),
@@ -169,6 +172,7 @@ def edge(tmp_path_factory, grpc_port, websocket_port, nginx):
         text += route(f"ws-{section}", [{"matches": [{"path": {"type": "PathPrefix", "value": "/ws"}}],
                                          "backendRefs": [{"name": "ws", "port": 80}]}], section)
     text += route("pp", [{"backendRefs": [{"name": "rec", "port": 80}]}], "pp")
+    text += route("lax", [{"backendRefs": [{"name": "rec", "port": 80}]}], "lax")
     text += "\n---\n" + json.dumps({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "GRPCRoute", "metadata": {"name": "grpc"},
                                     "spec": {"parentRefs": [{"name": "edge", "sectionName": "http"}, {"name": "edge", "sectionName": "https"}],
                                              "rules": [{"matches": [{"method": {"service": "t.Echo"}}],
@@ -290,6 +294,21 @@ def test_client_certificates(edge):
     code = ["-o", "/dev/null", "-w", "%{http_code}"]
     assert https(edge, port, "shop.example", *with_certificate, *code) == "200"
     assert https(edge, port, "shop.example", *code, check=False) in ("000", "")
+
+
+def test_backends_are_told_of_valid_certificates_only(edge):
+    keys = edge.keys
+    stranger = certificate(keys, "stranger", certificate(keys, "another-ca"))
+    told = {}
+    for name, shown in {"none": None, "valid": f"{keys}/client", "foreign": stranger}.items():
+        more = ["--cert", f"{shown}.crt", "--key", f"{shown}.key"] if shown else []
+        more += ["-H", "X-Forwarded-Client-Cert: Hash=00;Subject=\"CN=admin\"", "-H", f"x-who: {name}"]
+        assert https(edge, edge.ports["lax"], "shop.example", *more) == "ok"
+        head = next(part for part in edge.recorder.all().decode().split("\r\n\r\n") if f"x-who: {name}" in part)
+        told[name] = [line for line in head.splitlines() if line.startswith("x-forwarded-client-cert")]
+    assert told["none"] == told["foreign"] == [], told
+    der = ssl.PEM_cert_to_DER_cert(pathlib.Path(f"{keys}/client.crt").read_text())
+    assert told["valid"][0].startswith(f"x-forwarded-client-cert: Hash={hashlib.sha256(der).hexdigest()};Subject=\""), told
 
 
 def test_certificate_reload(edge):

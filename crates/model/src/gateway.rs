@@ -379,7 +379,8 @@ pub enum FrontendValidationMode {
     /// Only clients with a valid certificate may connect.
     #[default]
     AllowValidOnly,
-    /// Every client may connect; backends are told whether the certificate was valid.
+    /// Every client may connect. Backends see the certificate in `X-Forwarded-Client-Cert` when it was valid, and no such
+    /// header when it was not, or there was none.
     AllowInsecureFallback,
 }
 

@@ -300,6 +300,8 @@ pub(crate) fn tls_facts(session: &Session) -> TlsFacts {
         sni: session.sni.clone().map(String::into_boxed_str),
         peer_subject: verified.map(|p| p.subject.clone().into_boxed_str()),
         peer_identity: verified.and_then(|p| p.uris.first()).map(|u| u.clone().into_boxed_str()),
+        // Who calls whom in the mesh is told in other words, by who is beside the called.
+        forwarded_client_cert: verified.filter(|_| session.identity.is_none()).and_then(|p| p.forwarded()),
         identity: session.identity.clone(),
     }
 }

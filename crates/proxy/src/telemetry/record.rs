@@ -56,6 +56,8 @@ pub struct TlsFacts {
     pub peer_subject: Option<Box<str>>,
     /// First URI SAN of the client's verified certificate (SPIFFE ID).
     pub peer_identity: Option<Box<str>>,
+    /// What backends of a gateway are told of the client's verified certificate.
+    pub forwarded_client_cert: Option<HeaderValue>,
     /// Of a member of the mesh: what access is decided by. A certificate of any other authority proves none.
     pub identity: Option<SpiffeId>,
 }

@@ -1,11 +1,16 @@
 //! The certificate a client showed.
 
+use aws_lc_rs::digest;
+use http::HeaderValue;
 use rustls_pki_types::CertificateDer;
-use std::sync::Arc;
+use std::{fmt::Write, sync::Arc};
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
 
 /// Names taken over from one certificate; more are left out. Nobody's policy lists that many.
 const MAX_NAMES: usize = 256;
+
+/// Names of a certificate that backends are told.
+const MAX_FORWARDED: usize = 16;
 
 /// A client certificate, with the names policies and records look at.
 #[derive(Debug, Clone)]
@@ -32,6 +37,26 @@ impl PeerCertificate {
             (peer.dns_names, peer.uris) = names(&certificate);
         }
         Some(peer)
+    }
+
+    /// What backends are told of a client whose certificate is valid, as Envoy writes it in `x-forwarded-client-cert`: the SHA-256
+    /// of the certificate, its subject and its names.
+    pub fn forwarded(&self) -> Option<HeaderValue> {
+        let leaf = self.chain.first().filter(|_| self.verified)?;
+        let mut text = "Hash=".to_owned();
+        for byte in digest::digest(&digest::SHA256, leaf).as_ref() {
+            let _ = write!(text, "{byte:02x}");
+        }
+        let _ = write!(text, ";Subject=\"{}\"", self.subject.replace('\\', "\\\\").replace('"', "\\\""));
+        let (uris, dns) = (self.uris.iter().map(|name| ("URI", name)), self.dns_names.iter().map(|name| ("DNS", name)));
+        for (kind, name) in uris.chain(dns).take(MAX_FORWARDED) {
+            // A name may have the bytes that separate values here.
+            match name.contains([',', ';', '=', '"', '\\']) {
+                true => _ = write!(text, ";{kind}=\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")),
+                false => _ = write!(text, ";{kind}={name}"),
+            }
+        }
+        HeaderValue::try_from(text).ok()
     }
 
     /// The SPIFFE ID: the only URI name, if it has that scheme (SPIFFE X509-SVID section 2 allows exactly one URI).
