@@ -248,10 +248,11 @@ pub fn sanitise(request: &mut Request, conn: &Conn, trust: &Trust, written: Opti
     let peer = conn.peer.ip().to_canonical();
     let (client, trusted) = match &conn.scope {
         Scope::Hosts => {
+            let said = forwarded(headers, conn, trust, written)?;
             if let Some(told) = conn.facts.tls.as_ref().and_then(|tls| tls.forwarded_client_cert.clone()) {
                 headers.insert(&X_FORWARDED_CLIENT_CERT, told);
             }
-            forwarded(headers, conn, trust, written)?
+            said
         }
         // Between workloads nobody notices us: what the gateway has written about the client stays as it is.
         Scope::To(_) | Scope::Named => (peer, true),
