@@ -42,7 +42,7 @@ pub struct Certificates {
     mends: Vec<(i64, Mend)>,
     /// Each bundle by its number.
     bundles: BTreeMap<u64, Arc<Bundle>>,
-    tokens: Vec<(Token, i64, usize)>,
+    tokens: Vec<(Token, i64)>,
     /// A clock of a control plane has jumped by then.
     jumped: i64,
 }
@@ -305,7 +305,7 @@ impl Certificates {
         let order = Order { id: who.clone(), life: Duration::from_secs(life), uses };
         let Some(Ok(token)) = self.controls[makes].ca.as_ref().map(|ca| run(ca.create_token(&order))) else { return };
         let expires = self.controls[makes].clock.load(Ordering::Relaxed) + life as i64;
-        self.tokens.push((token.clone(), expires, 0));
+        self.tokens.push((token.clone(), expires));
         let text = token.reveal();
         let (ours, theirs) = (request(&who), request(&who));
         // The answer is lost, and asked for again, with the same key: that is no other use.
@@ -325,9 +325,6 @@ impl Certificates {
         if used > uses as usize {
             self.fail(format!("a token for {uses} is accepted {used} times"));
         }
-        if let Some(last) = self.tokens.last_mut() {
-            last.2 = used;
-        }
         let accepted: Vec<bool> = results.iter().map(Result::is_ok).collect();
         self.trace(|| format!("n{n} joins at {at}, made at {makes}: {accepted:?}"));
         if let Some(issued) = any {
@@ -339,11 +336,11 @@ impl Certificates {
     /// Tokens that are over are tried again.
     fn replay(&mut self) {
         let up: Vec<usize> = (0..self.controls.len()).filter(|c| self.controls[*c].ca.is_some()).collect();
-        let (Some((token, expires, used)), Some(c)) = (self.rng.pick(&self.tokens), self.rng.pick(&up)) else { return };
+        let (Some((token, expires)), Some(c)) = (self.rng.pick(&self.tokens), self.rng.pick(&up)) else { return };
         let control = &self.controls[c];
         let over = control.clock.load(Ordering::Relaxed) >= expires;
         let Some(ca) = &control.ca else { return };
-        if (over || used > 0) && run(ca.join(&token.reveal(), None, &request(&id("n0")))).is_ok() && over {
+        if over && run(ca.join(&token.reveal(), None, &request(&id("n0")))).is_ok() {
             self.fail(format!("control {c} accepts a token that expired"));
         }
         self.count("tokens tried again");
