@@ -123,6 +123,11 @@ impl Node {
     /// Whether this node accepts what that one shows, now.
     fn accepts(&self, other: &Self, id: &SpiffeId) -> Result<(), String> {
         let svid = other.identities.get(id).ok_or("no certificate")?;
+        self.judges(&svid)
+    }
+
+    fn judges(&self, svid: &Svid) -> Result<(), String> {
+        let id = svid.id();
         let now = self.time.now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let judged = self.identities.judge(
             svid.chain(),
@@ -253,7 +258,8 @@ async fn root_rotation_and_revocation_count_at_once() {
     ca.revoke_identity(&id("orders")).await.unwrap();
     changed.changed().await.unwrap();
     assert!(time.start.elapsed() - before < Duration::from_millis(100));
-    assert!(node.accepts(&node, &id("orders")).unwrap_err().contains("revoked"));
+    // The next certificate may be there already.
+    assert!(node.judges(&orders).unwrap_err().contains("revoked"));
     node.accepts(&node, &id("cart")).unwrap();
     tokio::time::sleep(seconds(10)).await;
     node.accepts(&node, &id("orders")).unwrap();
