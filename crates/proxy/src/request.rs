@@ -291,8 +291,9 @@ fn forwarded(
     let client = forwarded::client(peer, headers, written, trust)
         .map_err(|contradiction| Error::bad_request(400, contradiction.to_string()))?;
     // With its port, as backends make links of it.
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
-    let hop = Hop { peer, host: &host, secure: conn.secure(), port: conn.local.port() };
+    let host = headers.get(HOST).cloned();
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let hop = Hop { peer, host, secure: conn.secure(), port: conn.local.port() };
     forwarded::write_x_forwarded(headers, &hop);
     if headers.contains_key("forwarded") {
         forwarded::append_forwarded(headers, &hop);
