@@ -20,9 +20,20 @@ BIN = os.environ.get("SELVEDGE_BIN", str(ROOT / "target/debug/selvedge"))
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port of 127.0.0.1, free for TCP and UDP, that the kernel gives to nobody else for a minute: a closed connection
+    waits there (TIME_WAIT), and such a port is only for who asks for it by its number."""
+    with socket.socket() as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams, socket.socket() as client:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        address = listener.getsockname()
+        try:
+            datagrams.bind(address)
+        except OSError:  # somebody's UDP
+            return free_port()
+        client.connect(address)
+        listener.accept()[0].close()
+        return address[1]
 
 
 def wait_for(check, what, seconds=15):

@@ -4,7 +4,7 @@ use crate::http1;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -16,9 +16,18 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// How often something is looked at that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A loopback address whose port is free.
+/// A loopback address whose port is free for TCP and UDP, and that the kernel gives to nobody else for a minute: a
+/// closed connection waits there (TIME_WAIT), and such a port is only for who asks for it by its number.
 pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    if UdpSocket::bind(address).is_err() {
+        return free_port();
+    }
+    let client = TcpStream::connect(address).expect("a connection to oneself");
+    drop(listener.accept().expect("a connection to oneself"));
+    drop(client);
+    address
 }
 
 /// What to start.
