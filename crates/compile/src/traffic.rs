@@ -334,6 +334,7 @@ pub(crate) fn http_options(settings: &TrafficSettings) -> HttpOptions {
     let path = it.normalization.clone().unwrap_or_default();
     options.header_timeout = span(times.header, options.header_timeout);
     options.idle_timeout = span(times.idle, options.idle_timeout);
+    options.half_close_timeout = span(times.half_close, options.half_close_timeout);
     options.body_min_rate = times.body_min_rate.unwrap_or(options.body_min_rate);
     options.max_connection_age = span(times.max_connection_age, options.max_connection_age);
     options.max_headers = headers.max_count.unwrap_or(options.max_headers);

@@ -138,6 +138,9 @@ pub struct HttpOptions {
     pub idle_timeout: Duration,
     /// No byte moved in either direction of a request for this long: 408 or reset.
     pub stream_idle_timeout: Duration,
+    /// HTTP/1.1: nothing could be written for this long to a client that has shut its sending side: it has left; zero = it
+    /// is waited for as any other.
+    pub half_close_timeout: Duration,
     /// Whole request, zero = none; routes may set their own.
     pub request_timeout: Duration,
     pub max_headers: u32,
@@ -235,6 +238,7 @@ impl Default for HttpOptions {
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             stream_idle_timeout: Duration::from_secs(300),
+            half_close_timeout: Duration::from_secs(5),
             request_timeout: Duration::ZERO,
             max_headers: 100,
             max_header_bytes: 60 * 1024,

@@ -108,6 +108,11 @@ pub struct ListenerTimeouts {
     /// Between requests on one connection.
     #[schemars(extend("default" = "300s"))]
     pub idle: Option<Duration>,
+    /// How long a client that has shut its sending side of an HTTP/1.1 connection, as `nc -N` does, is waited for: from then,
+    /// and from each part of its answer. Whether it still waits or has left cannot be told before something is sent to it,
+    /// and until then a backend works on its request. `0s` is no limit of its own.
+    #[schemars(extend("default" = "5s"))]
+    pub half_close: Option<Duration>,
     /// Slowest request body, in bytes per second averaged over 10 seconds; slower ones are answered with 408.
     /// 0 is no limit.
     #[schemars(extend("default" = 100))]
@@ -117,7 +122,7 @@ pub struct ListenerTimeouts {
     pub max_connection_age: Option<Duration>,
 }
 
-inherit!(ListenerTimeouts { handshake, header, idle, body_min_rate, max_connection_age });
+inherit!(ListenerTimeouts { handshake, header, idle, half_close, body_min_rate, max_connection_age });
 
 /// HTTP/2 towards clients.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

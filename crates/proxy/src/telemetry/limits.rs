@@ -27,6 +27,7 @@ limits! {
     HandshakeTimeout "handshake_timeout" "A PROXY header, TLS handshake or first byte that did not come in time.";
     IdleTimeout "idle_timeout" "A client's connection that was closed since it was without a request for too long.";
     StreamIdle "stream_idle" "A request, upgraded or TCP connection without a byte for too long.";
+    HalfClose "half_close" "A request given up: its client had shut its sending side, and nothing could be sent to it for too long.";
     RequestTimeout "request_timeout" "A request that took too long as a whole.";
     BackendRequestTimeout "backend_request_timeout" "A try at an endpoint that took too long.";
     KeepaliveTimeout "keepalive_timeout" "A client that did not answer a PING.";

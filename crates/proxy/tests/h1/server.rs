@@ -5,8 +5,11 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use selvedge_compile::snapshot::HttpOptions;
-use selvedge_proxy::{Body, Response, codec::Informational, error::Kind};
-use std::sync::{Arc, Mutex};
+use selvedge_proxy::{Body, Request, Response, codec::Informational, error::Kind};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::oneshot,
@@ -246,41 +249,89 @@ async fn interim_responses() {
     assert!(served.rest().await.starts_with("HTTP/1.1 200 OK"));
 }
 
-#[tokio::test]
-async fn a_client_that_goes_away_cancels_its_request() {
+/// A service that answers `late` after so many seconds; the channel ends when it is given up.
+fn late(after: u64) -> (impl Fn(Request) -> Answer + Send + Sync + 'static, oneshot::Receiver<()>) {
     let (dropped, gone) = oneshot::channel::<()>();
-    let dropped = Arc::new(Mutex::new(Some(dropped)));
-    let mut served = serve(move |_| {
+    let dropped = Mutex::new(Some(dropped));
+    let answer = move |_| -> Answer {
         let dropped = dropped.lock().unwrap().take();
         Box::pin(async move {
             let _dropped = dropped;
-            std::future::pending().await
+            tokio::time::sleep(Duration::from_secs(after)).await;
+            reply("late")
         })
+    };
+    (answer, gone)
+}
+
+const HEADS: [&str; 3] = [
+    "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    "GET / HTTP/1.0\r\n\r\n",
+];
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_shuts_its_side_is_answered() {
+    for head in HEADS {
+        let mut served = serve(late(4).0);
+        served.send(head).await;
+        served.client.shutdown().await.unwrap();
+        let answer = served.rest().await;
+        assert!(answer.contains("connection: close\r\n") && answer.ends_with("late"), "{answer}");
+        served.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_may_have_left_is_waited_for_so_long() {
+    for head in HEADS {
+        for (half_close, after) in [(5, 5), (1, 1), (0, 100)] {
+            let (answer, gone) = late(100);
+            let options = HttpOptions { half_close_timeout: Duration::from_secs(half_close), ..HttpOptions::default() };
+            let (mut served, _) = serve_with(options, answer);
+            let start = tokio::time::Instant::now();
+            served.send(head).await;
+            served.client.shutdown().await.unwrap();
+            assert!(gone.await.is_err());
+            assert_eq!(start.elapsed().as_secs(), after);
+            let end = served.task.await.unwrap();
+            assert_eq!(end.err().map(|error| error.kind), (half_close > 0).then_some(Kind::Cancelled));
+        }
+    }
+}
+
+/// Each part of an answer that is taken shows that the client is there.
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_parts_may_take_its_time() {
+    let (sender, body) = channel();
+    let body = Mutex::new(Some(body));
+    let mut served = serve(move |_| {
+        let body = body.lock().unwrap().take().unwrap();
+        Box::pin(async move { Response::new(body) })
     });
-    served.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    served.send(HEADS[0]).await;
     served.client.shutdown().await.unwrap();
-    assert!(gone.await.is_err());
+    for part in 0..5 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        sender.send(data(format!("part {part}"))).await.unwrap();
+        served.until(&format!("part {part}\r\n")).await;
+    }
+    let silent = tokio::time::Instant::now();
+    assert!(!served.rest().await.ends_with("0\r\n\r\n"));
+    assert_eq!(silent.elapsed().as_secs(), 5);
     assert_eq!(served.task.await.unwrap().unwrap_err().kind, Kind::Cancelled);
 }
 
 #[tokio::test]
-async fn a_client_that_had_said_its_last_word_may_shut_down() {
-    for head in ["GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"] {
-        let (go, wait) = oneshot::channel::<()>();
-        let wait = Arc::new(Mutex::new(Some(wait)));
-        let mut served = serve(move |_| {
-            let wait = wait.lock().unwrap().take().unwrap();
-            Box::pin(async move {
-                wait.await.unwrap();
-                reply("late")
-            })
-        });
-        served.send(head).await;
-        served.client.shutdown().await.unwrap();
-        tokio::task::yield_now().await;
-        go.send(()).unwrap();
-        assert!(served.rest().await.ends_with("late"));
-    }
+async fn all_that_came_before_the_end_is_answered() {
+    let mut served = serve(echo);
+    let post = "POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    served.send(format!("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n{post}GET /3 HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+    served.client.shutdown().await.unwrap();
+    let answer = served.rest().await;
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 3, "{answer}");
+    assert!(answer.contains("GET /1 [] 0") && answer.contains("POST /2 [abc] 0") && answer.ends_with("GET /3 [] 0"));
+    served.task.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -32,14 +32,21 @@ async fn listen<F>(answer: F) -> SocketAddr
 where
     F: Fn(selvedge_proxy::Request) -> Answer + Clone + Send + Sync + 'static,
 {
+    listen_with(HttpOptions::default(), answer).await
+}
+
+async fn listen_with<F>(options: HttpOptions, answer: F) -> SocketAddr
+where
+    F: Fn(selvedge_proxy::Request) -> Answer + Clone + Send + Sync + 'static,
+{
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let drainer = Drainer::default();
         while let Ok((stream, _)) = listener.accept().await {
             let handler = Arc::new(Handler { answer: answer.clone(), rejected: Mutex::default() });
-            let drain = drainer.subscribe();
-            tokio::spawn(async move { h1::serve(stream.into(), handler, &HttpOptions::default(), drain).await });
+            let (drain, options) = (drainer.subscribe(), options.clone());
+            tokio::spawn(async move { h1::serve(stream.into(), handler, &options, drain).await });
         }
     });
     address
@@ -144,6 +151,29 @@ async fn a_reset_client_cancels_the_upstream() {
     client.set_zero_linger().unwrap();
     drop(client);
     assert_eq!(upstream.read(&mut [0; 1]).await.unwrap_or(0), 0);
+}
+
+/// It had shut its sending side, so that reading tells nothing more of it.
+#[tokio::test]
+async fn a_reset_after_the_end_is_noticed() {
+    let (dropped, mut gone) = oneshot::channel::<()>();
+    let dropped = Arc::new(Mutex::new(Some(dropped)));
+    let waits = HttpOptions { half_close_timeout: Duration::ZERO, ..HttpOptions::default() };
+    let address = listen_with(waits, move |_| {
+        let dropped = dropped.lock().unwrap().take();
+        Box::pin(async move {
+            let _dropped = dropped;
+            std::future::pending().await
+        })
+    })
+    .await;
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert!(timeout(Duration::from_millis(300), &mut gone).await.is_err());
+    client.set_zero_linger().unwrap();
+    drop(client);
+    assert!(timeout(Duration::from_secs(20), gone).await.unwrap().is_err());
 }
 
 /// A response that has begun and does not go on, with the request it answers.

@@ -77,3 +77,15 @@ async fn exchanges_with_bodies() {
         connection = pool.0.lock().unwrap().pop().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_client_that_has_said_goodbye_is_answered() {
+    let drainer = Drainer::default();
+    let mut client = connect(&drainer).await;
+    client.write_all(b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    // close_notify, and the end of the TCP connection's half.
+    client.shutdown().await.unwrap();
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.starts_with("HTTP/1.1 200 OK") && rest.ends_with("GET /last [] 0"), "{rest}");
+}

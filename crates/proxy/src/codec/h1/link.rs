@@ -7,7 +7,7 @@ use super::input::{BodyReader, Input};
 use crate::{
     Error,
     error::{Kind, Side},
-    io::{Io, Peer},
+    io::Io,
     telemetry::Limit,
 };
 use bytes::Bytes;
@@ -28,8 +28,10 @@ pub(super) struct Link(Mutex<Wire>);
 pub(super) struct Wire {
     pub(super) io: Io,
     pub(super) input: Input,
-    /// The client has ended its side.
+    /// The client has ended its side, and everything that it had sent before has been read.
     pub(super) ended: bool,
+    /// When that, or an end behind bytes that are still to be read, was noticed while a request was served.
+    ended_at: Option<Instant>,
     body: State,
     /// Counts requests, so that a body that was kept too long cannot read from the next one.
     request: u32,
@@ -69,6 +71,7 @@ impl Link {
             io,
             input: Input::default(),
             ended: false,
+            ended_at: None,
             body: State::Done,
             request: 0,
             allowed: u64::MAX,
@@ -175,29 +178,34 @@ impl Wire {
         }
     }
 
-    /// Looks whether the client goes away while its request is served. Reads what it pipelines, up to `limit` bytes in
-    /// the buffer. Ready at its end or with the error.
-    pub(super) fn poll_gone(&mut self, limit: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Looks whether the client ends its side while its request is served. Reads what it pipelines, up to `limit` bytes in
+    /// the buffer. Ready when it has, or with the error that ends both sides.
+    pub(super) fn poll_end(&mut self, limit: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.ended {
             return Poll::Ready(Ok(()));
         }
         while self.input.bytes.len() < limit {
             if ready!(self.input.poll_read(&mut self.io, cx))? == 0 {
                 self.ended = true;
+                self.end_seen(Instant::now());
                 return Poll::Ready(Ok(()));
             }
         }
         Poll::Pending
     }
 
-    /// The same where reading would not tell, for there is more than is wanted: by asking the kernel. `watched` is
-    /// whether a client that ends its side counts as gone.
-    pub(super) fn is_gone(&self, watched: bool) -> bool {
-        match self.io.peer() {
-            Peer::There => false,
-            Peer::Ended => watched,
-            Peer::Gone => true,
-        }
+    /// Remembers when the end of the client's side was noticed first.
+    pub(super) fn end_seen(&mut self, now: Instant) {
+        self.ended_at.get_or_insert(now);
+    }
+
+    pub(super) fn ended_at(&self) -> Option<Instant> {
+        self.ended_at
+    }
+
+    /// Whether no further request can come.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended && self.input.is_empty()
     }
 
     /// The next piece of the body; never [`Decoded::Incomplete`].
@@ -217,6 +225,7 @@ impl Wire {
             match ready!(self.input.poll_read(&mut self.io, cx)) {
                 Ok(0) => {
                     self.ended = true;
+                    self.end_seen(Instant::now());
                     return Poll::Ready(Err(self.fail(cut(None))));
                 }
                 Ok(_) => self.moved = Instant::now(),

@@ -14,6 +14,7 @@ mod pump;
 mod reject;
 mod server;
 mod timer;
+mod watch;
 
 pub use client::{ClientOptions, Connection, Home};
 pub use server::serve;

@@ -1,8 +1,7 @@
 //! The side that talks to clients.
 //!
-//! A client that ends its side of the connection (FIN) while its request is served counts as gone, and the request is
-//! given up, as nginx and Envoy do; unless it had said that this is its last request (`Connection: close`, HTTP/1.0),
-//! for such clients like to shut their side down when they have nothing more to say.
+//! A client may end its side of the connection (FIN) behind a whole request and is still answered; see `watch` for how
+//! long. What it has sent by then is served, further requests included.
 
 use super::{
     date,
@@ -11,7 +10,8 @@ use super::{
     out::Out,
     pump::{Filled, Pump, PumpError},
     reject::Refusal,
-    timer::{Timer, due},
+    timer::due,
+    watch::{Watch, gone},
 };
 use crate::{
     Body, Error, Response,
@@ -43,8 +43,6 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How often a client is looked at whose body nobody reads at the moment: its end lies behind bytes that wait.
-const LOOK: Duration = Duration::from_secs(1);
 /// While draining, a connection without a request ends when it has been idle for so long. A client that is in the middle
 /// of its work has sent its next request by then: it is answered, with `Connection: close`, where a connection closed at
 /// once would cross that request on its way.
@@ -87,7 +85,7 @@ pub fn serve<S: Service>(
             drop(call);
             match begun {
                 Begun::Body(mut reply) => {
-                    poll_fn(|cx| server.poll_respond(&mut reply, asked.keep, cx)).await?;
+                    poll_fn(|cx| server.poll_respond(&mut reply, cx)).await?;
                     if !server.finish(reply, &asked).await {
                         return Ok(());
                     }
@@ -104,7 +102,7 @@ struct Server<'a> {
     limits: HeadLimits,
     head: HeadReader,
     out: Out,
-    timer: Timer,
+    watch: Watch,
     drain: Signal,
     /// Requests so far.
     requests: u32,
@@ -114,8 +112,6 @@ struct Server<'a> {
     since: Instant,
     /// How long the request at hand may be silent.
     stream_idle: Duration,
-    /// When the client was last looked at without reading.
-    looked: Instant,
 }
 
 /// A response that is being written.
@@ -166,13 +162,12 @@ impl<'a> Server<'a> {
             limits,
             head: HeadReader::default(),
             out: Out::default(),
-            timer: Timer::new(due(since, options.idle_timeout)),
+            watch: Watch::new(since, due(since, options.idle_timeout), options.half_close_timeout),
             drain: Signal::new(drain),
             requests: 0,
             streams: false,
             since,
             stream_idle: options.stream_idle_timeout,
-            looked: since,
         }
     }
 
@@ -212,7 +207,7 @@ impl<'a> Server<'a> {
                     } else {
                         (*begun.get_or_insert_with(Instant::now), self.options.header_timeout)
                     };
-                    ready!(self.timer.poll(due(from, limit), cx));
+                    ready!(self.watch.timer.poll(due(from, limit), cx));
                     if idle && !draining {
                         Limit::IdleTimeout.hit();
                     }
@@ -268,37 +263,23 @@ impl<'a> Server<'a> {
                 return Poll::Ready(Err(lost_in("an interim response", Some(error))));
             }
             if wire.is_open() {
-                let over = due(wire.moved(), self.stream_idle);
-                ready!(self.timer.poll(over.min(self.look(wire.moved())), cx));
-                let now = Instant::now();
-                if now < over {
-                    self.looked = now;
-                    if wire.is_gone(asked.keep) {
-                        return Poll::Ready(Err(cancelled(None)));
-                    }
-                    continue;
-                }
+                let moved = wire.moved();
+                ready!(self.watch.poll(wire, moved, due(moved, self.stream_idle), cx))?;
                 // The body fails, and the service answers to that.
                 wire.time_out();
                 self.since = Instant::now();
                 continue;
             }
-            if let Poll::Ready(gone) = wire.poll_gone(self.limits.max_bytes, cx)
-                && (gone.is_err() || asked.keep)
-            {
-                return Poll::Ready(Err(cancelled(gone.err())));
+            if let Poll::Ready(Err(error)) = wire.poll_end(self.limits.max_bytes, cx) {
+                return Poll::Ready(Err(gone(Some(error))));
             }
             // A body that took its time to come must not have used up the time of the answer.
-            ready!(self.timer.poll(due(self.since.max(wire.moved()), self.stream_idle), cx));
+            let since = self.since.max(wire.moved());
+            ready!(self.watch.poll(wire, since, due(since, self.stream_idle), cx))?;
             break;
         }
         Limit::StreamIdle.hit();
         Poll::Ready(Ok(self.begin(empty(StatusCode::GATEWAY_TIMEOUT), asked)))
-    }
-
-    /// When to look at a client that is not read from: some time after something has `moved`, or since the last look.
-    fn look(&self, moved: Instant) -> Instant {
-        self.looked.max(moved) + LOOK
     }
 
     /// Takes the interim responses that wait.
@@ -376,7 +357,7 @@ impl<'a> Server<'a> {
         // A body that nobody has asked for may come or not; one that nobody reads any more is read only if it is small.
         let unread = wire.is_withheld()
             || (wire.is_open() && !self.is_shared() && wire.left().is_some_and(|left| left > MOST_DISCARDED));
-        !wire.ended && !wire.is_failed() && !unread
+        !wire.is_over() && !wire.is_failed() && !unread
     }
 
     /// Whether somebody still has the body of the request.
@@ -384,8 +365,8 @@ impl<'a> Server<'a> {
         Arc::strong_count(&self.link) > 1
     }
 
-    /// Writes the response. `watched` is whether a client that ends its side counts as gone.
-    fn poll_respond(&mut self, reply: &mut Reply, watched: bool, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    /// Writes the response.
+    fn poll_respond(&mut self, reply: &mut Reply, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let Reply { pump, failed, .. } = reply;
         if self.streams {
             self.link.lock().driven_by(cx.waker());
@@ -420,22 +401,13 @@ impl<'a> Server<'a> {
                 (Poll::Ready(Ok(())), Filled::Waiting) | (Poll::Pending, _) => {}
             }
             if !wire.is_open()
-                && let Poll::Ready(gone) = wire.poll_gone(self.limits.max_bytes, cx)
-                && (gone.is_err() || watched)
+                && let Poll::Ready(Err(error)) = wire.poll_end(self.limits.max_bytes, cx)
             {
-                return Poll::Ready(Err(cancelled(gone.err())));
+                return Poll::Ready(Err(gone(Some(error))));
             }
-            let over = due(self.since.max(wire.moved()), self.stream_idle);
-            let look = if wire.is_open() { self.look(self.since.max(wire.moved())) } else { over };
-            ready!(self.timer.poll(over.min(look), cx));
-            let now = Instant::now();
-            if now >= over {
-                return Poll::Ready(Err(stalled()));
-            }
-            self.looked = now;
-            if wire.is_gone(watched) {
-                return Poll::Ready(Err(cancelled(None)));
-            }
+            let since = self.since.max(wire.moved());
+            ready!(self.watch.poll(wire, since, due(since, self.stream_idle), cx))?;
+            return Poll::Ready(Err(stalled()));
         }
     }
 
@@ -444,7 +416,7 @@ impl<'a> Server<'a> {
         {
             let wire = self.link.lock();
             if !wire.is_open() {
-                return !wire.is_failed() && !wire.ended;
+                return !wire.is_failed() && !wire.is_over();
             }
         }
         Box::pin(async {
@@ -488,7 +460,7 @@ impl<'a> Server<'a> {
         poll_fn(|cx| {
             let mut wire = self.link.lock();
             match write(&mut self.out, &mut wire.io, cx) {
-                Poll::Pending => self.timer.poll(due, cx).map(|()| Err(stalled())),
+                Poll::Pending => self.watch.timer.poll(due, cx).map(|()| Err(stalled())),
                 Poll::Ready(wrote) => Poll::Ready(wrote.map_err(|error| lost_in(what, Some(error)))),
             }
         })
@@ -627,14 +599,6 @@ fn slow_head() -> Stop {
 
 fn lost_in(what: &'static str, error: Option<std::io::Error>) -> Error {
     let lost = Error::downstream(Kind::Reset, format!("the client closed the connection in the middle of {what}"));
-    match error {
-        Some(error) => lost.with_source(error),
-        None => lost,
-    }
-}
-
-fn cancelled(error: Option<std::io::Error>) -> Error {
-    let lost = Error::downstream(Kind::Cancelled, "the client closed the connection before it had its response");
     match error {
         Some(error) => lost.with_source(error),
         None => lost,
