@@ -104,6 +104,12 @@ impl Connector {
     fn handshake_error(&self, error: io::Error) -> Error {
         let name = self.name.to_str();
         let (kind, what) = match tls_error(&error) {
+            Some(rustls::Error::InvalidCertificate(CertificateError::Other(reason)))
+                // webpki's own, which this crate cannot name.
+                if reason.0.to_string() == "CaUsedAsEndEntity" =>
+            {
+                (Kind::Tls, "its certificate is a CA's, and not one that is trusted as such")
+            }
             Some(rustls::Error::InvalidCertificate(CertificateError::Other(reason))) => {
                 return Error::upstream(Kind::Tls, format!("TLS to upstream {name}: {}", reason.0));
             }
@@ -180,6 +186,10 @@ fn client_config(tls: &UpstreamTls, alpn: Alpn) -> Result<ClientConfig, Error> {
     let provider = provider();
     let verifier = Verifier {
         roots: roots(&tls.trust)?,
+        pinned: match &tls.trust {
+            Trust::System => Vec::new(),
+            Trust::Roots(bundle) => bundle.certificates.clone(),
+        },
         names: tls.subject_alt_names.clone(),
         algorithms: provider.signature_verification_algorithms,
     };
@@ -256,8 +266,13 @@ fn system_roots() -> Result<Arc<RootCertStore>, Error> {
 }
 
 /// Verifies the chain as webpki does, then demands the SNI, or one of the names given instead of it.
+///
+/// A server may show the very certificate that is trusted, most often a self-signed one. webpki refuses it where it is a CA
+/// as well, which is what most tools make; here it needs no chain, as with OpenSSL, but everything else is demanded of it.
 struct Verifier {
     roots: Arc<RootCertStore>,
+    /// What is trusted, byte for byte; nothing with the system's roots.
+    pinned: Vec<CertificateDer<'static>>,
     names: Vec<SubjectAltName>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -265,6 +280,22 @@ struct Verifier {
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Verifier({:?})", self.names)
+    }
+}
+
+/// That a certificate without chain is valid now, and for servers: what webpki checks of an end entity besides its chain.
+fn verify_alone(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), CertificateError> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    if now < parsed.validity().not_before.timestamp() {
+        return Err(CertificateError::NotValidYet);
+    }
+    if now > parsed.validity().not_after.timestamp() {
+        return Err(CertificateError::Expired);
+    }
+    match parsed.extended_key_usage().map_err(|_| CertificateError::BadEncoding)? {
+        Some(usage) if !usage.value.server_auth && !usage.value.any => Err(CertificateError::InvalidPurpose),
+        _ => Ok(()),
     }
 }
 
@@ -322,7 +353,11 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
+        if self.pinned.iter().any(|pinned| pinned == end_entity) {
+            verify_alone(end_entity, now)?;
+        } else {
+            verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
+        }
         if self.names.is_empty() {
             verify_server_name(&parsed, server_name)?;
         } else {

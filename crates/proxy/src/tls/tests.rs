@@ -440,6 +440,38 @@ async fn upstream_certificates_are_verified() {
     }
 }
 
+/// The backend shows the very certificate that is trusted, as it does where that is self-signed.
+#[tokio::test]
+async fn a_certificate_that_is_trusted_as_such_needs_no_chain() {
+    let ca = Ca::new("root");
+    let own = || Spec::dns(&["a.example"]).authority();
+    let cases = [
+        (ca.issue(&own()), true, None),
+        (ca.leaf(&["a.example"]), true, None),
+        (ca.issue(&Spec::dns(&["b.example"]).authority()), true, Some("is for another name")),
+        (ca.issue(&own().expired()), true, Some("has expired")),
+        (ca.issue(&own().not_yet_valid()), true, Some("not valid yet")),
+        (ca.issue(&own().only_client()), true, Some("not for servers")),
+        // Of the same name, but another one.
+        (ca.issue(&own()), false, Some("not one that is trusted")),
+    ];
+    for (leaf, pinned, problem) in cases {
+        let acceptor = acceptor([http(None, vec![certificate(&leaf, &["a.example"])], None)]);
+        let trusted = if pinned { leaf } else { ca.issue(&own()) };
+        let mut tls = upstream(&ca, "a.example");
+        let fingerprint = format!("{:x}", xxhash_rust::xxh3::xxh3_128(&trusted.chain[0]));
+        let certificates = vec![trusted.chain[0].clone()];
+        tls.trust = Trust::Roots(Arc::new(CaBundle { origin: "a test".to_owned(), fingerprint, certificates }));
+        let (_, client) = handshake(&acceptor, &Connector::new(&tls, Alpn::Both).expect("connector")).await;
+        match (client, problem) {
+            (Ok(_), None) => {}
+            (Err(error), Some(problem)) => assert!(error.to_string().contains(problem), "{problem}: {error}"),
+            (Ok(_), Some(problem)) => panic!("accepted, expected {problem}"),
+            (Err(error), None) => panic!("{error}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn http2_must_be_chosen_when_it_is_the_only_offer() {
     let ca = Ca::new("root");
