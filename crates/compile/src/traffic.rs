@@ -231,6 +231,7 @@ pub(crate) fn connections(it: &spec::Connections) -> Connections {
     let keepalive = it.keepalive.clone().unwrap_or_default();
     let http2 = it.http2.clone().unwrap_or_default();
     let tcp = keepalive.tcp.unwrap_or_default();
+    let heads = it.response_headers.clone().unwrap_or_default();
     Connections {
         connect_timeout: span(it.connect_timeout, default.connect_timeout),
         max_connections: it.max_connections.unwrap_or(default.max_connections),
@@ -252,6 +253,8 @@ pub(crate) fn connections(it: &spec::Connections) -> Connections {
             spec::ProxyProtocolVersion::V1 => ProxyProtocolVersion::V1,
             spec::ProxyProtocolVersion::V2 => ProxyProtocolVersion::V2,
         }),
+        max_response_headers: heads.max_count.unwrap_or(default.max_response_headers),
+        max_response_header_bytes: heads.max_bytes.unwrap_or(default.max_response_header_bytes),
     }
 }
 
@@ -344,6 +347,7 @@ pub(crate) fn http_options(settings: &TrafficSettings) -> HttpOptions {
         spec::UnderscoreMode::Drop => Underscores::Drop,
         spec::UnderscoreMode::Reject => Underscores::Reject,
     };
+    options.get_bodies = it.get_bodies.unwrap_or_default() == spec::GetBodyMode::Allow;
     let own = &mut options.http2;
     own.max_concurrent_streams = http2.max_concurrent_streams.unwrap_or(own.max_concurrent_streams);
     own.initial_stream_window = http2.stream_window.unwrap_or(own.initial_stream_window);

@@ -68,7 +68,11 @@ impl Service for Conn {
     }
 
     fn rejected(&self, status: StatusCode, error: &Error) {
-        Record::rejected(self.facts.clone(), status, error);
+        Record::rejected(self.facts.clone(), Some(status), error);
+    }
+
+    fn lost(&self, error: &Error) {
+        Record::rejected(self.facts.clone(), None, error);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::{Error, error::Kind, io::Io, telemetry::Limit};
 use bytes::{Bytes, BytesMut};
 use selvedge_compile::snapshot::ProxyProtocolIn;
 use selvedge_wire::proxy_protocol::{self, Header, Parse, ProxyError};
-use std::{future::Future, net::SocketAddr};
+use std::net::SocketAddr;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     net::TcpStream,
@@ -70,10 +70,11 @@ async fn read_header(tcp: &mut TcpStream, read: &mut BytesMut) -> Result<Option<
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Whether a plaintext client speaks HTTP/2 with prior knowledge. Decided by the first byte that differs from the
-/// preface; nothing is lost of what was read.
+/// preface; nothing is lost of what was read. A client that stops, or leaves, while both are possible is one of HTTP/1.1 with
+/// an incomplete head, which is answered and recorded as such.
 pub async fn http_version(mut io: Io, deadline: Instant) -> Result<(Io, bool), Error> {
     let mut read = BytesMut::new();
-    let http2 = within(deadline, async {
+    let looked = timeout_at(deadline, async {
         while read.len() < PREFACE.len() {
             let missing = PREFACE.len() - read.len();
             more(&mut io, &mut read, missing).await?;
@@ -83,17 +84,18 @@ pub async fn http_version(mut io: Io, deadline: Instant) -> Result<(Io, bool), E
         }
         Ok(true)
     })
-    .await?;
+    .await;
+    let http2 = match looked {
+        Ok(Ok(http2)) => http2,
+        _ if !read.is_empty() => false,
+        Ok(Err(error)) => return Err(error),
+        Err(_) => {
+            return Err(Error::downstream(Kind::Timeout, "nothing was sent within the handshake timeout")
+                .over(Limit::HandshakeTimeout));
+        }
+    };
     io.unread(read.freeze());
     Ok((io, http2))
-}
-
-async fn within<T>(deadline: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    match timeout_at(deadline, work).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::downstream(Kind::Timeout, "nothing was sent within the handshake timeout")
-            .over(Limit::HandshakeTimeout)),
-    }
 }
 
 /// Reads something, at most `limit` bytes.

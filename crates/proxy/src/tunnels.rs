@@ -60,7 +60,7 @@ impl Tunnels for Workload {
         if let Some(live) = self.way.listener.table().inbound() {
             live.metrics.refused(self.way.worker, Refused::TunnelTarget);
         }
-        Record::rejected(self.way.conn(Some(&self.proven)).facts, status, error);
+        Record::rejected(self.way.conn(Some(&self.proven)).facts, Some(status), error);
     }
 }
 

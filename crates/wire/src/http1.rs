@@ -18,7 +18,7 @@ pub use chunked::{
 };
 pub use framing::{
     ConnectionOptions, Expectation, Framing, FramingError, connection_options, expectation, persistent,
-    request_framing, response_framing,
+    request_framing, request_framing_with, response_framing,
 };
 pub use head::{HeadError, HeadLimits, HeadReader, Preface, RequestHead, ResponseHead, UnderscoreNames, preface};
 pub use names::imitates_framing;

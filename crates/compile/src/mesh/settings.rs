@@ -64,6 +64,7 @@ pub(super) fn http_options() -> HttpOptions {
         trusted_cidrs: everybody(),
         server_header: false,
         underscores: Underscores::Allow,
+        get_bodies: true,
         ..HttpOptions::default()
     }
 }

@@ -172,6 +172,10 @@ pub struct Connections {
     /// Unanswered probes after which the connection is dead.
     pub tcp_keepalive_probes: u32,
     pub proxy_protocol: Option<ProxyProtocolVersion>,
+    /// Fields of a response head, and of its trailers.
+    pub max_response_headers: u32,
+    /// Bytes of a response head, once decoded.
+    pub max_response_header_bytes: u32,
 }
 
 impl Default for Connections {
@@ -196,6 +200,9 @@ impl Default for Connections {
             tcp_keepalive_interval: Duration::from_secs(15),
             tcp_keepalive_probes: 4,
             proxy_protocol: None,
+            // As for requests.
+            max_response_headers: 100,
+            max_response_header_bytes: 60 * 1024,
         }
     }
 }

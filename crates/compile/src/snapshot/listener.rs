@@ -169,6 +169,8 @@ pub struct HttpOptions {
     /// A connection older than this takes no new requests; zero = no limit.
     pub max_connection_age: Duration,
     pub underscores: Underscores,
+    /// GET and HEAD may have a body; else 400.
+    pub get_bodies: bool,
     /// `//` in paths becomes `/` before routing.
     pub merge_slashes: bool,
     pub escaped_slashes: EscapedSlashes,
@@ -254,6 +256,7 @@ impl Default for HttpOptions {
             body_min_rate: 100,
             max_connection_age: Duration::ZERO,
             underscores: Underscores::Drop,
+            get_bodies: false,
             merge_slashes: true,
             escaped_slashes: EscapedSlashes::Keep,
         }

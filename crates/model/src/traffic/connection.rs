@@ -34,6 +34,8 @@ pub struct Connections {
     /// Age after which a connection takes no new requests; `0s` is no limit.
     #[schemars(extend("default" = "0s"))]
     pub max_age: Option<Duration>,
+    /// Limits on the headers of responses.
+    pub response_headers: Option<ResponseHeaderLimits>,
     /// Probes that find dead connections.
     pub keepalive: Option<Keepalive>,
     /// Sends the address of the client in a PROXY protocol header at the start of each connection. HTTP requests of
@@ -48,8 +50,22 @@ pub struct Connections {
 
 inherit!(Connections {
     connect_timeout, max_connections, max_pending_requests, max_requests, max_retries,
-    max_requests_per_connection, idle_timeout, max_age, proxy_protocol, protocol; keepalive, http2
+    max_requests_per_connection, idle_timeout, max_age, proxy_protocol, protocol; response_headers, keepalive, http2
 });
+
+/// Limits on the headers of responses, after decoding; those over them are answered with 502 in their place.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ResponseHeaderLimits {
+    /// Most headers, and most trailers.
+    #[schemars(range(min = 8, max = 512), extend("default" = 100))]
+    pub max_count: Option<u32>,
+    /// Most bytes of all names and values.
+    #[schemars(range(min = 1024, max = 1_048_576), extend("default" = 61_440))]
+    pub max_bytes: Option<u32>,
+}
+
+inherit!(ResponseHeaderLimits { max_count, max_bytes });
 
 /// Probes that find dead connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -33,6 +33,10 @@ pub struct ListenerSettings {
     pub timeouts: Option<ListenerTimeouts>,
     /// HTTP/2 towards clients.
     pub http2: Option<DownstreamHttp2>,
+    /// What is done with GET and HEAD requests that have a body. Allow it only where all backends read such bodies, as
+    /// Elasticsearch does: one that does not may take it for a request of its own, which no policy has seen.
+    #[schemars(extend("default" = "Reject"))]
+    pub get_bodies: Option<GetBodyMode>,
     /// How request targets are treated before routing.
     pub normalization: Option<Normalization>,
     /// Requests after which a client connection is closed; 0 is no limit.
@@ -41,7 +45,7 @@ pub struct ListenerSettings {
 }
 
 inherit!(ListenerSettings {
-    proxy_protocol, trusted_hops, trusted_cidrs, forwarded_header, max_connections, max_requests_per_connection;
+    proxy_protocol, trusted_hops, trusted_cidrs, forwarded_header, max_connections, get_bodies, max_requests_per_connection;
     headers, timeouts, http2, normalization
 });
 
@@ -92,6 +96,16 @@ pub enum UnderscoreMode {
     #[default]
     Drop,
     /// The request is answered with 400.
+    Reject,
+}
+
+/// What is done with GET and HEAD requests that have a body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum GetBodyMode {
+    /// They pass, each to an HTTP/1.1 backend by a connection that is closed after it.
+    Allow,
+    /// They are answered with 400.
+    #[default]
     Reject,
 }
 

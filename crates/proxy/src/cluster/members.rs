@@ -346,6 +346,7 @@ impl Settings {
         if config.tls.is_some() {
             h2.scheme = http::uri::Scheme::HTTPS;
         }
-        Self { plan: Plan::new(&config, dial.clone()), h1: h1::ClientOptions::default(), h2, config, epoch }
+        let h1 = h1::ClientOptions::from(&config.connections);
+        Self { plan: Plan::new(&config, dial.clone()), h1, h2, config, epoch }
     }
 }

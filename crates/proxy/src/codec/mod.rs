@@ -26,6 +26,9 @@ pub trait Service: Send + Sync + 'static {
     /// The codec refused a request before it became one (bad framing, header limits, timeouts while reading the
     /// head): it has answered with `status` and closes the connection (HTTP/2: the stream). For the record.
     fn rejected(&self, status: StatusCode, error: &Error);
+
+    /// The client left in the middle of a request head. For the record.
+    fn lost(&self, _error: &Error) {}
 }
 
 /// In the request's extensions: passes interim (1xx) responses from the upstream to the client, and tells the codec how

@@ -3,13 +3,16 @@
 
 use super::{
     Flags, Record,
-    handle::Capture,
+    handle::{Capture, TRACEPARENT},
     log_output::Output,
     record::{Offset, Progress},
 };
 use http::HeaderName;
 use selvedge_compile::snapshot::{AccessLog, LogCondition, LogFormat};
-use selvedge_wire::log_template::{DEFAULT_JSON, Field, GrpcFormat, Operator, Part, Plain, Template, TemplateError};
+use selvedge_wire::{
+    log_template::{DEFAULT_JSON, Field, GrpcFormat, Operator, Part, Plain, Template, TemplateError},
+    trace::parse_traceparent,
+};
 use std::{
     cell::RefCell,
     fmt::Display,
@@ -93,6 +96,10 @@ impl Format {
                 Operator::StartTime(_) | Operator::EmitTime(_) | Operator::GrpcStatus(_) | Operator::Plain(_) => {}
             }
         }
+    }
+
+    fn names_trace(&self) -> bool {
+        self.templates().flat_map(Template::operators).any(|o| matches!(o, Operator::Plain(Plain::TraceId)))
     }
 
     /// Appends one line (with its end) for a record that is finished.
@@ -185,6 +192,11 @@ impl Log {
 
     pub fn capture(&self, into: &mut Capture) {
         self.format.capture(into);
+    }
+
+    /// Whether it says which trace a request belongs to.
+    pub fn names_trace(&self) -> bool {
+        self.format.names_trace()
     }
 
     /// Hands the record to the output, if it is one of those to be written.
@@ -323,6 +335,16 @@ impl Values<'_> {
         bytes(slot.and_then(|value| value.as_ref()).map(|value| value.as_bytes()), out)
     }
 
+    /// The request's own trace, else the one that its caller has told, which is passed on as it is.
+    pub(super) fn trace_id(&self) -> Option<u128> {
+        if let Some(context) = self.record.trace_context() {
+            return Some(context.trace_id);
+        }
+        let slot = self.capture.request.iter().position(|name| *name == TRACEPARENT)?;
+        let told = self.record.captured.get(slot)?.as_ref()?;
+        parse_traceparent(told.as_bytes()).map(|told| told.trace_id)
+    }
+
     fn plain(&self, plain: Plain, out: &mut Vec<u8>) -> bool {
         let record = self.record;
         let facts = &record.facts;
@@ -373,7 +395,7 @@ impl Values<'_> {
             Plain::PeerUriSan => present(tls.and_then(|t| t.peer_identity.as_ref()), out),
             Plain::SourcePrincipal => present(facts.source.as_ref(), out),
             Plain::DestinationPrincipal => present(record.destination(), out),
-            Plain::TraceId => present(record.trace_context().map(|t| format!("{:032x}", t.trace_id)), out),
+            Plain::TraceId => present(self.trace_id().map(|id| format!("{id:032x}")), out),
             Plain::SpanId => present(record.trace_context().map(|t| format!("{:016x}", t.span_id)), out),
             Plain::Hostname => nonempty(hostname(), out),
             Plain::GrpcStatusNumber => present(record.grpc_status, out),

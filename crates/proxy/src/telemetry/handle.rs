@@ -106,6 +106,10 @@ impl Telemetry {
         let logs: Vec<Log> = logs.iter().filter_map(|log| self.log(name, log)).collect();
         let mut capture = Capture::default();
         logs.iter().for_each(|log| log.capture(&mut capture));
+        // Without tracing the caller's trace passes as it is, and is the one that logs name.
+        if tracer.is_none() && logs.iter().any(Log::names_trace) && !capture.request.contains(&TRACEPARENT) {
+            capture.request.push(TRACEPARENT);
+        }
         let exports = tracer.as_ref().is_some_and(|tracer| tracer.export.is_some());
         if exports && !capture.request.contains(&USER_AGENT) {
             capture.request.push(USER_AGENT);
@@ -144,6 +148,9 @@ impl Telemetry {
 pub(super) fn listener_label(name: &ListenerName) -> String {
     if name.section.is_empty() { String::new() } else { name.to_string() }
 }
+
+/// W3C Trace Context.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Where the records of one listener go.
 #[derive(Debug)]

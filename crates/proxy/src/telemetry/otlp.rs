@@ -141,6 +141,8 @@ fn log_record(format: &Format, values: &Values<'_>) -> LogRecord {
         record.trace_id = context.trace_id.to_be_bytes().to_vec();
         record.span_id = context.span_id.to_be_bytes().to_vec();
         record.flags = context.sampled.into();
+    } else if let Some(id) = values.trace_id() {
+        record.trace_id = id.to_be_bytes().to_vec();
     }
     format.fields(values, |name, value| {
         let value = match value {

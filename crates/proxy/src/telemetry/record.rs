@@ -181,11 +181,12 @@ impl Record {
         record
     }
 
-    /// The whole account of a request that was refused before it became one (bad framing, limits, timeouts).
-    pub fn rejected(facts: Arc<ConnectionFacts>, status: StatusCode, error: &Error) {
+    /// The whole account of a request that was refused before it became one (bad framing, limits, timeouts), or (without a
+    /// status) whose client left before it had become one.
+    pub fn rejected(facts: Arc<ConnectionFacts>, status: Option<StatusCode>, error: &Error) {
         let mut record = Self::empty(facts, Layer::Http);
         record.failed(error);
-        record.status = status.as_u16();
+        record.status = status.map_or(0, |status| status.as_u16());
     }
 
     /// Begins the account of a TCP or TLS connection or UDP session.
@@ -702,10 +703,10 @@ pub(super) mod tests {
     fn refused_requests_are_counted_where_the_connection_says() {
         let telemetry = Telemetry::new(WorkerCount(1));
         let facts = facts(&telemetry);
-        Record::rejected(facts, StatusCode::BAD_REQUEST, &Error::bad_request(400, "two Content-Length fields"));
+        Record::rejected(facts, Some(StatusCode::BAD_REQUEST), &Error::bad_request(400, "two Content-Length fields"));
         assert_eq!(counted(&telemetry).len(), 0, "its listener handle is gone with the connection");
         let facts = tests::facts(&telemetry);
-        Record::rejected(facts.clone(), StatusCode::BAD_REQUEST, &Error::bad_request(400, "bad"));
+        Record::rejected(facts.clone(), Some(StatusCode::BAD_REQUEST), &Error::bad_request(400, "bad"));
         assert_eq!(counted(&telemetry), ["400=1", "DPE=1"]);
     }
 

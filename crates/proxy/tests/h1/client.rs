@@ -103,6 +103,24 @@ async fn clean_connections_go_home_and_others_do_not() {
     assert_eq!(pool.len(), 0);
 }
 
+/// An upstream that does not read it would take it for the next request, if there could be one.
+#[tokio::test]
+async fn a_get_with_a_body_is_the_last_on_its_connection() {
+    let pool = Arc::new(Pool::default());
+    let (connection, mut far) = connection(&pool);
+    let sent = Body::full(&b"GET /x HTTP/1.1\r\n\r\n"[..]);
+    let request = http::Request::get("/").header(header::HOST, "a").body(sent).unwrap();
+    let upstream = async {
+        let seen = until(&mut far, "GET /x HTTP/1.1\r\n\r\n").await;
+        far.write_all(OK.as_bytes()).await.unwrap();
+        seen
+    };
+    let (response, seen) = tokio::join!(connection.send(request, &OPTIONS), upstream);
+    assert_eq!(body(response.unwrap()).await, "ok");
+    assert!(seen.contains("\r\nconnection: close\r\n") && seen.contains("\r\ncontent-length: 19\r\n"), "{seen}");
+    assert_eq!(pool.len(), 0, "it may answer to what it took for a request");
+}
+
 #[tokio::test]
 async fn trailers_come_through() {
     let answer =

@@ -55,8 +55,18 @@ impl FramingError {
     }
 }
 
-/// The framing of a request body.
+/// The framing of a request body. GET and HEAD have none.
 pub fn request_framing(method: &Method, version: Version, headers: &HeaderMap) -> Result<Framing, FramingError> {
+    request_framing_with(method, version, headers, false)
+}
+
+/// The same; `get_bodies` is whether GET and HEAD may have one.
+pub fn request_framing_with(
+    method: &Method,
+    version: Version,
+    headers: &HeaderMap,
+    get_bodies: bool,
+) -> Result<Framing, FramingError> {
     let get = *method == Method::GET || *method == Method::HEAD;
     match announced(version, headers)? {
         // RFC 1945 section 7.2.2; otherwise the body would be taken for the next request (CVE-2026-2835).
@@ -67,7 +77,7 @@ pub fn request_framing(method: &Method, version: Version, headers: &HeaderMap) -
             Err(FramingError::LengthRequired)
         }
         Framing::Length(0) if get => Ok(Framing::None),
-        Framing::Length(_) | Framing::Chunked if get => Err(FramingError::GetBody),
+        Framing::Length(_) | Framing::Chunked if get && !get_bodies => Err(FramingError::GetBody),
         // RFC 9110 section 9.3.6: CONNECT has no body; bytes after the head belong to the tunnel.
         Framing::None if *method == Method::CONNECT => Ok(Framing::None),
         _ if *method == Method::CONNECT => Err(FramingError::ContentLength),

@@ -111,6 +111,7 @@ fn rest(headers: &HeaderMap, length: WriteLength, persist: Persist, request: boo
         Persist::Keep if te => out.extend_from_slice(b"connection: te\r\n"),
         Persist::Keep => {}
         Persist::KeepAlive => out.extend_from_slice(b"connection: keep-alive\r\n"),
+        Persist::Close if te => out.extend_from_slice(b"connection: close, te\r\n"),
         Persist::Close => out.extend_from_slice(b"connection: close\r\n"),
         Persist::Upgrade => {
             if let Some(value) = headers.get(header::UPGRADE) {

@@ -16,6 +16,7 @@ use crate::{
 use exchange::Exchange;
 use http::{HeaderMap, Method, header};
 use http_body::Body as _;
+use selvedge_compile::snapshot::Connections;
 use selvedge_wire::http1::{Framing, HeadLimits, Persist, UnderscoreNames, connection_options, write_request};
 use std::{
     future::Future,
@@ -52,6 +53,16 @@ pub struct ClientOptions {
 impl Default for ClientOptions {
     fn default() -> Self {
         Self { max_headers: 100, max_header_bytes: 60 * 1024, max_interim: 32 }
+    }
+}
+
+impl From<&Connections> for ClientOptions {
+    fn from(options: &Connections) -> Self {
+        Self {
+            max_headers: options.max_response_headers,
+            max_header_bytes: options.max_response_header_bytes,
+            ..Self::default()
+        }
     }
 }
 
@@ -146,6 +157,8 @@ impl std::fmt::Debug for Connection {
 struct Plan {
     framing: Framing,
     upgrade: bool,
+    /// Nothing may follow on its connection.
+    last: bool,
 }
 
 /// Writes the head of a request.
@@ -165,9 +178,15 @@ fn write_head(request: &http::request::Parts, body: &crate::Body, out: &mut byte
     };
     let upgrade = headers.contains_key(header::UPGRADE) && connection_options(headers).upgrade;
     let framing = framing(&request.method, headers, body);
-    let persist = if upgrade { Persist::Upgrade } else { Persist::Keep };
+    // Who does not read such a body would take it for the next request, were there to be one.
+    let last = matches!(request.method, Method::GET | Method::HEAD) && framing != Framing::None;
+    let persist = match (last, upgrade) {
+        (true, _) => Persist::Close,
+        (_, true) => Persist::Upgrade,
+        _ => Persist::Keep,
+    };
     write_request(&request.method, target, host, headers, framing.into(), persist, out);
-    Ok(Plan { framing, upgrade: upgrade && !connect })
+    Ok(Plan { framing, upgrade: upgrade && !connect && !last, last })
 }
 
 /// The length of the body if it is known, else chunks. A length in the header map counts only where the body does not

@@ -6,7 +6,7 @@ use http::{Method, Uri, Version, header, uri::PathAndQuery};
 use selvedge_compile::snapshot::HttpOptions;
 use selvedge_wire::{
     hop::accepts_trailers,
-    http1::{Expectation, Framing, RequestHead, connection_options, expectation, persistent, request_framing},
+    http1::{Expectation, Framing, RequestHead, connection_options, expectation, persistent, request_framing_with},
 };
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(super) fn request(
     options: &HttpOptions,
 ) -> Result<(Request, Asked), Box<Refusal>> {
     let RequestHead { method, target, version, mut headers } = head;
-    let framing = request_framing(&method, version, &headers)?;
+    let framing = request_framing_with(&method, version, &headers, options.get_bodies)?;
     let expects = match expectation(version, &headers, framing) {
         Expectation::None => false,
         Expectation::Continue => true,

@@ -1,7 +1,7 @@
 //! Requests that are refused before they become one: the only answers that are not made by `reply`.
 
 use super::{date, out::Out};
-use crate::{Error, telemetry::Limit};
+use crate::{Error, error::Kind, telemetry::Limit};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use selvedge_wire::http1::{FramingError, HeadError, Persist, WriteLength, write_response};
 
@@ -39,10 +39,11 @@ impl From<HeadError> for Box<Refusal> {
     fn from(error: HeadError) -> Self {
         let status = error.status();
         let silent = matches!(error, HeadError::NotHttp);
-        if let Some(limit) = limit(&error) {
-            limit.hit();
-        }
-        Box::new(Refusal { status, error: Error::bad_request(status.as_u16(), error.to_string()), silent })
+        let refused = match limit(&error) {
+            Some(limit) => Error::downstream(Kind::TooLarge { status: status.as_u16() }, error.to_string()).over(limit),
+            None => Error::bad_request(status.as_u16(), error.to_string()),
+        };
+        Box::new(Refusal { status, error: refused, silent })
     }
 }
 

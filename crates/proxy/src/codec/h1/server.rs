@@ -75,7 +75,10 @@ pub fn serve<S: Service>(
                     return Ok(());
                 }
                 Err(Stop::Refused(refusal)) => Err(refusal),
-                Err(Stop::Lost(error)) => return Err(error),
+                Err(Stop::Lost(error)) => {
+                    service.lost(&error);
+                    return Err(error);
+                }
             };
             let (mut call, asked) = match asked {
                 Ok(called) => called,

@@ -25,7 +25,7 @@ use h2::{
     client::{ResponseFuture, SendRequest},
     ext::Protocol,
 };
-use http::{Method, Uri, Version, header, request::Parts, uri::Scheme};
+use http::{HeaderMap, Method, Uri, Version, header, request::Parts, uri::Scheme};
 use http_body::Body as _;
 use selvedge_compile::snapshot::Connections;
 use std::{
@@ -83,13 +83,32 @@ impl From<&Connections> for ClientOptions {
             stream_window: options.http2_initial_window,
             connection_window: options.http2_connection_window,
             max_frame_size: MIN_FRAME_SIZE,
-            max_headers: 100,
-            max_header_bytes: 60 * 1024,
+            max_headers: options.max_response_headers,
+            max_header_bytes: options.max_response_header_bytes,
             keepalive_interval: options.http2_keepalive_interval,
             keepalive_timeout: options.http2_keepalive_timeout,
             scheme: Scheme::HTTP,
         }
     }
+}
+
+/// Whether a response head is within its limits, in fields and in decoded bytes.
+fn fits(headers: &HeaderMap, options: &ClientOptions) -> Result<(), String> {
+    if headers.len() > options.max_headers as usize {
+        return Err(format!(
+            "{} response header fields are more than the limit of {}",
+            headers.len(),
+            options.max_headers
+        ));
+    }
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+    if bytes > options.max_header_bytes as usize {
+        return Err(format!(
+            "{bytes} bytes of response header fields are more than the limit of {}",
+            options.max_header_bytes
+        ));
+    }
+    Ok(())
 }
 
 /// A handle on a connection: any number of clones, any number of requests at once up to the limits. When the last
@@ -147,7 +166,7 @@ pub async fn connect(
 }
 
 fn builder(options: &ClientOptions) -> h2::client::Builder {
-    let head = HeadLimits { max_fields: options.max_headers, max_bytes: options.max_header_bytes };
+    let head = HeadLimits { max_fields: options.max_headers, max_bytes: options.max_header_bytes, get_bodies: false };
     let mut builder = h2::client::Builder::new();
     builder
         .enable_push(false)
@@ -339,12 +358,7 @@ impl Connection {
         };
         let (parts, recv) = response.into_parts();
         let options = &self.0.options;
-        if parts.headers.len() > options.max_headers as usize {
-            let message = format!(
-                "{} response header fields are more than the limit of {}",
-                parts.headers.len(),
-                options.max_headers
-            );
+        if let Err(message) = fits(&parts.headers, options) {
             let error = Error::upstream(Kind::TooLarge { status: 502 }, message).over(Limit::ResponseHead);
             return Err(SendError { error, progress: Progress::Answered });
         }

@@ -3,7 +3,7 @@
 use super::{
     bare,
     duplex::H2Stream,
-    head::{body_refused, is_bodiless},
+    head::body_refused,
     incoming::{Incoming, Upload},
     pump::{Pump, Stop},
     server::{Limits, OpenStream},
@@ -90,7 +90,7 @@ impl<S: Service> Exchange<S> {
             parts.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         // Some clients say that there is no body by an empty DATA frame.
         let mut empty = recv.is_end_stream();
-        if is_bodiless(&method) && !empty {
+        if self.limits.head.is_bodiless(&method) && !empty {
             match self.end_of(&mut recv).await {
                 Ended::Empty => empty = true,
                 Ended::Data => return self.refuse(&body_refused()),

@@ -18,11 +18,13 @@ use selvedge_wire::http1::FramingError;
 pub(super) struct HeadLimits {
     pub(super) max_fields: u32,
     pub(super) max_bytes: u32,
+    /// GET and HEAD may have a body.
+    pub(super) get_bodies: bool,
 }
 
 impl From<&HttpOptions> for HeadLimits {
     fn from(options: &HttpOptions) -> Self {
-        Self { max_fields: options.max_headers, max_bytes: options.max_header_bytes }
+        Self { max_fields: options.max_headers, max_bytes: options.max_header_bytes, get_bodies: options.get_bodies }
     }
 }
 
@@ -44,7 +46,7 @@ impl HeadLimits {
         if end && length.is_some_and(|length| length > 0) {
             return Err(Error::bad_request(400, "content-length announces a body, but the stream ended with the head"));
         }
-        if is_bodiless(&parts.method) && length.is_some_and(|length| length > 0) {
+        if self.is_bodiless(&parts.method) && length.is_some_and(|length| length > 0) {
             return Err(body_refused());
         }
         if parts.method == Method::CONNECT && length.is_some() {
@@ -55,6 +57,12 @@ impl HeadLimits {
             parts.extensions.insert(ExtendedConnect(protocol.as_str().to_owned()));
         }
         Ok(length)
+    }
+
+    /// Requests whose body some servers do not read: on a shared HTTP/1.1 connection they would take it for the next request.
+    /// It is refused over HTTP/2 as it is over HTTP/1.1.
+    pub(super) fn is_bodiless(self, method: &Method) -> bool {
+        !self.get_bodies && matches!(*method, Method::GET | Method::HEAD)
     }
 
     fn check_size(self, parts: &Parts) -> Result<(), Error> {
@@ -79,12 +87,6 @@ impl HeadLimits {
         }
         Ok(())
     }
-}
-
-/// Requests whose body some servers do not read: on a shared HTTP/1.1 connection they would take it for the next request.
-/// It is refused over HTTP/2 as it is over HTTP/1.1.
-pub(super) fn is_bodiless(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD)
 }
 
 pub(super) fn body_refused() -> Error {
@@ -116,7 +118,7 @@ mod tests {
     use super::*;
 
     fn limits() -> HeadLimits {
-        HeadLimits { max_fields: 4, max_bytes: 400 }
+        HeadLimits { max_fields: 4, max_bytes: 400, get_bodies: false }
     }
 
     fn parts(fields: &[(&'static str, &'static str)]) -> Parts {

@@ -25,7 +25,8 @@ pub(super) fn response(mut exchange: Exchange, head: ResponseHead) -> Result<Res
             return Err(exchange.failed(refused));
         }
     };
-    let keep = persistent(head.version, connection_options(&head.headers)) && framing != Framing::Close;
+    let keep =
+        persistent(head.version, connection_options(&head.headers)) && framing != Framing::Close && !exchange.last;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = head.status;
     *response.version_mut() = head.version;

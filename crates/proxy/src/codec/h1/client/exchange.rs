@@ -29,6 +29,8 @@ pub(super) struct Exchange {
     pub(super) method: Method,
     /// The request asked for a change of protocol.
     pub(super) upgrade: bool,
+    /// Its connection is not to be used again.
+    pub(super) last: bool,
     head: HeadReader,
     out: Out,
     pump: Pump,
@@ -58,6 +60,7 @@ impl Exchange {
             input: Input::default(),
             method: parts.method,
             upgrade: plan.upgrade,
+            last: plan.last,
             head: HeadReader::default(),
             out,
             pump: Pump::new(body, plan.framing, true),
