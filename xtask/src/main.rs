@@ -1,6 +1,7 @@
-//! Tasks of the developers of Selvedge: `cargo xtask bench`.
+//! Tasks of the developers of Selvedge: `cargo xtask bench`, `cargo xtask dist`.
 
 mod bench;
+mod dist;
 mod forward;
 
 use clap::Parser;
@@ -11,6 +12,8 @@ use clap::Parser;
 enum Task {
     /// Measure Selvedge next to HAProxy, nginx, Envoy and a bare byte forwarder.
     Bench(bench::Args),
+    /// Build the program as it is shipped, optimized by a profile of the benchmarks: target/dist/selvedge.
+    Dist,
     /// Pass bytes on to an address without looking at them: the floor of the benchmark.
     Forward(forward::Args),
     /// Answer gRPC unary calls with their own message: a backend of the benchmark.
@@ -30,6 +33,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Bench(args) => bench::run(&args),
+        Task::Dist => dist::run(),
         Task::Forward(args) => forward::run(&args),
         Task::GrpcBackend => bench::grpc::run(),
         Task::Handshakes(args) => bench::handshakes::run(&args),

@@ -39,9 +39,12 @@ pub struct Args {
     /// Measurements of each peer, in turns; the median counts.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=99))]
     rounds: u64,
-    /// The program to measure; without it, one is built with the profile `dist`.
+    /// The program to measure; without it, one is built as `cargo xtask dist` does.
     #[arg(long, env = "SELVEDGE_BIN", value_name = "PATH")]
     bin: Option<PathBuf>,
+    /// Without the peers that it is measured against.
+    #[arg(long)]
+    alone: bool,
     /// Writes the tables into this file, between its marks.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -80,7 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let machine = report::machine(effort, args.bin.as_deref());
-    let world = world::World::new(args.bin.clone())?;
+    let world = world::World::new(args.bin.clone(), args.alone)?;
     let mut report = report::Report::new(report::GATEWAY, machine, &world.versions);
     for scenario in Scenario::ALL.iter().filter(|s| wanted(s.name)) {
         let rows = scenario.run(&world, effort)?;

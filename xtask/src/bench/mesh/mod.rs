@@ -40,9 +40,12 @@ pub struct Args {
     /// Measurements of each peer, in turns; the median counts.
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=99))]
     rounds: u64,
-    /// The program to measure; without it, one is built with the profile `dist`.
+    /// The program to measure; without it, one is built as `cargo xtask dist` does.
     #[arg(long, env = "SELVEDGE_BIN", value_name = "PATH")]
     bin: Option<PathBuf>,
+    /// Without the peers that it is measured against.
+    #[arg(long)]
+    alone: bool,
     /// Writes the tables into this file, between its marks.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -87,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|o| o == name);
     let machine = report::machine(effort, args.bin.as_deref());
-    let world = World::new(args.bin.clone())?;
+    let world = World::new(args.bin.clone(), args.alone)?;
     let dir = world.dir.join("mesh");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;
@@ -96,11 +99,11 @@ pub fn run(args: &Args) -> Result<()> {
     let used = world.versions.iter().filter(|v| ["Selvedge", "Envoy", "nginx", "wrk"].iter().any(|n| v.starts_with(n)));
     let mut report = Report::new(report::MESH, machine, &used.cloned().collect::<Vec<_>>());
     if Load::ALL.iter().any(|l| wanted(l.name())) {
-        let mut ways = vec![
-            direct(&backend),
-            forwarders(&backend)?,
-            selvedge(&world.selvedge, &authority, &dir.join("selvedge"), &backend)?,
-        ];
+        let mut ways = vec![direct(&backend)];
+        if !args.alone {
+            ways.push(forwarders(&backend)?);
+        }
+        ways.push(selvedge(&world.selvedge, &authority, &dir.join("selvedge"), &backend)?);
         if let Some(envoy) = &world.envoy {
             ways.push(envoys(envoy, &authority, &dir.join("envoy"), &backend)?);
         }
