@@ -16,7 +16,7 @@ pub use openapi::{document, endpoints};
 pub use redact::redact;
 pub use types::{Diagnostic, Listener, Problem, Readiness, Severity, Status};
 
-use selvedge_control::publish::server::NodeStatus;
+use selvedge_control::publish::status::NodeStatus;
 use selvedge_proxy::{cluster::ClusterStatus, telemetry::Telemetry};
 use std::{future::Future, io, sync::Arc};
 use tokio::net::TcpListener;

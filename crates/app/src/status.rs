@@ -1,12 +1,14 @@
 //! `selvedge status`: the proxies of a control plane.
 
+use crate::time::{ago, rfc3339};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Args as ClapArgs;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use selvedge_control::publish::server::NodeStatus;
+use selvedge_control::publish::status::NodeStatus;
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     process::ExitCode,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -15,9 +17,10 @@ use tokio::net::TcpStream;
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct Args {
-    /// Admin listener of the control plane: HOST:PORT, or http://HOST:PORT.
-    #[arg(long, default_value = "127.0.0.1:15014", value_name = "ADDRESS")]
-    pub control: String,
+    /// Admin listener of the control plane: HOST:PORT, or http://HOST:PORT. Of several, all: a proxy that has gone from one
+    /// to another is then not shown as gone.
+    #[arg(long, default_value = "127.0.0.1:15014", value_name = "ADDRESS", value_delimiter = ',')]
+    pub control: Vec<String>,
     /// As JSON.
     #[arg(long)]
     pub json: bool,
@@ -30,19 +33,42 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let address = address(&args.control)?;
-    let body = runtime.block_on(async {
-        tokio::time::timeout(LIMIT, get(address)).await.with_context(|| format!("{address} does not answer"))?
-    })?;
-    let nodes: Vec<NodeStatus> =
-        serde_json::from_slice(&body).context("the answer is not that of a control plane's admin listener")?;
+    let mut nodes = Vec::new();
+    for control in &args.control {
+        let address = address(control)?;
+        let body = runtime.block_on(async {
+            tokio::time::timeout(LIMIT, get(address)).await.with_context(|| format!("{address} does not answer"))?
+        })?;
+        let some: Vec<NodeStatus> =
+            serde_json::from_slice(&body).context("the answer is not that of a control plane's admin listener")?;
+        nodes.extend(some);
+    }
+    let nodes = newest(nodes);
     if args.json {
         say!("{}", serde_json::to_string_pretty(&nodes)?);
     } else {
         say!("{}", table(&nodes, now()).trim_end());
     }
-    let fine = nodes.iter().all(|node| node.in_sync && node.reason.is_empty());
+    let fine = nodes.iter().all(|node| node.left || (node.in_sync && node.reason.is_empty()));
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Each proxy once: as it is where it is connected, or else as where it went from last.
+fn newest(nodes: Vec<NodeStatus>) -> Vec<NodeStatus> {
+    let mut by_name: BTreeMap<(String, String), NodeStatus> = BTreeMap::new();
+    for node in nodes {
+        let name = (node.id.clone(), node.identity.clone());
+        let newer = |held: &NodeStatus| match (held.gone_since, node.gone_since) {
+            (Some(held), Some(this)) => this > held,
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (None, None) => node.connected > held.connected,
+        };
+        if by_name.get(&name).is_none_or(newer) {
+            by_name.insert(name, node);
+        }
+    }
+    by_name.into_values().collect()
 }
 
 /// HOST:PORT of what was given, as a URL or not.
@@ -76,10 +102,12 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
     let head = ["PROXY", "ROLE", "STATE", "VERSION", "RESOURCES", "CONNECTED", "IDENTITY"].map(str::to_owned);
     let mut rows = vec![head];
     for node in nodes {
-        let state = match (node.in_sync, node.reason.is_empty()) {
-            (true, true) => "in sync",
-            (true, false) => "ERRORS",
-            (false, _) => "STALE",
+        let state = match (node.gone_since, node.in_sync, node.reason.is_empty()) {
+            (Some(_), ..) if node.left => "left",
+            (Some(_), ..) => "GONE",
+            (None, true, true) => "in sync",
+            (None, true, false) => "ERRORS",
+            (None, false, _) => "STALE",
         };
         let identity = if node.identity.is_empty() { "not proven" } else { &node.identity };
         rows.push([
@@ -88,7 +116,7 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
             state.to_owned(),
             node.has.clone(),
             node.resources.to_string(),
-            ago(now - node.connected),
+            node.gone_since.map_or_else(|| ago(now - node.connected), |_| "-".to_owned()),
             identity.to_owned(),
         ]);
     }
@@ -102,26 +130,48 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
         if !node.reason.is_empty() {
             let _ = writeln!(text, "    {}", node.reason);
         }
+        if let Some(since) = node.gone_since {
+            let how = if node.left { "said goodbye" } else { "went without a word" };
+            let _ = writeln!(
+                text,
+                "    gone since {} ({} ago), {how}; it was on {}",
+                rfc3339(since),
+                ago(now - since),
+                node.host
+            );
+        }
         if let (Some(at), Some(nack)) = (node.last_nack, &node.last_nack_text) {
             let _ = writeln!(text, "    last refusal {} ago: {nack}", ago(now - at));
         }
     }
-    let _ = writeln!(text, "{} proxies, {} in sync", nodes.len(), nodes.iter().filter(|n| n.in_sync).count());
+    let here: Vec<&NodeStatus> = nodes.iter().filter(|n| n.gone_since.is_none()).collect();
+    let _ = write!(text, "{} proxies, {} in sync", here.len(), here.iter().filter(|n| n.in_sync).count());
+    let gone = nodes.len() - here.len();
+    let _ = if gone == 0 { writeln!(text) } else { writeln!(text, "; {gone} gone within the last hour") };
     text
-}
-
-fn ago(seconds: i64) -> String {
-    match seconds {
-        ..60 => format!("{} s", seconds.max(0)),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86_400 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_elsewhere_is_not_gone() {
+        let node = |gone_since: Option<i64>| NodeStatus {
+            id: "web".to_owned(),
+            in_sync: gone_since.is_none(),
+            gone_since,
+            host: "vm-7".to_owned(),
+            ..NodeStatus::default()
+        };
+        let text = table(&newest(vec![node(Some(1_700_000_000)), node(None)]), 1_700_000_100);
+        assert!(text.contains("in sync") && !text.contains("gone"), "{text}");
+        let text = table(&newest(vec![node(Some(1_600_000_000)), node(Some(1_700_000_000))]), 1_700_000_100);
+        assert!(text.contains("GONE") && text.contains("gone since 2023-11-14T22:13:20Z (1 min ago)"), "{text}");
+        assert!(
+            text.contains("it was on vm-7") && text.ends_with("0 proxies, 0 in sync; 1 gone within the last hour\n")
+        );
+    }
 
     #[test]
     fn the_control_plane_is_an_address_or_a_url() {

@@ -4,10 +4,7 @@ use selvedge_compile::Options;
 use selvedge_control::{
     Current, Engine,
     proto::discovery::{Hello, Role, Source},
-    publish::{
-        server::{NodeStatus, Publisher},
-        version::canonical,
-    },
+    publish::{server::Publisher, status::NodeStatus, version::canonical},
     source::{
         etcd::{Client, EtcdSource},
         stream::{StreamSource, machine::Me},

@@ -4,10 +4,7 @@ use selvedge_compile::Options;
 use selvedge_control::{
     Current, Engine,
     proto::discovery::{Hello, Role},
-    publish::{
-        scope::Wanted,
-        server::{NodeStatus, Publisher},
-    },
+    publish::{scope::Wanted, server::Publisher, status::NodeStatus},
     source::stream::{Handle, StreamSource, machine::Me},
     transport::{self, Dialer},
 };

@@ -1,6 +1,7 @@
 //! All streams of one control plane, without IO: who sees what, who must be told, whose turn it is.
 
 use super::{
+    gone::{Departed, Name},
     graph::{Entry, Graph, Token, Touched},
     join::{Joined, Workloads},
     node::{Action, Event, Group, Millis, Node, Sight},
@@ -65,6 +66,9 @@ pub struct Hub {
     by_token: AHashMap<Arc<Token>, BTreeSet<ViewId>>,
     next_view: ViewId,
     members: BTreeMap<NodeId, Member>,
+    /// The newest stream of each.
+    names: AHashMap<Name, NodeId>,
+    departed: Departed,
     waiting: VecDeque<NodeId>,
     turns: BTreeSet<NodeId>,
     joined: Workloads,
@@ -105,6 +109,8 @@ pub struct Member {
     ahead: Option<Mark>,
     /// When it was last heard of, if it says that it lives.
     alive: Option<Millis>,
+    /// It has said goodbye.
+    pub left: bool,
     pub node: Node,
 }
 
@@ -149,6 +155,8 @@ impl Hub {
             by_token: AHashMap::new(),
             next_view: 0,
             members: BTreeMap::new(),
+            names: AHashMap::new(),
+            departed: Departed::default(),
             waiting: VecDeque::new(),
             turns: BTreeSet::new(),
             joined: Workloads::default(),
@@ -170,6 +178,25 @@ impl Hub {
     /// Number of resources that a proxy sees.
     pub fn sees(&self, member: &Member) -> usize {
         member.view.and_then(|view| self.views.get(&view)).map_or(0, |view| view.keys.len())
+    }
+
+    /// Proxies that were connected not long ago.
+    pub fn departed(&self) -> &Departed {
+        &self.departed
+    }
+
+    /// Workloads, or Gateways, that a proxy names and that there are not.
+    pub fn missing(&self, member: &Member) -> Vec<String> {
+        let (kind, names) = match member.role {
+            None => return Vec::new(),
+            Some(Role::Gateway) => (Kind::Gateway, &member.hello.gateways),
+            Some(Role::Sidecar | Role::Node) => (Kind::Workload, &member.hello.workloads),
+        };
+        let there = |name: &&String| {
+            let key = name.split_once('/').map(|(namespace, name)| ResourceKey::new(kind, namespace, name));
+            key.is_some_and(|key| self.graph.get(&key).is_some())
+        };
+        names.iter().filter(|name| !there(name)).cloned().collect()
     }
 
     /// Workloads that have joined or left, since it was last asked.
@@ -231,6 +258,7 @@ impl Hub {
             view: None,
             ahead: None,
             alive: None,
+            left: false,
             node: Node::default(),
         };
         self.members.insert(node, member);
@@ -265,6 +293,7 @@ impl Hub {
                 Ok(())
             }
             Some(Message::Leave(_)) => {
+                member.left = true;
                 let gone = self.joined.leave(node);
                 self.change(now, gone);
                 Ok(())
@@ -280,6 +309,11 @@ impl Hub {
     /// The stream has ended.
     pub fn gone(&mut self, now: Millis, node: NodeId) {
         let Some(member) = self.members.remove(&node) else { return };
+        let name = (member.hello.id.clone(), member.identity.clone());
+        if self.names.get(&name) == Some(&node) {
+            self.names.remove(&name);
+            self.departed.add(now, &member);
+        }
         self.leave_view(node, member.view);
         self.joined.lost(now, node);
         self.waiting.retain(|waiting| *waiting != node);
@@ -293,6 +327,7 @@ impl Hub {
             self.settled = true;
             self.went.clear();
         }
+        self.departed.forget(now);
         let gone = self.joined.expired(now);
         self.change(now, gone);
         self.silent(now);
@@ -371,9 +406,9 @@ impl Hub {
         };
         self.allowed(&interest, identity.as_ref())?;
         // A name counts within an identity: nobody can take another's, and so keep it out.
-        let twin = |m: &Member| m.role.is_some() && m.hello.id == hello.id && m.identity == identity;
-        let twins = self.members.iter().filter(|(other, m)| **other != node && twin(m));
-        for twin in twins.map(|(twin, _)| *twin).collect::<Vec<_>>() {
+        let name = (hello.id.clone(), identity.clone());
+        self.departed.back(&name);
+        if let Some(twin) = self.names.insert(name, node) {
             self.joined.inherit(twin, node);
             self.close(twin, "the proxy has opened another stream".to_owned());
         }

@@ -1,9 +1,9 @@
 //! The gRPC service around the hub.
 
 use super::{
-    hub::{Hub, Member, NodeId, Output},
+    hub::{Hub, NodeId, Output},
     node::{Group, Millis},
-    version::Version,
+    status::{self, Condition, NodeStatus},
 };
 use crate::{
     Current,
@@ -17,12 +17,11 @@ use crate::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use selvedge_model::{ResourceKey, Resources};
-use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -76,34 +75,6 @@ struct Mailbox {
     outputs: mpsc::Sender<Output>,
     /// Ends the stream.
     end: Arc<Notify>,
-}
-
-/// One proxy, as people are shown it.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq)]
-pub struct NodeStatus {
-    pub id: String,
-    pub role: String,
-    /// SPIFFE ID that it has proven; empty without mutual TLS.
-    pub identity: String,
-    /// Of its software.
-    pub version: String,
-    pub host: String,
-    pub workloads: Vec<String>,
-    pub in_sync: bool,
-    /// Why not, or what it does not serve.
-    pub reason: String,
-    /// Resources that it sees.
-    pub resources: usize,
-    /// Resources sent to it over this stream.
-    pub sent: u64,
-    /// What it has, and what it should have.
-    pub has: String,
-    pub wants: String,
-    /// Seconds since the epoch.
-    pub connected: i64,
-    pub last_ack: Option<i64>,
-    pub last_nack: Option<i64>,
-    pub last_nack_text: Option<String>,
 }
 
 impl Publisher {
@@ -195,65 +166,24 @@ impl Publisher {
         self.shared.lock().hub.behind()
     }
 
-    /// All proxies, by id.
+    /// All proxies that are connected, by id.
     pub fn nodes(&self) -> Vec<NodeStatus> {
-        let now = self.shared.now();
-        let state = self.shared.lock();
-        let greeted = state.hub.members().filter(|(_, member, _)| member.role.is_some());
-        let mut nodes: Vec<_> = greeted.map(|(_, m, wants)| status(&state.hub, now, m, wants)).collect();
+        status::connected(&self.shared.lock().hub, self.shared.now())
+    }
+
+    /// As [`Publisher::nodes`], and those that were connected not long ago.
+    pub fn all_nodes(&self) -> Vec<NodeStatus> {
+        let (now, state) = (self.shared.now(), self.shared.lock());
+        let mut nodes = status::connected(&state.hub, now);
+        nodes.extend(status::gone(&state.hub, now));
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
         nodes
     }
-}
 
-fn status(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> NodeStatus {
-    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let at = |then: Millis| i64::try_from(epoch.saturating_sub(now.saturating_sub(then) / 1_000)).unwrap_or(0);
-    let node = &member.node;
-    let has = node.acked.map(|acked| acked.version);
-    let mut in_sync = has.is_some() && has == wants && member.ahead().is_none();
-    let ago = |then: Millis| format!("{:.1} s", now.saturating_sub(then) as f64 / 1_000.0);
-    let mut reason = match node.waits_since() {
-        _ if in_sync => String::new(),
-        Some(since) => format!("has not answered an update for {}", ago(since)),
-        None if member.ahead().is_some() => behind(hub, member),
-        None if node.is_greeting() => "is still saying what it has".to_owned(),
-        None if node.is_waiting_for_turn() => "waits for its turn to get everything".to_owned(),
-        None => format!("{} changes are yet to be sent", node.behind()),
-    };
-    if in_sync && !node.rejected.is_empty() {
-        in_sync = false;
-        let all: Vec<_> = node.rejected.iter().map(|r| format!("{}: {}", r.key, r.diagnostics.join("; "))).collect();
-        reason = format!("does not serve the newest of {} resources: {}", all.len(), all.join("; "));
-    } else if in_sync && !node.problems.is_empty() {
-        reason = node.problems.join("; ");
+    /// How many proxies there are of each role in each state.
+    pub fn count(&self) -> BTreeMap<(&'static str, Condition), u64> {
+        status::count(&self.shared.lock().hub)
     }
-    let shown = |version: Option<Version>| version.map(|v| v.to_string()).unwrap_or_default();
-    NodeStatus {
-        id: member.hello.id.clone(),
-        role: member.role.map_or("", super::scope::Role::name).to_owned(),
-        identity: member.identity.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
-        version: member.hello.version.clone(),
-        host: member.hello.host.clone(),
-        workloads: member.hello.workloads.clone(),
-        in_sync,
-        reason,
-        resources: hub.sees(member),
-        sent: node.sent,
-        has: shown(has),
-        wants: shown(wants),
-        connected: at(member.since),
-        last_ack: node.acked.map(|acked| at(acked.at)),
-        last_nack: node.last_nack.as_ref().map(|nack| at(nack.at)),
-        last_nack_text: node.last_nack.as_ref().map(|nack| nack.text.clone()),
-    }
-}
-
-fn behind(hub: &Hub, member: &Member) -> String {
-    let (theirs, ours) = (member.ahead().map_or(0, |m| m.revision), hub.mark().map_or(0, |m| m.revision));
-    format!(
-        "has revision {theirs} of the source and this control plane only {ours}: it keeps what it has until this one has caught up (is etcd reachable from here?)"
-    )
 }
 
 impl Shared {

@@ -1,7 +1,11 @@
 use super::*;
 use crate::{
     proto::discovery::Role as WireRole,
-    publish::testing::{resource, service, slice},
+    publish::{
+        gone::{GONE, MAX_GONE},
+        status::{self, Condition},
+        testing::{resource, service, slice},
+    },
 };
 
 fn hello(hub: &mut Hub, node: NodeId, identity: &str, id: &str) {
@@ -201,4 +205,75 @@ fn an_endpoint_that_changes_is_told_and_a_workload_that_comes_to_it_later_too() 
         )),
     );
     assert_eq!(sent(&mut hub), ["Workload shop/late"]);
+}
+
+/// Of the one proxy that there is or was.
+fn condition(hub: &Hub) -> status::Condition {
+    let counted = status::count(hub);
+    let mut there = counted.iter().filter(|(_, count)| **count > 0);
+    let ((role, condition), count) = there.next().unwrap();
+    assert_eq!((*role, *count, there.next()), ("sidecar", 1, None), "{counted:?}");
+    *condition
+}
+
+#[test]
+fn who_is_gone_is_remembered_for_an_hour_unless_it_is_back() {
+    let mut hub = Hub::new(0);
+    hello(&mut hub, 1, "web", "web");
+    hub.gone(1_000, 1);
+    assert_eq!(condition(&hub), Condition::Gone);
+    let gone: Vec<_> = status::gone(&hub, 61_000).collect();
+    assert!(gone[0].gone_since.is_some() && !gone[0].in_sync && gone[0].id == "web");
+    hub.tick(GONE);
+    assert_eq!(hub.departed().iter().count(), 1);
+    hub.tick(GONE + 1_000);
+    assert_eq!(hub.departed().iter().count(), 0);
+    // A stream that takes the place of another is no second proxy, whichever ends first.
+    hello(&mut hub, 2, "web", "web");
+    hello(&mut hub, 3, "web", "web");
+    hub.gone(GONE + 2_000, 2);
+    assert_eq!(condition(&hub), Condition::Stale);
+    let leave = ProxyMessage { message: Some(Message::Leave(crate::proto::discovery::Leave {})) };
+    hub.message(GONE + 3_000, 3, leave);
+    hub.gone(GONE + 3_000, 3);
+    assert_eq!(condition(&hub), Condition::Left);
+    hello(&mut hub, 4, "web", "web");
+    assert_eq!((hub.departed().iter().count(), condition(&hub)), (0, Condition::Stale));
+    // Who has not said who it is, was nobody.
+    hub.gone(GONE + 4_000, 4);
+    hub.connected(GONE + 4_000, 5, Some(None));
+    hub.gone(GONE + 4_000, 5);
+    assert_eq!(hub.departed().iter().count(), 1);
+    for node in 10..10 + 2 * MAX_GONE as u64 {
+        hello(&mut hub, node, "web", &node.to_string());
+        hub.gone(GONE + 5_000, node);
+    }
+    assert_eq!(hub.departed().iter().count(), MAX_GONE);
+}
+
+#[test]
+fn a_proxy_beside_a_workload_that_there_is_not_is_told_of() {
+    let mut hub = Hub::new(0);
+    hub.connected(0, 1, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
+    let hello = Hello {
+        id: "web".into(),
+        role: WireRole::Sidecar.into(),
+        workloads: vec!["shop/web".into()],
+        ..Hello::default()
+    };
+    hub.message(0, 1, ProxyMessage { message: Some(Message::Hello(hello)) });
+    hub.message(0, 1, ProxyMessage { message: Some(Message::Known(Known { resources: Vec::new(), last: true })) });
+    assert_eq!(sent(&mut hub), [""; 0]);
+    let shown = status::connected(&hub, 0).remove(0);
+    assert!(shown.in_sync && shown.resources == 0);
+    assert!(shown.reason.contains("there is no Workload shop/web") && shown.reason.contains("--register"), "{shown:?}");
+    assert_eq!(condition(&hub), Condition::Errors);
+    let workload = resource(
+        "{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {name: web, namespace: shop}, spec: {addresses: [10.0.0.9], serviceAccount: web, ports: [{port: 80}]}}",
+    );
+    hub.resources(0, vec![(workload.key(), Some(workload))]);
+    assert_eq!(sent(&mut hub), ["Workload shop/web"]);
+    let shown = status::connected(&hub, 0).remove(0);
+    assert!(shown.in_sync && shown.reason.is_empty(), "{shown:?}");
+    assert_eq!(condition(&hub), Condition::InSync);
 }
