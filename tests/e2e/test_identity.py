@@ -1,12 +1,17 @@
 """Identities end to end: a control plane with its own CA, a proxy that joins with a token, the SPIFFE Workload API with the
 client from PyPI, rotation, revocation, and curl with an SVID."""
+import datetime
 import os
+import pathlib
 import signal
 import subprocess
 import time
 
 import pytest
 from conftest import BIN, free_port, wait_for
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from spiffe import WorkloadApiClient
 from spiffe.workloadapi.errors import FetchX509SvidError, WorkloadApiError
 
@@ -20,8 +25,8 @@ def path_of(socket):
 class Fleet:
     """`selvedge control` with a CA whose certificates live for seconds, and proxies that join."""
 
-    def __init__(self, folder, ttl="6s"):
-        self.folder = folder
+    def __init__(self, folder, *control_args, ttl="6s"):
+        self.folder, self.control_args = folder, control_args
         self.state = folder / "control"
         self.port = free_port()
         self.ttl = ttl
@@ -41,6 +46,7 @@ class Fleet:
         control = self.start(
             "control", "control", "-f", self.folder / "resources", "--state", self.state, "--admin", "off",
             "--listen", f"127.0.0.1:{self.port}", "--trust-domain", "mesh.example", "--svid-ttl", self.ttl,
+            *self.control_args,
         )
         wait_for(lambda: self.ask("ca", "show").returncode == 0, "the control plane answering")
         return control
@@ -57,11 +63,13 @@ class Fleet:
         return file
 
     def proxy(self, name, token, *args, trust_domain=None):
+        """`token`: a file with one, or what is given in its place."""
         socket = self.folder / f"{name}.sock"
         more = ["--trust-domain", trust_domain] if trust_domain else []
+        proof = token if isinstance(token, list) else ["--join-token-file", token]
         self.start(
             name, "proxy", "--control", f"https://127.0.0.1:{self.port}", "--role", "sidecar", "--workload", "shop/orders",
-            "--identity", "shop/orders", "--join-token-file", token, "--workload-api", socket, "--admin", "off",
+            "--identity", "shop/orders", *proof, "--workload-api", socket, "--admin", "off",
             "--state", self.folder / name, *more, *args,
         )
         wait_for(socket.exists, "the Workload API")
@@ -192,8 +200,6 @@ def test_roots_rotate_and_identities_are_revoked_while_all_goes_on(fleet):
 
 
 def test_openssl_verifies_what_the_ca_issues(fleet, tmp_path):
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     socket = fleet.proxy("proxy", fleet.token())
     got = wait_for(lambda: svid(socket), "the first SVID")
     with WorkloadApiClient(path_of(socket)) as client:
@@ -207,3 +213,93 @@ def test_openssl_verifies_what_the_ca_issues(fleet, tmp_path):
              "-untrusted", tmp_path / "chain", tmp_path / "leaf"],
             capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+class Openssl:
+    """A CA of somebody else, made with openssl."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+        self.run("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+                 "-subj", f"/CN={name}", "-keyout", self.path("ca.key"), "-out", self.path("ca.pem"))
+
+    def path(self, name):
+        return str(self.folder / f"{self.name}-{name}")
+
+    def run(self, *args):
+        subprocess.run(["openssl", *args], check=True, capture_output=True, cwd=self.folder)
+
+    def expired(self, label, name):
+        """As `issue`, of last year; openssl makes none that has ended."""
+        proof = self.issue(label, f"DNS:{name}")
+        chain = pathlib.Path(proof[1])
+        ca = x509.load_pem_x509_certificate(pathlib.Path(self.path("ca.pem")).read_bytes())
+        key = load_pem_private_key(pathlib.Path(self.path("ca.key")).read_bytes(), None)
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = x509.CertificateBuilder().subject_name(ca.subject).issuer_name(ca.subject).serial_number(7)
+        builder = builder.public_key(x509.load_pem_x509_certificate(chain.read_bytes()).public_key())
+        builder = builder.not_valid_before(now - datetime.timedelta(2)).not_valid_after(now - datetime.timedelta(1))
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
+        chain.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+        return proof
+
+    def issue(self, label, names, usage="clientAuth"):
+        """Chain and key of a leaf, as flags of the proxy."""
+        key, request, chain = self.path(f"{label}.key"), self.path(f"{label}.csr"), self.path(f"{label}.crt")
+        self.run("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=vm", "-keyout", key, "-out", request)
+        extensions = self.folder / f"{label}.ext"
+        extensions.write_text(f"subjectAltName={names}\nkeyUsage=critical,digitalSignature\nextendedKeyUsage={usage}\n")
+        self.run("x509", "-req", "-in", request, "-CA", self.path("ca.pem"), "-CAkey", self.path("ca.key"),
+                 "-CAcreateserial", "-days", "1", "-extfile", str(extensions), "-out", chain)
+        return ["--join-cert", chain, "--join-key", key]
+
+
+def test_joining_by_a_certificate_of_another_ca(tmp_path):
+    vault, stranger = Openssl(tmp_path, "vault"), Openssl(tmp_path, "stranger")
+    rules = tmp_path / "join.yaml"
+    allow = "[{dns: orders.vm.example, identity: shop/orders}, {trustDomain: old.example, namespaces: [pay]}]"
+    rules.write_text(f"cas:\n- {{name: vault, roots: vault-ca.pem, allow: {allow}}}\n")
+    fleet = Fleet(tmp_path, "--join-ca", rules)
+    try:
+        (tmp_path / "mesh.pem").write_text(fleet.ask("ca", "roots").stdout)
+
+        def join(label, proof):
+            return fleet.proxy(label, [*proof, "--trust", tmp_path / "mesh.pem"], trust_domain="mesh.example")
+
+        def refused(label, proof, why, where=None):
+            join(label, proof)
+            wait_for(lambda: why in fleet.log(where or label), f"{label} being refused: {why}")
+            assert "a new certificate is in use" not in fleet.log(label)
+            # Whoever goes on trying uses up what its address may try.
+            fleet.running[-1].kill()
+            fleet.running[-1].wait()
+
+        good = vault.issue("good", "DNS:orders.vm.example")
+        socket = join("good", good)
+        first = wait_for(lambda: svid(socket), "the first SVID")
+        assert str(first.spiffe_id) == ID
+        wait_for(lambda: svid(socket).leaf.serial_number != first.leaf.serial_number, "its renewal", 20)
+        # Who it is, is not for the node to say, nor for the CA.
+        refused("other-name", vault.issue("other-name", "DNS:cart.vm.example"), "no rule of --join-ca")
+        refused("own-domain", vault.issue("own-domain", f"URI:{ID}"), "no rule of --join-ca")
+        refused("other-id", vault.issue("other-id", "URI:spiffe://old.example/ns/pay/sa/till"),
+                "this certificate may be spiffe://mesh.example/ns/pay/sa/till, not")
+        # What is no certificate to join with ends the handshake, and the control plane says why.
+        refused("stranger", stranger.issue("stranger", "DNS:orders.vm.example"), "its log says why")
+        assert "its issuer is none that we trust there" in fleet.log("control")
+        refused("server", vault.issue("server", "DNS:orders.vm.example", usage="serverAuth"), "extended key usage", "control")
+        refused("expired", vault.expired("expired", "orders.vm.example"), "has expired", "control")
+        # Revoked: the same certificate brings nobody back, a newer one does.
+        assert fleet.ask("ca", "revoke", "--identity", "shop/orders").returncode == 0
+        fleet.running[-1].kill()
+        refused("again", good, "this certificate began before")
+        revoked_at = int(time.time())
+        wait_for(lambda: int(time.time()) > revoked_at, "the next second")
+        socket = join("newer", vault.issue("newer", "DNS:orders.vm.example"))
+        assert str(wait_for(lambda: svid(socket), "an SVID by the newer certificate").spiffe_id) == ID
+        # No CA, no joining; the file is read again.
+        rules.write_text("cas: []\n")
+        wait_for(lambda: "the CAs whose certificates may join have changed" in fleet.log("control"), "the file being read", 15)
+        refused("late", vault.issue("late", "DNS:orders.vm.example"), "its log says why")
+    finally:
+        fleet.stop()

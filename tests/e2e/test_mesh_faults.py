@@ -167,3 +167,50 @@ def test_in_any_order_and_through_a_partition(pair):
     wait_for(lambda: (nodes := mesh.status()) and len(nodes) == 2 and all(n["in_sync"] for n in nodes.values()), "in sync again", 40)
     load.more(20)
     load.none_failed()
+
+
+def test_a_machine_that_vanishes_without_a_word(tmp_path):
+    """Its cable is pulled: no kernel closes its connections, and its endpoint is out of every proxy all the same."""
+    if why := why_not():
+        pytest.skip(why)
+    net, mesh = Spaces(), None
+    callers = ("web", "guest")
+    try:
+        for name in (*callers, "gone", "here"):
+            net.add(name)
+        mesh = Mesh(tmp_path, net)
+        port = [{"name": "http", "port": 8080}]
+        mesh.write("shop", "".join(workload(name, net.address(name), []) for name in callers)
+                   + workload("here", net.address("here"), port, app="app") + service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"))
+        file = tmp_path / "gone.workload"
+        file.write_text(workload("gone", net.address("gone"), port, app="app"))
+        for name in ("gone", "here"):
+            mesh.peer(name, "http", "0.0.0.0", 8080, name)
+        for name in (*callers, "gone", "here"):
+            capture(mesh, name)
+        mesh.proxy("gone", "--register", file, workload=False)
+        for name in (*callers, "here"):
+            mesh.proxy(name)
+        seen = lambda caller: {mesh.says(caller, "http://10.96.0.1/")["name"] for _ in range(4)}
+        for caller in callers:
+            wait_for(lambda: seen(caller) == {"gone", "here"}, f"both being called by {caller}", 30)
+
+        def known(name):
+            return net.address("gone") in mesh.admin_get(name, "/clusters")
+
+        assert all(known(name) for name in callers)
+        pulled = time.monotonic()
+        net.cable("gone", "down")
+        for name in callers:
+            wait_for(lambda: not known(name), f"the silent machine being out of {name}")
+            print(f"out of {name} after {time.monotonic() - pulled:.2f} s")
+        # 0.7 s of silence, and what it takes to tell; a machine that is busy may be late.
+        assert time.monotonic() - pulled < 3, time.monotonic() - pulled
+        assert all(seen(caller) == {"here"} for caller in callers)
+        net.cable("gone", "up")
+        for caller in callers:
+            wait_for(lambda: seen(caller) == {"gone", "here"}, f"it being back for {caller}", 40)
+    finally:
+        if mesh:
+            mesh.stop()
+        net.close()

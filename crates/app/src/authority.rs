@@ -1,13 +1,13 @@
 //! The embedded certificate authority of a control plane, and the commands for its administrator.
 
 use crate::duration;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use selvedge_control::{
     ca::{self, Ca, File, Files, Key, Lifetimes, Memory, Options, Store, StoreError},
     domain::Domain,
-    identity::{IdentityService, LocalIssuer, administer, administrator},
+    identity::{IdentityService, JoinCas, LocalIssuer, administer, administrator},
     proto::identity::{
         CreateTokenRequest, DeleteTokenRequest, ListTokensRequest, RevokeRequest, RotateRequest, ShowRequest,
         revoke_request::What,
@@ -17,6 +17,7 @@ use selvedge_control::{
 };
 use selvedge_identity::{Identities, control_id};
 use selvedge_mesh::identity::{self as keeper, Keeper};
+use selvedge_wire::log_time;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -60,6 +61,10 @@ pub struct Args {
     /// Roots of that intermediate, PEM; the last certificate of its chain when not given.
     #[arg(long, value_name = "FILE", requires = "ca_intermediate")]
     pub ca_roots: Option<PathBuf>,
+    /// File that names CAs of others, and who nodes may be that join with their certificates instead of a token; read again
+    /// when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub join_ca: Option<PathBuf>,
     /// How long certificates of workloads live: 90s, 15m, 24h, 7d.
     #[arg(long, default_value = "24h", value_parser = duration::parse, value_name = "TIME")]
     pub svid_ttl: Duration,
@@ -88,10 +93,11 @@ pub struct Shared {
 
 /// An authority that runs.
 pub struct Authority {
-    ca: Arc<Ca>,
+    pub ca: Arc<Ca>,
     identities: Arc<Identities>,
     /// Renews the control plane's own certificate.
     pub keeper: Arc<Keeper>,
+    joins: Option<Arc<JoinCas>>,
 }
 
 impl Args {
@@ -129,6 +135,7 @@ impl Args {
             },
             None => Ca::open(store, &key, options, clock).await?,
         });
+        let joins = self.joins(&ca, identities)?;
         let running = Arc::clone(&ca);
         tokio::spawn(async move { running.run().await });
         if let Some(state) = state {
@@ -145,7 +152,18 @@ impl Args {
         keeper.keep(&own);
         let ready = tokio::time::timeout(FIRST, keeper.ready(&own)).await;
         ready.context("the control plane has no certificate of its own; see the log, and the clock of this machine")?;
-        Ok(Authority { ca, identities: Arc::clone(identities), keeper })
+        Ok(Authority { ca, identities: Arc::clone(identities), keeper, joins })
+    }
+
+    /// Certificates of other CAs that may join, from now on.
+    fn joins(&self, ca: &Arc<Ca>, identities: &Arc<Identities>) -> Result<Option<Arc<JoinCas>>> {
+        let Some(path) = &self.join_ca else { return Ok(None) };
+        let joins = JoinCas::open(path, ca.trust_domain(), identities);
+        let joins = Arc::new(joins.map_err(|why| anyhow!("--join-ca {why}"))?);
+        let (following, remembers) = (Arc::clone(&joins), Arc::clone(ca));
+        remembers.remember_revocations(joins.ends());
+        tokio::spawn(following.follow(move |ends| remembers.remember_revocations(ends)));
+        Ok(Some(joins))
     }
 
     /// The first flag that was given, for who has no authority.
@@ -156,6 +174,7 @@ impl Args {
             ("--ca-store", self.ca_store.is_some()),
             ("--ca-key-file", self.ca_key_file.is_some()),
             ("--ca-intermediate", self.ca_intermediate.is_some()),
+            ("--join-ca", self.join_ca.is_some()),
             ("--svid-ttl", !same(self.svid_ttl, 24 * 3600)),
             ("--ca-intermediate-ttl", !same(self.ca_intermediate_ttl, 365 * 86_400)),
             ("--ca-root-ttl", !same(self.ca_root_ttl, 3650 * 86_400)),
@@ -235,7 +254,7 @@ impl Authority {
 
     /// The service for proxies.
     pub fn service(&self) -> selvedge_control::proto::identity::identity_server::IdentityServer<IdentityService> {
-        IdentityService::server(Arc::clone(&self.ca))
+        IdentityService::server(Arc::clone(&self.ca), self.joins.clone())
     }
 
     /// How the control plane proves itself to proxies; those that want to join are let in.
@@ -363,11 +382,11 @@ pub fn ca(args: &CaArgs) -> Result<ExitCode> {
                     let what = if authority.root { "root" } else { "intermediate" };
                     let fingerprint: String = authority.fingerprint.iter().map(|b| format!("{b:02x}")).collect();
                     let phase = match authority.phase.as_str() {
-                        "next" => format!("next, signs in {}", remaining(authority.until)),
-                        "retiring" => format!("retiring, gone in {}", remaining(authority.until)),
+                        "next" => format!("next, signs {}", when(authority.until)),
+                        "retiring" => format!("retiring, gone {}", when(authority.until)),
                         other => other.to_owned(),
                     };
-                    say!("{what:<13} {fingerprint}  ends in {}  {phase}", remaining(authority.not_after));
+                    say!("{what:<13} {fingerprint}  ends {}  {phase}", when(authority.not_after));
                 }
                 for revoked in shown.revoked {
                     say!("revoked       {revoked}");
@@ -406,6 +425,15 @@ fn said(status: tonic::Status) -> anyhow::Error {
 fn block_on(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(work)
+}
+
+/// A moment (seconds since 1970), and how far away it is.
+fn when(then: u64) -> String {
+    let left = remaining(then);
+    match left.as_str() {
+        "over" => format!("{} (over)", log_time::rfc3339(then)),
+        _ => format!("{} (in {left})", log_time::rfc3339(then)),
+    }
 }
 
 /// The time from now until then (seconds since 1970).

@@ -16,7 +16,9 @@ use clap::Args as ClapArgs;
 use selvedge_admin::{AdminState, Readiness};
 use selvedge_compile::Options;
 use selvedge_control::{
-    Current, Engine, domain,
+    Current, Engine,
+    ca::Ca,
+    domain,
     publish::server::Publisher,
     saved,
     source::{
@@ -26,10 +28,7 @@ use selvedge_control::{
 };
 use selvedge_identity::Identities;
 use selvedge_mesh::identity;
-use selvedge_proxy::{
-    telemetry::{Telemetry, families::Family},
-    worker::WorkerCount,
-};
+use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::{
     net::TcpListener,
@@ -128,14 +127,14 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
         Some(authority) => Some(authority.mutual()?),
         None => fleet::mutual(&args.identity, args.insecure, &identities)?,
     };
-    let keeper = authority.as_ref().map(|a| a.keeper.clone());
+    let issuing = authority.as_ref().map(|a| (a.keeper.clone(), a.ca.clone()));
     let plane = Plane { publisher, authority, mutual };
     domain.send_replace(plane.domain());
     let (publisher, look) = (plane.publisher.clone(), reload.clone());
     publisher.look(Box::new(move || look.notify_one()));
     tokio::spawn(publisher.clone().run());
     let mut known = current.clone();
-    serve_admin(args, &publisher, current, drain, level, keeper)?;
+    serve_admin(args, &publisher, current, drain, level, issuing)?;
     service_manager::ready();
     let server = async move {
         // A Mesh of another trust domain must not get out.
@@ -203,18 +202,19 @@ fn serve_admin(
     current: watch::Receiver<Arc<Current>>,
     drain: Arc<Notify>,
     level: Level,
-    keeper: Option<Arc<identity::Keeper>>,
+    issuing: Option<(Arc<identity::Keeper>, Arc<Ca>)>,
 ) -> Result<()> {
     let Some(socket) = args.admin.open(0)? else { return Ok(()) };
     let socket = TcpListener::from_std(socket).context("the admin listener cannot be served")?;
     tracing::info!(address = %socket.local_addr()?, "admin listener");
     let (status, config, known, publisher) = (current.clone(), current.clone(), current, publisher.clone());
     let telemetry = Telemetry::on(WorkerCount(1), Some(tokio::runtime::Handle::current()), None);
-    if let Some(keeper) = keeper {
+    if let Some((keeper, ca)) = issuing {
         telemetry.registry.collect(move |out| keeper.encode(out));
+        telemetry.registry.collect(move |out| plane::encode_ca(&ca, out));
     }
-    let waiting = publisher.clone();
-    telemetry.registry.collect(move |out| out.sample(Family::ControlBehind, &[], waiting.behind() as u64));
+    let counted = publisher.clone();
+    telemetry.registry.collect(move |out| plane::encode(&counted, out));
     let state = AdminState {
         telemetry,
         readiness: Arc::new(move || match known.borrow().spoken {
@@ -225,7 +225,7 @@ fn serve_admin(
         config: Arc::new(move || config.borrow().resources.to_value()),
         clusters: Arc::new(Vec::new),
         listeners: Arc::new(Vec::new),
-        nodes: Arc::new(move || publisher.nodes()),
+        nodes: Arc::new(move || publisher.all_nodes()),
         drain: Arc::new(move || drain.notify_one()),
         log_level: admin::log_level(level),
     };

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args as ClapArgs;
-use selvedge_control::identity::{JoinTokens, Joining, RemoteIssuer};
+use selvedge_control::identity::{JoinFiles, JoinTokens, Joining, RemoteIssuer};
 use selvedge_identity::Identities;
 use selvedge_mesh::{
     identity::{Keeper, Options},
@@ -27,6 +27,13 @@ pub struct Args {
     /// File with join tokens, one a line (`selvedge token create`). Not needed once there is a certificate.
     #[arg(long, value_name = "FILE", requires = "identity", env = "SELVEDGE_JOIN_TOKEN_FILE")]
     pub join_token_file: Option<PathBuf>,
+    /// Certificate of another CA to join with instead of a token, PEM, where the control plane takes such (`selvedge control
+    /// --join-ca`); the control plane is known by --trust. Not needed once there is a certificate of the mesh.
+    #[arg(long, value_name = "FILE", requires = "identity", requires = "join_key", requires = "trust")]
+    pub join_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "join_cert")]
+    pub join_key: Option<PathBuf>,
     /// Trust domain; that of the join token when not given, or else cluster.local.
     #[arg(long, value_name = "NAME", requires = "identity")]
     pub trust_domain: Option<String>,
@@ -44,6 +51,7 @@ impl Args {
         &self,
         control: &[String],
         state: Option<&Path>,
+        trust: Option<&Path>,
         identities: &Arc<Identities>,
     ) -> Result<Option<(SpiffeId, Arc<Keeper>)>> {
         if self.identity.is_empty() {
@@ -70,7 +78,15 @@ impl Args {
         let ids: Result<Vec<SpiffeId>> = self.identity.iter().map(|name| id(&domain, name)).collect();
         let ids = ids?;
         let joining = Joining { control: control.to_vec(), tokens };
-        let issuer = Arc::new(RemoteIssuer::new(&domain, joining, Arc::clone(identities))?);
+        let mut issuer = RemoteIssuer::new(&domain, joining, Arc::clone(identities))?;
+        if let (Some(chain), Some(key), Some(trust)) = (&self.join_cert, &self.join_key, trust) {
+            if !chain.exists() {
+                tracing::warn!(path = %chain.display(), "the certificate to join with does not exist");
+            }
+            issuer =
+                issuer.with_certificate(JoinFiles { chain: chain.clone(), key: key.clone(), trust: trust.to_owned() });
+        }
+        let issuer = Arc::new(issuer);
         let folder = state.map(|s| s.join(FOLDER));
         let keeper = Keeper::new(Arc::clone(identities), issuer.clone(), Options::new(folder))
             .context("the folder for certificates cannot be made")?;

@@ -16,6 +16,7 @@ mod plane;
 mod proxy;
 mod run;
 mod status;
+mod time;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -2,7 +2,14 @@
 
 use crate::authority::Authority;
 use anyhow::{Context, Result};
-use selvedge_control::{domain::Domain, publish::server::Publisher, transport, transport::Mutual};
+use selvedge_control::{
+    ca::{Alarm, Ca},
+    domain::Domain,
+    publish::server::Publisher,
+    transport,
+    transport::Mutual,
+};
+use selvedge_proxy::telemetry::{encode::Encoder, families::Family};
 use std::net::SocketAddr;
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -24,6 +31,31 @@ pub fn bind(address: SocketAddr) -> Result<TcpSocket> {
 pub fn listen(socket: TcpSocket) -> Result<TcpListener> {
     let address = socket.local_addr()?;
     socket.listen(BACKLOG).with_context(|| format!("cannot listen on {address} (choose another address with --listen)"))
+}
+
+/// What metrics say of the proxies of a control plane.
+pub fn encode(publisher: &Publisher, out: &mut Encoder) {
+    out.sample(Family::ControlBehind, &[], publisher.behind() as u64);
+    for ((role, state), count) in publisher.count() {
+        out.sample(Family::ControlProxies, &[role, state.name()], count);
+    }
+}
+
+/// What metrics say of a certificate authority.
+pub fn encode_ca(ca: &Ca, out: &mut Encoder) {
+    for expiry in ca.expiries() {
+        let alarm: u64 = match expiry.alarm {
+            Alarm::None => 0,
+            Alarm::Half => 1,
+            Alarm::Urgent => 2,
+            Alarm::Over => 3,
+        };
+        out.sample(Family::CaExpiry, &[expiry.name()], expiry.not_after);
+        out.sample(Family::CaAlarm, &[expiry.name()], alarm);
+    }
+    if let Some(unusable) = ca.files_unusable() {
+        out.sample(Family::CaFilesUnusable, &[], u64::from(unusable));
+    }
 }
 
 /// What proxies are given, and by whom.

@@ -160,14 +160,15 @@ fn beside_only(args: &Args) -> Vec<&'static str> {
 fn feed(args: &Args, registration: Option<Registration>) -> Result<Feed> {
     let identities = Arc::<Identities>::default();
     let state = (!args.common.no_state).then_some(args.common.state.as_path());
-    let (own, keeper) = match args.join.keep(&args.control, state, &identities)? {
+    let (own, keeper) = match args.join.keep(&args.control, state, args.certificate.trust.as_deref(), &identities)? {
         Some((own, keeper)) => (Some(own), Some(keeper)),
         None => (args.certificate.follow(&identities)?, None),
     };
     args.join.serve_workloads(&identities, own.as_ref().map(|id| id.trust_domain()))?;
     ensure!(
         own.is_some() || args.control.iter().all(|url| url.starts_with("http://")),
-        "mutual TLS needs an identity: give --identity and --join-token-file, or --cert, --key and --trust"
+        "mutual TLS needs an identity: give --identity and --join-token-file (or --join-cert, --join-key and --trust), or \
+         --cert, --key and --trust"
     );
     let mut locals = args.workload.clone();
     if let Some(name) = registration.as_ref().map(Registration::name)

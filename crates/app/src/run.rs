@@ -226,6 +226,9 @@ async fn serve(
         proxy.shared().telemetry.registry.collect(move |out| keeper.encode(out));
     }
     let publishing = feed.publishing.clone();
+    if let Some(publishing) = publishing.clone() {
+        proxy.shared().telemetry.registry.collect(move |out| publishing.encode(out));
+    }
     let parts = Parts {
         proxy,
         phase: Arc::new(Phase::default()),

@@ -2,7 +2,7 @@
 
 use futures_util::Stream;
 use hyper_util::rt::TokioIo;
-use selvedge_identity::{Expect, Identities, Peer, Role};
+use selvedge_identity::{Expect, Identities, Peer, Role, refused};
 use selvedge_wire::spiffe::SpiffeId;
 use socket2::SockRef;
 use std::{
@@ -56,6 +56,9 @@ pub struct PeerInfo {
     /// The listener speaks mutual TLS: who has shown no certificate is nobody. Otherwise nobody can prove anything.
     pub proves: bool,
     pub peer: Option<Peer>,
+    /// What it has shown instead, leaf first: a certificate of a CA whose certificates are good for joining and nothing
+    /// else. The handshake has proved that it has the key.
+    pub joins_with: Option<Chain>,
     identities: Option<Arc<Identities>>,
 }
 
@@ -113,7 +116,10 @@ pub fn accept(listener: TcpListener, mutual: Option<Mutual>) -> impl Stream<Item
                 drop(waits);
                 match tokio::time::timeout(HANDSHAKE, Link::server(stream, address, mutual, nobodies)).await {
                     Ok(Ok(link)) => _ = accepted.send(Ok(link)).await,
-                    Ok(Err(error)) => tracing::info!(%address, %error, "a handshake has failed"),
+                    Ok(Err(error)) => {
+                        let error = refused(&error).map_or_else(|| error.to_string(), ToString::to_string);
+                        tracing::info!(%address, %error, "a handshake has failed");
+                    }
                     Err(_) => tracing::info!(%address, "a handshake took too long"),
                 }
                 drop(place);
@@ -163,19 +169,9 @@ impl Link {
         let config = config.map_err(io::Error::other)?;
         let tls = TlsAcceptor::from(config).accept(stream).await?;
         let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
-        let peer = if chain.is_empty() {
-            None
-        } else {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now = rustls::pki_types::UnixTime::since_unix_epoch(now);
-            let peer = mutual.identities.judge(chain, &Expect::Known, Role::Client, now).map_err(io::Error::other)?;
-            // Domains that ours trusts may call its workloads, but have no part in how it is run.
-            if peer.id.trust_domain() != mutual.own.trust_domain() {
-                return Err(io::Error::other(format!("{} is of another trust domain", peer.id)));
-            }
-            Some(peer)
-        };
-        let info = PeerInfo { address: Some(address), proves: true, peer, identities: Some(mutual.identities) };
+        let (peer, joins_with) = if chain.is_empty() { (None, None) } else { shown(&mutual, chain)? };
+        let info =
+            PeerInfo { address: Some(address), proves: true, peer, joins_with, identities: Some(mutual.identities) };
         let nobody = match info.peer {
             Some(_) => None,
             None => {
@@ -271,6 +267,27 @@ impl AsyncWrite for Io {
             Self::Clear(io) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io) => Pin::new(io).poll_shutdown(cx),
         }
+    }
+}
+
+type Chain = Arc<[rustls::pki_types::CertificateDer<'static>]>;
+
+/// Who has shown this chain: a member, or a node that joins with a certificate of another CA.
+fn shown(
+    mutual: &Mutual,
+    chain: &[rustls::pki_types::CertificateDer<'static>],
+) -> io::Result<(Option<Peer>, Option<Chain>)> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = rustls::pki_types::UnixTime::since_unix_epoch(now);
+    let why = match mutual.identities.judge(chain, &Expect::Known, Role::Client, now) {
+        Ok(peer) if peer.id.trust_domain() == mutual.own.trust_domain() => return Ok((Some(peer), None)),
+        // Domains that ours trusts may call its workloads, but have no part in how it is run.
+        Ok(peer) => io::Error::other(format!("{} is of another trust domain", peer.id)),
+        Err(refused) => io::Error::other(refused),
+    };
+    match mutual.joining && mutual.identities.judge_join(chain, now).is_ok() {
+        true => Ok((None, Some(chain.into()))),
+        false => Err(why),
     }
 }
 

@@ -4,7 +4,7 @@
 //! configuration: so none outlives what it was made with. Verifiers read the bundles at each handshake, for the moment
 //! between asking for a configuration and using it.
 
-use crate::{Error, Expect, Refused, Role, Svid, store::Live, verify};
+use crate::{Error, Expect, Refused, Role, Svid, join, store::Live, verify};
 use ahash::AHashMap;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
@@ -17,7 +17,7 @@ use rustls::{
         ResolvesServerCert,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
-    sign::SingleCertAndKey,
+    sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -127,13 +127,23 @@ fn owned(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 fn client(live: &Live, svid: &Svid, expect: &Expect, alpn: &[&[u8]]) -> Result<ClientConfig, Error> {
+    client_of(live, expect, svid.certified().clone(), alpn)
+}
+
+/// A client that shows this certificate, whatever it is.
+pub(crate) fn client_of(
+    live: &Live,
+    expect: &Expect,
+    shown: Arc<CertifiedKey>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, Error> {
     let verifier = Arc::new(Verifier { live: live.clone(), expect: expect.clone(), open: false });
     let mut config = ClientConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|e| Error::Tls(e.to_string()))?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified().clone())));
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = owned(alpn);
     config.resumption = Resumption::in_memory_sessions(MAX_SESSIONS);
     // Peers are told apart by the certificates they must prove, not by the name we would send.
@@ -173,7 +183,18 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), Refused> {
         let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
-        verify::verify(&self.live.load().bundles, &chain, &self.expect, role, now).map(|_| ())
+        let state = self.live.load();
+        let member = verify::verify(&state.bundles, &chain, &self.expect, role, now).map(|_| ());
+        // Whoever is let in to join may show who it is by a certificate of another CA.
+        if let (Err(refused), true) = (&member, self.open && !state.join_cas.is_empty()) {
+            return match join::judge(&state.join_cas, &chain, now) {
+                Ok(_) => Ok(()),
+                // What is said of our own certificates is worth more.
+                Err(_) if refused.is_ours(&state.bundles) => member,
+                Err(other) => Err(other),
+            };
+        }
+        member
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the certificate of an identity says (X509-SVID sections 2 to 4).
 
-use crate::Refused;
+use crate::{JoinCertificate, Refused};
 use rustls_pki_types::CertificateDer;
-use selvedge_wire::spiffe::SpiffeId;
+use selvedge_wire::{log_time::rfc3339, spiffe::SpiffeId};
 use std::{
     fmt,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -66,11 +66,7 @@ impl When {
 
 impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = i64::try_from(self.0).ok().and_then(|secs| ASN1Time::from_timestamp(secs).ok());
-        match time.and_then(|time| time.to_rfc2822().ok()) {
-            Some(text) => f.write_str(&text),
-            None => write!(f, "{} seconds after 1970", self.0),
-        }
+        f.write_str(&rfc3339(self.0))
     }
 }
 
@@ -109,6 +105,44 @@ pub(crate) fn read(der: &CertificateDer<'_>) -> Result<Leaf, Refused> {
         serial: Serial::new(certificate.raw_serial()),
         not_before: When::of(certificate.validity().not_before),
         not_after: When::of(certificate.validity().not_after),
+    })
+}
+
+/// Reads a certificate of another CA that somebody joins with; which CA is not known yet.
+pub(crate) fn read_join(der: &CertificateDer<'_>) -> Result<JoinCertificate, Refused> {
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Refused::Malformed)?;
+    let refuse = |reason: &str| Refused::Join { reason: reason.to_owned() };
+    let constraints = certificate.basic_constraints().map_err(|_| Refused::Malformed)?;
+    let usage = certificate.key_usage().map_err(|_| Refused::Malformed)?.map(|usage| usage.value);
+    let signs_others = usage.is_some_and(|usage| usage.key_cert_sign() || usage.crl_sign());
+    if constraints.is_some_and(|constraints| constraints.value.ca) || signs_others {
+        return Err(refuse("it is one that signs others"));
+    }
+    if usage.is_some_and(|usage| !usage.digital_signature()) {
+        return Err(refuse("it is not for signatures (key usage digitalSignature)"));
+    }
+    let (mut dns, mut uris) = (Vec::new(), Vec::new());
+    let names = certificate.subject_alternative_name().map_err(|_| Refused::Malformed)?;
+    for name in names.iter().flat_map(|names| &names.value.general_names) {
+        match name {
+            GeneralName::URI(uri) => uris.push(*uri),
+            GeneralName::DNSName(name) if !name.contains('*') => dns.push(name.to_ascii_lowercase()),
+            GeneralName::Invalid(..) => return Err(Refused::Malformed),
+            _ => {}
+        }
+    }
+    let is_spiffe = |uri: &&str| uri.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:"));
+    let id = match uris.iter().any(is_spiffe) {
+        false => None,
+        true => Some(id(&certificate)?),
+    };
+    Ok(JoinCertificate {
+        cas: Vec::new(),
+        id,
+        dns,
+        serial: Serial::new(certificate.raw_serial()),
+        not_before: When::of(certificate.validity().not_before).0,
+        not_after: When::of(certificate.validity().not_after).0,
     })
 }
 

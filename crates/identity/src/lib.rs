@@ -11,6 +11,7 @@
 //! | `leaf` | what the certificate of an identity says |
 //! | `issuer` | [`Issuer`]: where SVIDs come from |
 //! | `pin` | the first connection to a control plane, by its root's SHA-256 |
+//! | `join` | certificates of other CAs that a node joins with: [`JoinCa`], [`JoinCertificate`] |
 //! | `config` | TLS configurations that always see the newest of all that |
 
 #![forbid(unsafe_code)]
@@ -19,6 +20,7 @@ mod bundle;
 mod config;
 mod error;
 mod issuer;
+mod join;
 mod key;
 mod leaf;
 mod pin;
@@ -31,6 +33,7 @@ mod verify;
 pub use bundle::{Bundle, Bundles};
 pub use error::Error;
 pub use issuer::{Issued, Issuer, Issuing, NotIssued, Trust, control_id};
+pub use join::{JoinCa, JoinCertificate, joining_config};
 pub use key::KeyPair;
 pub use leaf::Serial;
 pub use pin::pinned_config;

@@ -1,6 +1,8 @@
 //! What this process is and whom it trusts, live.
 
-use crate::{Bundle, Bundles, Error, Expect, Peer, Refused, Role, Svid, config::Configs, verify};
+use crate::{
+    Bundle, Bundles, Error, Expect, JoinCa, JoinCertificate, Peer, Refused, Role, Svid, config::Configs, join, verify,
+};
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -30,6 +32,8 @@ pub(crate) struct State {
     pub(crate) bundles: Arc<Bundles>,
     /// Those of other trust domains, as the mesh names them; in `bundles` unless a domain is our own.
     federated: BTreeMap<String, Bundle>,
+    /// Whose certificates are good for joining.
+    pub(crate) join_cas: Arc<[JoinCa]>,
     /// Counts changes of the bundles.
     pub(crate) trust: u64,
 }
@@ -204,6 +208,27 @@ impl Identities {
     /// nothing.
     pub fn open_server_config(&self, own: &SpiffeId, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
         self.configs.server(&self.live, &self.own(own)?, true, alpn)
+    }
+
+    /// From now on, who comes by [`Self::open_server_config`] may show a certificate of these CAs, and of no others.
+    pub fn set_join_cas(&self, cas: Vec<JoinCa>) {
+        self.change(|state| {
+            let changed = *state.join_cas != *cas;
+            if changed {
+                state.join_cas = cas.into();
+                state.trust += 1;
+            }
+            changed
+        });
+    }
+
+    /// Judges a presented chain, leaf first, by the CAs whose certificates are good for joining.
+    pub fn judge_join(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<JoinCertificate, Refused> {
+        join::judge(&self.live.load().join_cas, chain, now)
+    }
+
+    pub(crate) fn live(&self) -> &Live {
+        &self.live
     }
 
     fn own(&self, id: &SpiffeId) -> Result<Arc<Svid>, Error> {

@@ -1,7 +1,7 @@
 //! Whether a peer is who it must be.
 
 use crate::{
-    Bundles, Serial,
+    Bundle, Bundles, Serial,
     config::provider,
     leaf::{self, When},
 };
@@ -101,6 +101,24 @@ pub enum Refused {
     RootsExpired { id: SpiffeId },
     #[error("the certificate of {id} does not lead to a root of its trust domain: {reason}")]
     Untrusted { id: SpiffeId, reason: String },
+    #[error("a certificate to join with is not accepted: {reason}")]
+    Join { reason: String },
+}
+
+impl Refused {
+    /// Whether it is about an identity of a trust domain whose roots we have.
+    pub(crate) fn is_ours(&self, bundles: &Bundles) -> bool {
+        match self {
+            Self::Authority { id }
+            | Self::Usage { id }
+            | Self::Expired { id, .. }
+            | Self::NotYetValid { id, .. }
+            | Self::Revoked { id, .. }
+            | Self::RootsExpired { id }
+            | Self::Untrusted { id, .. } => bundles.of_id(id).is_some(),
+            _ => false,
+        }
+    }
 }
 
 /// Judges a chain, leaf first, at a moment. The signature by the leaf's key is the handshake's to check.
@@ -161,27 +179,57 @@ fn trusted(
     {
         return Err(revoked());
     }
-    // webpki takes a root's word for as long as it is there, so we look at the dates.
-    let valid = |root: &&crate::bundle::Root| (root.not_before.0..=root.not_after.0).contains(&now.as_secs());
-    let anchors: Vec<_> = bundle.roots.iter().filter(valid).map(|root| root.anchor.clone()).collect();
-    if anchors.is_empty() {
-        return Err(Refused::RootsExpired { id: id.clone() });
-    }
-    let lists: Vec<_> = bundle.crls.iter().map(|crl| &crl.list).collect();
-    // Without lists there are no options. A list that is silent about an issuer does not speak against its leaves.
-    let options = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-        options.with_depth(RevocationCheckDepth::EndEntity).with_status_policy(UnknownStatusPolicy::Allow).build()
-    });
     let usage = match role {
         Role::Server => KeyUsage::server_auth(),
         Role::Client => KeyUsage::client_auth(),
     };
+    path(bundle, leaf, intermediates, usage, RevocationCheckDepth::EndEntity, now).map_err(|why| match why {
+        Broken::Unreadable => Refused::Malformed,
+        Broken::RootsExpired => Refused::RootsExpired { id: id.clone() },
+        Broken::Revoked => revoked(),
+        Broken::Other(reason) => Refused::Untrusted { id: id.clone(), reason },
+    })
+}
+
+/// Why no path leads to a root.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the certificate cannot be read")]
+    Unreadable,
+    #[error("its roots have expired, or are not yet valid")]
+    RootsExpired,
+    #[error("it is revoked")]
+    Revoked,
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Whether a chain leads to one of these roots, and all of it is valid now.
+pub(crate) fn path(
+    bundle: &Bundle,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    usage: KeyUsage,
+    depth: RevocationCheckDepth,
+    now: UnixTime,
+) -> Result<(), Broken> {
+    // webpki takes a root's word for as long as it is there, so we look at the dates.
+    let valid = |root: &&crate::bundle::Root| (root.not_before.0..=root.not_after.0).contains(&now.as_secs());
+    let anchors: Vec<_> = bundle.roots.iter().filter(valid).map(|root| root.anchor.clone()).collect();
+    if anchors.is_empty() {
+        return Err(Broken::RootsExpired);
+    }
+    let lists: Vec<_> = bundle.crls.iter().map(|crl| &crl.list).collect();
+    // Without lists there are no options. A list that is silent about an issuer does not speak against its leaves.
+    let options = RevocationOptionsBuilder::new(&lists)
+        .ok()
+        .map(|options| options.with_depth(depth).with_status_policy(UnknownStatusPolicy::Allow).build());
     let algorithms = provider().signature_verification_algorithms.all;
-    let parsed = EndEntityCert::try_from(leaf).map_err(|_| Refused::Malformed)?;
+    let parsed = EndEntityCert::try_from(leaf).map_err(|_| Broken::Unreadable)?;
     match parsed.verify_for_usage(algorithms, &anchors, intermediates, now, usage, options, None) {
         Ok(_) => Ok(()),
-        Err(webpki::Error::CertRevoked) => Err(revoked()),
-        Err(error) => Err(Refused::Untrusted { id: id.clone(), reason: reason(&error) }),
+        Err(webpki::Error::CertRevoked) => Err(Broken::Revoked),
+        Err(error) => Err(Broken::Other(reason(&error))),
     }
 }
 
@@ -189,8 +237,9 @@ fn reason(error: &webpki::Error) -> String {
     match error {
         webpki::Error::UnknownIssuer => "its issuer is none that we trust there".to_owned(),
         webpki::Error::InvalidSignatureForPublicKey => "a signature in its chain is wrong".to_owned(),
-        webpki::Error::CertExpired { .. } => "an intermediate has expired".to_owned(),
-        webpki::Error::CertNotValidYet { .. } => "an intermediate is not valid yet".to_owned(),
+        // Of the leaf of a member this was told before.
+        webpki::Error::CertExpired { .. } => "it, or an intermediate, has expired".to_owned(),
+        webpki::Error::CertNotValidYet { .. } => "it, or an intermediate, is not valid yet".to_owned(),
         webpki::Error::RequiredEkuNotFoundContext(_) => {
             "it is not for this side of a connection (extended key usage)".to_owned()
         }

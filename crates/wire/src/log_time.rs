@@ -33,6 +33,15 @@ enum Item {
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 
+/// A moment, in seconds since 1970, in UTC: `2023-11-14T22:13:20Z` (RFC 3339).
+pub fn rfc3339(seconds: u64) -> String {
+    // The last that has four digits of a year.
+    let date = Civil::from(Duration::from_secs(seconds.min(253_402_300_799)));
+    let Civil { year, month, day, .. } = date;
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 impl TimeFormat {
     /// Empty stands for RFC 3339 with milliseconds.
     pub fn parse(format: &str) -> Result<Self, String> {

@@ -136,7 +136,7 @@ impl Parts {
             }),
             nodes: {
                 let publisher = self.publisher.clone();
-                Arc::new(move || publisher.as_ref().map(Publisher::nodes).unwrap_or_default())
+                Arc::new(move || publisher.as_ref().map(Publisher::all_nodes).unwrap_or_default())
             },
             drain: Arc::new(move || drain.notify_one()),
             log_level: log_level(level),

@@ -11,14 +11,21 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args as ClapArgs;
-use selvedge_control::{Current, ca::StoreError, domain::Domain, publish::server::Publisher, source::Joined};
+use selvedge_control::{
+    Current,
+    ca::{Ca, StoreError},
+    domain::Domain,
+    publish::server::Publisher,
+    source::Joined,
+};
 use selvedge_identity::{Identities, Issued, Issuer, Issuing, NotIssued, Svid, Trust};
 use selvedge_mesh::identity::{self, Keeper};
+use selvedge_proxy::telemetry::encode::Encoder;
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 use tokio::{
@@ -130,6 +137,15 @@ impl Publishing {
 
     pub fn domain(&self) -> &Domain {
         &self.domain
+    }
+
+    /// What metrics say of proxies and authority.
+    pub fn encode(&self, out: &mut Encoder) {
+        plane::encode(&self.publisher, out);
+        let ca = self.lent.ca.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(ca) = ca {
+            plane::encode_ca(&ca, out);
+        }
     }
 
     /// Publishes what is in effect, and lets proxies in.
@@ -297,6 +313,8 @@ fn is_locked(error: &anyhow::Error) -> bool {
 #[derive(Default)]
 struct Lent {
     issuer: Mutex<Option<Arc<dyn Issuer>>>,
+    /// For metrics only: it must not keep the store open.
+    ca: Mutex<Weak<Ca>>,
     trust: watch::Sender<Option<Arc<Trust>>>,
 }
 
@@ -320,6 +338,8 @@ impl Lent {
                 }
             });
         }
+        let ca = authority.map(|authority| Arc::downgrade(&authority.ca)).unwrap_or_default();
+        *self.ca.lock().unwrap_or_else(PoisonError::into_inner) = ca;
         *self.issuer.lock().unwrap_or_else(PoisonError::into_inner) = issuer.map(|issuer| issuer as _);
     }
 }

@@ -1,8 +1,8 @@
 //! What every node of a trust domain must know: its roots and what is revoked.
 
-use super::{authority::Der, state::SavedRevocation, time::SKEW};
+use super::{authority::Der, state::SavedRevocation};
 use selvedge_identity::Serial;
-use selvedge_wire::spiffe::SpiffeId;
+use selvedge_wire::{log_time::rfc3339, spiffe::SpiffeId};
 use std::fmt;
 
 /// The trust bundle at one time.
@@ -23,7 +23,7 @@ pub struct Bundle {
 pub enum Revoked {
     /// One certificate.
     Serial { serial: Serial, at: u64 },
-    /// All certificates of an identity that were issued until then (seconds since 1970).
+    /// All certificates of an identity that begin until then (seconds since 1970).
     Identity { id: SpiffeId, at: u64 },
 }
 
@@ -43,11 +43,13 @@ impl Revoked {
         }
     }
 
-    /// Whether it concerns a certificate that says it begins at `not_before`: two minutes before it was issued.
+    /// Whether it concerns a certificate that begins at `not_before`: two minutes before its issue, by the clock of the
+    /// control plane that issued it. That one may have been fast by as much, so that all count which begin until the
+    /// revocation; who joins later gets one that begins after it.
     pub fn concerns(&self, id: &SpiffeId, serial: &Serial, not_before: u64) -> bool {
         match self {
             Self::Serial { serial: revoked, .. } => revoked == serial,
-            Self::Identity { id: revoked, at } => revoked == id && not_before + SKEW.as_secs() <= *at,
+            Self::Identity { id: revoked, at } => revoked == id && not_before <= *at,
         }
     }
 }
@@ -55,8 +57,8 @@ impl Revoked {
 impl fmt::Display for Revoked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Serial { serial, at } => write!(f, "serial {serial}, {at} s after 1970"),
-            Self::Identity { id, at } => write!(f, "{id}, certificates issued until {at} s after 1970"),
+            Self::Serial { serial, at } => write!(f, "serial {serial}, at {}", rfc3339(*at)),
+            Self::Identity { id, at } => write!(f, "{id}, certificates that begin until {}", rfc3339(*at)),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! ended). An intermediate needs no first phase, for it travels with the certificates that it signed.
 
 use super::{
+    alarm::Life,
     authority::{Authority, Der, Leaf, fingerprint},
     bundle::{Bundle, Revoked},
     csr::Request,
@@ -15,7 +16,10 @@ use super::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use selvedge_identity::Serial;
-use selvedge_wire::spiffe::{SpiffeId, is_trust_domain};
+use selvedge_wire::{
+    log_time::rfc3339,
+    spiffe::{SpiffeId, is_trust_domain},
+};
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -87,6 +91,8 @@ pub struct Core {
     bundle: Arc<Bundle>,
     /// When the bundle's CRLs were signed.
     signed: u64,
+    /// Revocations are remembered until then at least.
+    remember: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -115,6 +121,18 @@ struct Intermediate {
 pub struct FromFiles {
     pub authority: Arc<Authority>,
     pub roots: Vec<Der>,
+}
+
+impl FromFiles {
+    /// Why it cannot sign now.
+    pub(super) fn unusable(&self, now: SystemTime) -> Option<String> {
+        let (not_before, not_after) = validity(self.authority.certificate()).ok()?;
+        match seconds(now) {
+            now if now < not_before => Some(format!("it is not valid before {}", rfc3339(not_before))),
+            now if now >= not_after => Some(format!("it has ended at {}", rfc3339(not_after))),
+            _ => None,
+        }
+    }
 }
 
 impl Core {
@@ -196,6 +214,7 @@ impl Core {
             revocations: state.revocations.clone(),
             bundle: Arc::new(Bundle::empty(domain)),
             signed: 0,
+            remember: 0,
         };
         for intermediate in &mut core.intermediates {
             intermediate.longest = intermediate.longest.max(lifetimes.svid.as_secs());
@@ -280,11 +299,12 @@ impl Core {
             return Err(Error::Foreign { id: id.to_string(), domain: self.domain.clone() });
         }
         let life = life.unwrap_or(self.lifetimes.svid).min(self.lifetimes.svid);
-        // Who joins again in the second of its revocation, or by a clock that is late, must not be taken for who was revoked.
+        // Who joins again must not be taken for who was revoked, though it is dated back, and clocks differ. A revocation in
+        // a future farther than that is of a clock that was wrong, and ends nobody's certificates for ever.
         let revoked = self.revocations.iter().filter(|r| r.identity.as_deref() == Some(id.as_str())).map(|r| r.at + 1);
         let soon = seconds(now) + SKEW.as_secs();
-        let now = revoked.filter(|from| *from <= soon).map(at).fold(now, SystemTime::max);
-        self.signer(now)?.authority.sign(request, id, life, now)
+        let earliest = revoked.filter(|from| *from <= soon).max().unwrap_or(0);
+        self.signer(now)?.authority.sign(request, id, life, earliest, now)
     }
 
     /// The root that a certificate issued now leads to.
@@ -336,6 +356,25 @@ impl Core {
         }
     }
 
+    /// Whether a certificate of another CA, that began then, may still become `id`. Who was revoked, or had a certificate
+    /// with which it could join again, needs a new one.
+    pub fn may_join(&self, id: &SpiffeId, serial: &Serial, not_before: u64) -> Result<(), Error> {
+        let concerns = |revoked: &&Revoked| match revoked {
+            Revoked::Serial { serial: revoked, .. } => revoked == serial,
+            Revoked::Identity { id: revoked, at } => revoked == id && not_before <= *at,
+        };
+        match self.bundle.revoked.iter().find(concerns) {
+            Some(revoked) => Err(Error::JoinRevoked { id: id.to_string(), since: revoked.at() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Revocations from now on are remembered until then at least.
+    pub fn remembering(&mut self, until: u64) -> &mut Self {
+        self.remember = until;
+        self
+    }
+
     /// Revokes one certificate, whoever has it.
     pub fn revoke_serial(&mut self, serial: &Serial, now: SystemTime) -> Result<(), Error> {
         self.revoke([(Some(serial.to_string()), None)], now)
@@ -356,7 +395,8 @@ impl Core {
         now: SystemTime,
     ) -> Result<(), Error> {
         // What has ended may come back in the grace, and must be known as revoked then.
-        let (now_seconds, until) = (seconds(now), self.last_end(now) + self.lifetimes.grace.as_secs());
+        let until = (self.last_end(now) + self.lifetimes.grace.as_secs()).max(self.remember);
+        let now_seconds = seconds(now);
         for (serial, identity) in what {
             self.revocations.retain(|r| (&r.serial, &r.identity) != (&serial, &identity));
             self.revocations.push(SavedRevocation { serial, identity, at: now_seconds, until });
@@ -567,7 +607,11 @@ impl Core {
         found.ok_or_else(|| {
             let active = self.intermediates.iter().find(|i| i.phase == Phase::Active);
             let why = active.map_or("there is no intermediate".to_owned(), |i| {
-                format!("the intermediate is valid from {} to {} s after 1970", i.not_before, i.authority.not_after)
+                format!(
+                    "the intermediate is valid from {} to {}",
+                    rfc3339(i.not_before),
+                    rfc3339(i.authority.not_after)
+                )
             });
             Error::NoAuthority { why }
         })
@@ -605,6 +649,25 @@ impl Core {
             crls,
         });
         Ok(())
+    }
+
+    /// Everything that signs, has signed or will sign.
+    pub(super) fn lives(&self) -> Vec<Life> {
+        let roots = self.roots.iter().map(|r| Life {
+            root: true,
+            from_files: r.authority.is_none(),
+            phase: r.phase,
+            not_before: r.not_before,
+            not_after: r.not_after,
+        });
+        let intermediates = self.intermediates.iter().map(|i| Life {
+            root: false,
+            from_files: i.from_files,
+            phase: i.phase,
+            not_before: i.not_before,
+            not_after: i.authority.not_after,
+        });
+        roots.chain(intermediates).collect()
     }
 
     /// For `status`: each root and intermediate with its phase, its end, and the SHA-256 of its certificate.

@@ -1,6 +1,7 @@
 //! Why the certificate authority did not do what was asked. Every message says what to do.
 
 use super::{csr, store::StoreError, tokens::Refused};
+use selvedge_wire::log_time::rfc3339;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -36,10 +37,17 @@ pub enum Error {
     #[error("{0}")]
     Lifetimes(&'static str),
     #[error(
-        "{id} is revoked since {since} s after 1970: it cannot be renewed; if the workload is trusted again, make a join \
-         token for it (`selvedge token create`) and join anew"
+        "{id} is revoked since {}: it cannot be renewed; if the workload is trusted again, make a join \
+         token for it (`selvedge token create`) and join anew",
+        rfc3339(*since)
     )]
     Revoked { id: String, since: u64 },
+    #[error(
+        "{id} is revoked since {}, and this certificate began before: join with one that was issued later, \
+         or with a token (`selvedge token create`)",
+        rfc3339(*since)
+    )]
+    JoinRevoked { id: String, since: u64 },
     #[error("the certificate that should be renewed ended {ago} s ago: join again with a new token")]
     Expired { ago: u64 },
     #[error("no authority is valid now ({why}): check the clock of this machine; else rotate the CA")]
@@ -48,7 +56,7 @@ pub enum Error {
     Files { file: String, why: String },
     #[error("there is nothing to rotate: root and intermediate come from files; replace the files instead")]
     FromFiles,
-    #[error("a root is being rotated already; it signs from {at} s after 1970 on; to switch now, force it")]
+    #[error("a root is being rotated already; it signs from {} on; to switch now, force it (`--at-once`)", rfc3339(*at))]
     Rotating { at: u64 },
     #[error("nothing is revoked: {0}")]
     Revocation(String),

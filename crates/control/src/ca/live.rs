@@ -1,6 +1,7 @@
 //! The CA in a running control plane: [`Core`] with its store, its clock and who listens.
 
 use super::{
+    alarm::{self, Alarm, Expiry},
     authority::{Leaf, fingerprint},
     bundle::Bundle,
     core::{AuthorityStatus, Core, Lifetimes, Rotate},
@@ -13,12 +14,15 @@ use super::{
     time::seconds,
     tokens::{Listed, Order, Refused, Token, Tokens},
 };
-use selvedge_identity::Serial;
+use selvedge_identity::{JoinCertificate, Serial};
 use selvedge_model::mesh::DEFAULT_DOMAIN;
-use selvedge_wire::spiffe::SpiffeId;
+use selvedge_wire::{log_time::rfc3339, spiffe::SpiffeId};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tokio::sync::watch;
@@ -128,6 +132,11 @@ pub struct Ca {
     leads: watch::Receiver<bool>,
     clock: Clock,
     steady: Mutex<Steady>,
+    remember: AtomicU64,
+    /// What was told last of files that cannot be used.
+    unusable: Mutex<String>,
+    /// Of the intermediate and the root.
+    raised: Mutex<[Alarm; 2]>,
 }
 
 impl std::fmt::Debug for Ca {
@@ -179,6 +188,9 @@ impl Ca {
             leads,
             clock,
             steady: Mutex::default(),
+            remember: AtomicU64::new(0),
+            unusable: Mutex::default(),
+            raised: Mutex::default(),
         };
         let mut stored = ca.stored.lock().await;
         if !adopted && !ca.replace(&mut stored, core).await? {
@@ -237,6 +249,25 @@ impl Ca {
         self.tokens.redeem(&token, Some(&id), &key, now).await?;
         info!(%id, serial = %leaf.serial, token = token.id(), "a node has joined");
         Ok(self.issued(id, leaf))
+    }
+
+    /// A first certificate of `id` for whoever has proved to hold a certificate of another CA, whose rules give it `id`.
+    pub fn join_by_certificate(&self, id: &SpiffeId, shown: &JoinCertificate, csr: &[u8]) -> Result<Issued, Error> {
+        let (core, now) = (self.core(), self.now());
+        core.may_join(id, &shown.serial, shown.not_before)?;
+        let request = Request::read(csr, id)?;
+        let leaf = core.issue(id, &request, None, now)?;
+        info!(
+            %id, serial = %leaf.serial, ca = shown.cas.join(", "), shown = shown.names(), shown_serial = %shown.serial,
+            "a node has joined by a certificate of another CA"
+        );
+        Ok(self.issued(id.clone(), leaf))
+    }
+
+    /// Revocations from now on are remembered until then at least (seconds since 1970): as long as certificates of other
+    /// CAs are good for joining again.
+    pub fn remember_revocations(&self, until: u64) {
+        self.remember.store(until, Ordering::Relaxed);
     }
 
     /// The next certificate for whoever has proved to hold `current`, for the same identity.
@@ -317,7 +348,10 @@ impl Ca {
     }
 
     pub async fn revoke_serial(&self, serial: &Serial) -> Result<(), Error> {
-        self.step(|core, now| core.revoke_serial(serial, now).map(|()| true)).await?;
+        self.step(|core, now| {
+            core.remembering(self.remember.load(Ordering::Relaxed)).revoke_serial(serial, now).map(|()| true)
+        })
+        .await?;
         warn!(%serial, "a certificate was revoked");
         Ok(())
     }
@@ -332,7 +366,10 @@ impl Ca {
         for token in self.tokens.list().await?.iter().filter(|token| token.identity == id.as_str()) {
             self.tokens.delete(&token.id).await?;
         }
-        self.step(|core, now| core.revoke_identity(id, &serials, now).map(|()| true)).await?;
+        self.step(|core, now| {
+            core.remembering(self.remember.load(Ordering::Relaxed)).revoke_identity(id, &serials, now).map(|()| true)
+        })
+        .await?;
         warn!(%id, "an identity was revoked, with all join tokens for it");
         Ok(())
     }
@@ -356,6 +393,7 @@ impl Ca {
             info!("the intermediate from files has changed");
             *self.contents.lock().unwrap_or_else(PoisonError::into_inner) = Some(contents);
         }
+        self.raise();
         Ok(())
     }
 
@@ -381,19 +419,66 @@ impl Ca {
         }
     }
 
-    /// Files that read and parse, and differ from those in use. Others are reported and left.
+    /// Files that can be used, and differ from those in use. Others are told of once, and left.
     fn changed_files(&self) -> Option<(super::core::FromFiles, Contents)> {
         let files = self.options.files.as_ref()?;
-        let contents = files.read().inspect_err(|e| warn!(error = %e, "the CA's files cannot be read")).ok()?;
-        if self.contents.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&contents) {
-            return None;
-        }
-        // Chain and key are two files: between their writes they do not fit, which the next look finds mended.
-        match files.parse(&contents) {
-            Ok(parsed) => Some((parsed, contents)),
+        let found = files.read().and_then(|contents| {
+            if self.contents.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&contents) {
+                return Ok(None);
+            }
+            // Chain and key are two files: between their writes they do not fit, which the next look finds mended.
+            let parsed = files.parse(&contents)?;
+            match parsed.unusable(self.now()) {
+                Some(why) if self.core().root_of_issue(self.now()).is_ok() => {
+                    Err(Error::Files { file: files.chain.display().to_string(), why })
+                }
+                _ => Ok(Some((parsed, contents))),
+            }
+        });
+        let mut told = self.unusable.lock().unwrap_or_else(PoisonError::into_inner);
+        match found {
+            Ok(found) => {
+                told.clear();
+                found
+            }
             Err(error) => {
-                warn!(%error, "the CA's files have changed, but cannot be used; the former ones stay");
+                let error = error.to_string();
+                if error != *told {
+                    warn!(%error, "the CA's files have changed, but cannot be used; the former ones stay");
+                    *told = error;
+                }
                 None
+            }
+        }
+    }
+
+    /// When what signs ends.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        alarm::of(&self.core(), self.now())
+    }
+
+    /// What is wrong with the files of the intermediate, while the former ones stay in use; `None` without files.
+    pub fn files_unusable(&self) -> Option<bool> {
+        self.options.files.as_ref()?;
+        Some(!self.unusable.lock().unwrap_or_else(PoisonError::into_inner).is_empty())
+    }
+
+    /// Tells of alarms when they begin, and when they are over.
+    fn raise(&self) {
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        for expiry in self.expiries() {
+            let (what, until) = (expiry.name(), rfc3339(expiry.not_after));
+            let before = std::mem::replace(&mut raised[usize::from(expiry.root)], expiry.alarm);
+            let whose = match expiry.from_files {
+                true => "replace the files (--ca-intermediate, --ca-roots)",
+                false => "see why it is not rotated: is the store writable?",
+            };
+            match expiry.alarm {
+                alarm if alarm == before => {}
+                Alarm::None => info!(what, until, "the CA has a fresh authority"),
+                Alarm::Half => warn!(what, until, "half of the life of the CA's authority is over: {whose}"),
+                Alarm::Urgent => error!(what, until, "four fifths of the life of the CA's authority are over: {whose}"),
+                Alarm::Over => error!(what, until, "the CA's authority is not valid, and nothing is issued: {whose}"),
             }
         }
     }

@@ -2,6 +2,7 @@
 //! join tokens, rotation and revocation. [`core`] decides, without IO; [`Ca`] stores each step before it counts, and tells
 //! who listens of new bundles.
 
+pub mod alarm;
 pub mod authority;
 pub mod bundle;
 pub mod core;
@@ -20,6 +21,7 @@ mod live;
 #[cfg(test)]
 mod tests;
 
+pub use alarm::{Alarm, Expiry};
 pub use authority::{Der, Leaf};
 pub use bundle::{Bundle, Revoked};
 pub use core::{AuthorityStatus, Lifetimes, Rotate};

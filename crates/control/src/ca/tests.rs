@@ -228,6 +228,15 @@ fn revocation_of_a_certificate_and_of_an_identity() {
     assert!(matches!(may(&core, &two, START + 21), Err(Error::Revoked { .. })));
     let at_once = core.issue(&id("orders"), &request, None, at(START + 20)).unwrap();
     may(&core, &at_once, START + 21).unwrap();
+    assert_eq!((at_once.not_before, at_once.not_after), (START + 21, START + 20 + 24 * HOUR));
+    // Of another control plane, whose clock is fast, from before the revocation; and a new one of one that is late.
+    let fast = Core::create(DOMAIN, Lifetimes::default(), None, at(START)).unwrap();
+    let before = fast.issue(&id("orders"), &request, None, at(START + 19 + 120)).unwrap();
+    assert!(matches!(may(&core, &before, START + 21), Err(Error::Revoked { .. })));
+    let late = core.issue(&id("orders"), &request, None, at(START + 25 - 120)).unwrap();
+    may(&core, &late, START + 25).unwrap();
+    let usual = core.issue(&id("orders"), &request, None, at(START + 20 + 300)).unwrap();
+    assert_eq!(usual.not_before, START + 20 + 180);
     let later = core.issue(&id("orders"), &request, None, at(START + 21)).unwrap();
     may(&core, &later, START + 22).unwrap();
     may(&core, &later, START + 25 * HOUR).unwrap_err();
@@ -516,12 +525,17 @@ async fn a_store_of_a_newer_version() {
 
 /// What `openssl` or Vault would write.
 fn write_files(folder: &Path, root: &authority::Authority, root_file: bool) -> Files {
+    write_files_of(folder, root, root_file, (2020, 2050))
+}
+
+/// From the beginning of one year until that of another.
+fn write_files_of(folder: &Path, root: &authority::Authority, root_file: bool, years: (i32, i32)) -> Files {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
     params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-    params.not_after = rcgen::date_time_ymd(2050, 1, 1);
+    params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+    params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
     let certificate = root.sign_foreign(&params, &key);
     let pem = |der: &[u8]| {
         use base64::Engine;
@@ -565,8 +579,17 @@ async fn an_intermediate_from_files() {
     write_files(folder.path(), &first, true);
     ca.tick().await.unwrap();
     assert_ne!(issue()[1], before, "an intermediate of the same root is used at once");
+    let alarms = || ca.expiries().iter().map(|e| (e.name(), e.alarm)).collect::<Vec<_>>();
+    assert_eq!(
+        (ca.files_unusable(), alarms()),
+        (Some(false), vec![("root", Alarm::None), ("intermediate", Alarm::None)])
+    );
     std::fs::write(folder.path().join("tls.key"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
     ca.tick().await.unwrap();
+    assert_eq!(ca.files_unusable(), Some(true), "until they fit again");
+    write_files_of(folder.path(), &first, true, (2020, 2021));
+    ca.tick().await.unwrap();
+    assert_eq!((ca.files_unusable(), alarms()[1].1), (Some(true), Alarm::None), "one that has ended is not taken");
     verifies(&issue()[..2], &ca.bundle(), hand.now()).unwrap();
 
     write_files(folder.path(), &second, true);

@@ -11,7 +11,8 @@ use crate::{
 };
 use hyper_util::rt::TokioIo;
 use selvedge_identity::{
-    Expect, Identities, Issued, Issuer, Issuing, NotIssued, Svid, Trust, control_id, pinned_config,
+    Bundle, Expect, Identities, Issued, Issuer, Issuing, NotIssued, Svid, Trust, control_id, joining_config,
+    pinned_config,
 };
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
@@ -19,7 +20,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -73,13 +74,38 @@ impl JoinTokens {
     }
 }
 
-/// Gets certificates from control planes: the first by a join token, the next by the one before.
+/// A certificate of another CA to join with. All three files are read whenever it is needed, for whoever renews it.
+#[derive(Debug, Clone)]
+pub struct JoinFiles {
+    /// PEM, leaf first.
+    pub chain: PathBuf,
+    pub key: PathBuf,
+    /// Roots of the mesh, by which the control plane is known.
+    pub trust: PathBuf,
+}
+
+impl JoinFiles {
+    /// None while there is no certificate, for it may be removed after the first start.
+    fn config(&self, domain: &str) -> Result<Option<rustls::ClientConfig>, String> {
+        if !self.chain.exists() {
+            return Ok(None);
+        }
+        let read = |path: &PathBuf| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+        let roots = Bundle::from_pem(&read(&self.trust)?).map_err(|e| format!("{}: {e}", self.trust.display()))?;
+        let (chain, key) = (read(&self.chain)?, read(&self.key)?);
+        let config = joining_config(domain, roots, (&chain, &key), &[b"h2"]);
+        config.map(Some).map_err(|e| format!("{} with {}: {e}", self.chain.display(), self.key.display()))
+    }
+}
+
+/// Gets certificates from control planes: the first by a join token, or a certificate of another CA, the next by the one before.
 pub struct RemoteIssuer {
     shared: Arc<Shared>,
 }
 
 struct Shared {
     joining: Joining,
+    certificate: OnceLock<JoinFiles>,
     domain: String,
     /// Whom we trust and what we show when we renew.
     identities: Arc<Identities>,
@@ -99,7 +125,14 @@ impl RemoteIssuer {
             return Err(NotIssued::Never(why));
         }
         let (trust, next) = (watch::Sender::new(None), AtomicUsize::new(0));
-        Ok(Self { shared: Arc::new(Shared { joining, domain: domain.to_owned(), identities, trust, next }) })
+        let (certificate, domain) = (OnceLock::new(), domain.to_owned());
+        Ok(Self { shared: Arc::new(Shared { joining, certificate, domain, identities, trust, next }) })
+    }
+
+    /// Joins by this certificate of another CA too, when there is no token that does it.
+    pub fn with_certificate(self, files: JoinFiles) -> Self {
+        let _ = self.shared.certificate.set(files);
+        self
     }
 
     /// Follows the bundle for ever, showing `own`.
@@ -180,7 +213,8 @@ impl Shared {
             Err(why) => match self.join(url, id, request).await {
                 Ok(answer) => answer,
                 Err(NotIssued::Never(also)) if self.has_token() => {
-                    return Err(NotIssued::Never(format!("{why}; and by the join token: {also}")));
+                    let by = self.certificate.get().map_or("the join token", |_| "the certificate to join with");
+                    return Err(NotIssued::Never(format!("{why}; and by {by}: {also}")));
                 }
                 Err(_) => return Err(why),
             },
@@ -189,7 +223,7 @@ impl Shared {
     }
 
     fn has_token(&self) -> bool {
-        self.joining.tokens.all().map_or(true, |tokens| !tokens.is_empty())
+        self.certificate.get().is_some() || self.joining.tokens.all().map_or(true, |tokens| !tokens.is_empty())
     }
 
     async fn renew(&self, url: &str, id: &SpiffeId, request: &[u8]) -> Result<wire::Issued, NotIssued> {
@@ -232,8 +266,8 @@ impl Shared {
     /// With the first token that is for `id`; asking with another one does not use it up.
     async fn join(&self, url: &str, id: &SpiffeId, request: &[u8]) -> Result<wire::Issued, NotIssued> {
         let mut why = NotIssued::Never(format!(
-            "{id} has no valid certificate and no join token: make one on the control plane (`selvedge token create`) and \
-             give it with --join-token-file"
+            "{id} has no valid certificate and nothing to join with: make a token on the control plane (`selvedge token \
+             create`) and give it with --join-token-file, or give a certificate that may join with --join-cert"
         ));
         for token in self.joining.tokens.all().map_err(NotIssued::Never)? {
             if let Some(foreign) = foreign(&token, &self.domain) {
@@ -252,7 +286,33 @@ impl Shared {
                 },
             }
         }
-        Err(why)
+        match self.certificate.get() {
+            Some(files) => self.join_by_certificate(files, url, id, request, why).await,
+            None => Err(why),
+        }
+    }
+
+    /// `why`: what is told when there is no certificate either.
+    async fn join_by_certificate(
+        &self,
+        files: &JoinFiles,
+        url: &str,
+        id: &SpiffeId,
+        request: &[u8],
+        why: NotIssued,
+    ) -> Result<wire::Issued, NotIssued> {
+        let Some(config) = files.config(&self.domain).map_err(NotIssued::Never)? else { return Err(why) };
+        // What ends a connection may not arrive.
+        let hint = |text: String| format!("{text}; if it does not take our certificate to join with, its log says why");
+        let channel = connected(url, config).await.map_err(|text| NotIssued::Later(hint(text)))?;
+        let request =
+            JoinRequest { token: String::new(), identity: id.to_string(), certificate_request: request.to_vec() };
+        let mut client = IdentityClient::new(channel).max_decoding_message_size(MAX_ANSWER);
+        let answer = client.join(request).await.map_err(|status| match refused(&status) {
+            NotIssued::Never(text) => NotIssued::Never(text),
+            NotIssued::Later(text) => NotIssued::Later(hint(text)),
+        })?;
+        Ok(answer.into_inner())
     }
 
     async fn client(&self, url: &str, own: &SpiffeId) -> Result<IdentityClient<Channel>, String> {
@@ -343,7 +403,10 @@ fn refused(status: &Status) -> NotIssued {
 
 /// A connection to a control plane that is known only by the SHA-256 of its root.
 async fn pinned(url: &str, domain: &str, root: [u8; 32]) -> Result<Channel, String> {
-    let config = pinned_config(domain, root, &[b"h2"]).map_err(|e| e.to_string())?;
+    connected(url, pinned_config(domain, root, &[b"h2"]).map_err(|e| e.to_string())?).await
+}
+
+async fn connected(url: &str, config: rustls::ClientConfig) -> Result<Channel, String> {
     let Some(rest) = url.strip_prefix("https://") else {
         return Err(format!("`{url}` is not an https:// URL: certificates are only asked for over TLS"));
     };
@@ -356,6 +419,12 @@ async fn pinned(url: &str, domain: &str, root: [u8; 32]) -> Result<Channel, Stri
         }
         format!("cannot connect: {innermost}")
     })
+}
+
+/// A client that shows nothing but what `config` does.
+#[cfg(test)]
+pub(super) async fn raw(url: &str, config: rustls::ClientConfig) -> IdentityClient<Channel> {
+    IdentityClient::new(connected(url, config).await.expect("a connection"))
 }
 
 struct Pinned {

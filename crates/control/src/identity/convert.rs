@@ -1,18 +1,13 @@
 //! Bundles in their three forms: of the CA, on the wire, and as TLS needs them.
 
 use crate::{
-    ca::{self, Revoked, time::SKEW},
+    ca::{self, Revoked},
     proto::identity as wire,
 };
 use selvedge_identity::{Bundle, Error, Serial, Trust};
 
 /// Entries of a bundle from the wire that are looked at; a CA has no more (10,000 revocations, some roots).
 const MAX_ENTRIES: usize = 20_000;
-
-/// Until when the certificates of an identity begin that was revoked at `at`: they say two minutes before their issue.
-fn not_before_until(at: u64) -> u64 {
-    at.saturating_sub(SKEW.as_secs())
-}
 
 pub(super) fn to_wire(bundle: &ca::Bundle) -> wire::Bundle {
     let mut out = wire::Bundle {
@@ -25,9 +20,9 @@ pub(super) fn to_wire(bundle: &ca::Bundle) -> wire::Bundle {
     for revoked in &bundle.revoked {
         match revoked {
             Revoked::Serial { serial, .. } => out.revoked_serials.push(serial.as_bytes().to_vec()),
-            Revoked::Identity { id, at } => out
-                .revoked_identities
-                .push(wire::RevokedIdentity { identity: id.to_string(), not_before_until: not_before_until(*at) }),
+            Revoked::Identity { id, at } => {
+                out.revoked_identities.push(wire::RevokedIdentity { identity: id.to_string(), not_before_until: *at })
+            }
         }
     }
     out

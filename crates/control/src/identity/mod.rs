@@ -3,6 +3,7 @@
 mod authority;
 mod client;
 mod convert;
+mod joins;
 mod lapsed;
 mod limit;
 mod local;
@@ -11,6 +12,7 @@ mod service;
 mod tests;
 
 pub use authority::{administer, administrator};
-pub use client::{JoinTokens, Joining, RemoteIssuer};
+pub use client::{JoinFiles, JoinTokens, Joining, RemoteIssuer};
+pub use joins::JoinCas;
 pub use local::LocalIssuer;
 pub use service::IdentityService;

@@ -1,6 +1,6 @@
 //! The gRPC service around the CA.
 
-use super::{convert, lapsed, limit::Limit};
+use super::{convert, joins::JoinCas, lapsed, limit::Limit};
 use crate::{
     ca::{Ca, Current, Error, Issued, tokens::Refused},
     proto::identity::{
@@ -28,19 +28,53 @@ const MAX_MESSAGE: usize = 16 * 1024;
 #[derive(Clone)]
 pub struct IdentityService {
     ca: Arc<Ca>,
+    /// Certificates of other CAs that may join; none may without.
+    joins: Option<Arc<JoinCas>>,
     limit: Arc<Mutex<Limit>>,
 }
 
 impl IdentityService {
     /// The service, to be mounted on a server whose connections have a [`PeerInfo`].
-    pub fn server(ca: Arc<Ca>) -> IdentityServer<Self> {
+    pub fn server(ca: Arc<Ca>, joins: Option<Arc<JoinCas>>) -> IdentityServer<Self> {
         let limit = Arc::new(Mutex::new(Limit::new(Instant::now())));
-        IdentityServer::new(Self { ca, limit }).max_decoding_message_size(MAX_MESSAGE)
+        IdentityServer::new(Self { ca, joins, limit }).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn admit(&self, address: Option<IpAddr>) -> Result<(), Status> {
         let mut limit = self.limit.lock().unwrap_or_else(PoisonError::into_inner);
         limit.admit(address, Instant::now()).map_err(Status::resource_exhausted)
+    }
+
+    /// A first certificate for whoever has shown one of another CA, in the handshake of this connection.
+    fn join_by_certificate(
+        &self,
+        peer: &PeerInfo,
+        wanted: Option<SpiffeId>,
+        csr: &[u8],
+    ) -> Result<Response<wire::Issued>, Status> {
+        let none = "there is neither a token nor a certificate to join with (--join-token-file, --join-cert)";
+        let shown = peer.joins_with.as_ref().ok_or_else(|| Status::unauthenticated(none))?;
+        let closed = "this control plane takes no certificates of other CAs (--join-ca)";
+        let joins = self.joins.as_ref().ok_or_else(|| Status::permission_denied(closed))?;
+        let (certificate, allowed) = joins.judge(shown).map_err(|why| Status::permission_denied(why.to_string()))?;
+        let names = || allowed.iter().map(SpiffeId::as_str).collect::<Vec<_>>().join(", ");
+        let id = match wanted {
+            _ if allowed.is_empty() => {
+                let told = "no rule of --join-ca gives an identity to what this certificate names";
+                return Err(Status::permission_denied(format!("{told}: {}", certificate.names())));
+            }
+            Some(id) if allowed.contains(&id) => id,
+            Some(id) => {
+                let told = format!("this certificate may be {}, not {id}", names());
+                return Err(Status::permission_denied(format!("{told}: see the rules of --join-ca")));
+            }
+            None => match allowed.first() {
+                Some(only) if allowed.len() == 1 => only.clone(),
+                _ => return Err(Status::invalid_argument(format!("say which identity is meant: one of {}", names()))),
+            },
+        };
+        let issued = self.ca.join_by_certificate(&id, &certificate, csr).map_err(|e| status(&e))?;
+        Ok(Response::new(answer(issued)))
     }
 
     fn refused(&self, address: Option<IpAddr>) {
@@ -51,13 +85,22 @@ impl IdentityService {
 #[tonic::async_trait]
 impl Identity for IdentityService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<wire::Issued>, Status> {
-        let address = peer(&request).address.map(|a| a.ip());
+        let peer = peer(&request);
+        let address = peer.address.map(|a| a.ip());
         self.admit(address)?;
         let request = request.into_inner();
         let wanted = match request.identity.as_str() {
             "" => None,
             id => Some(id.parse::<SpiffeId>().map_err(|e| Status::invalid_argument(format!("identity: {e}")))?),
         };
+        if request.token.is_empty() {
+            return self.join_by_certificate(&peer, wanted, &request.certificate_request).map_err(|status| {
+                self.refused(address);
+                let address = address.map(tracing::field::display);
+                tracing::warn!(address, reason = status.message(), "a join by certificate was refused");
+                status
+            });
+        }
         match self.ca.join(&request.token, wanted.as_ref(), &request.certificate_request).await {
             Ok(issued) => Ok(Response::new(answer(issued))),
             Err(error) => {
@@ -153,7 +196,9 @@ fn status(error: &Error) -> Status {
     match error {
         Error::Request(_) | Error::Token(Refused::Malformed | Refused::Damaged) => Status::invalid_argument(text),
         Error::Token(Refused::OtherDomain { .. }) | Error::Foreign { .. } => Status::failed_precondition(text),
-        Error::Token(_) | Error::Revoked { .. } | Error::Expired { .. } => Status::permission_denied(text),
+        Error::Token(_) | Error::Revoked { .. } | Error::JoinRevoked { .. } | Error::Expired { .. } => {
+            Status::permission_denied(text)
+        }
         // Trying again helps once somebody has made room, started the store or mended the clock.
         _ => {
             tracing::error!(%error, "no certificate was issued");

@@ -1,10 +1,11 @@
 use super::*;
 use crate::{
     ca::{self, Ca, Lifetimes, Memory, Order, Rotate},
-    proto::identity::ComeBackRequest,
+    proto::identity::{ComeBackRequest, RenewRequest, WatchBundleRequest},
     transport::{self, Mutual},
 };
 use selvedge_identity::{Identities, Issued, Issuer, KeyPair, NotIssued, Svid, control_id};
+use selvedge_testkit::certs::{self, Spec};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{
     sync::{
@@ -25,6 +26,7 @@ fn id(account: &str) -> SpiffeId {
 struct Control {
     ca: Arc<Ca>,
     identities: Arc<Identities>,
+    joins: Arc<JoinCas>,
     url: String,
     folder: tempfile::TempDir,
 }
@@ -66,9 +68,13 @@ impl Control {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let mutual = Mutual { identities: Arc::clone(&identities), own, joining: true };
-        let server = transport::server().add_service(IdentityService::server(Arc::clone(&ca)));
+        let file = folder.path().join("join.yaml");
+        std::fs::write(&file, "cas: []").unwrap();
+        let joins = Arc::new(JoinCas::open(&file, domain, &identities).unwrap());
+        let service = IdentityService::server(Arc::clone(&ca), Some(Arc::clone(&joins)));
+        let server = transport::server().add_service(service);
         tokio::spawn(server.serve_with_incoming(transport::accept(listener, Some(mutual))));
-        Self { ca, identities, url, folder }
+        Self { ca, identities, joins, url, folder }
     }
 
     async fn token(&self, id: &SpiffeId, uses: u32) -> ca::Token {
@@ -313,4 +319,138 @@ async fn who_does_not_come_back() {
     assert_eq!(lapsed::prove(&control.ca, &asked).unwrap().id, id("orders"));
     let other = Control::new(DOMAIN).await;
     assert!(lapsed::prove(&other.ca, &asked).is_err(), "of another CA");
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, der);
+    format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+}
+
+impl Control {
+    /// Takes certificates of `other` by this rule from now on.
+    fn takes(&self, other: &certs::Ca, rule: &str) {
+        std::fs::write(self.folder.path().join("other.pem"), other.pem()).unwrap();
+        let text = format!("cas:\n- {{name: other, roots: other.pem, allow: [{rule}]}}\n");
+        std::fs::write(self.folder.path().join("join.yaml"), text).unwrap();
+        self.joins.look();
+    }
+
+    /// A node that has this certificate and nothing else.
+    fn guest(&self, leaf: &certs::Leaf) -> (RemoteIssuer, Arc<Identities>) {
+        let path = |name: &str| self.folder.path().join(name);
+        std::fs::write(path("node.crt"), leaf.chain_pem()).unwrap();
+        std::fs::write(path("node.key"), leaf.key_pem()).unwrap();
+        let roots: String = self.ca.bundle().roots.iter().map(|der| pem("CERTIFICATE", der)).collect();
+        std::fs::write(path("trust.pem"), roots).unwrap();
+        let files = JoinFiles { chain: path("node.crt"), key: path("node.key"), trust: path("trust.pem") };
+        let (issuer, identities) = self.node(Vec::new());
+        (issuer.with_certificate(files), identities)
+    }
+
+    async fn joins(&self, leaf: &certs::Leaf, account: &str) -> Result<Arc<Svid>, NotIssued> {
+        let (issuer, identities) = self.guest(leaf);
+        obtain(&issuer, &identities, &id(account)).await
+    }
+}
+
+const RULE: &str = "{dns: orders.vm.example, identity: shop/orders}";
+
+#[tokio::test]
+async fn a_certificate_of_another_ca_joins_as_who_it_may_be() {
+    let (control, other) = (Control::new(DOMAIN).await, certs::Ca::new("other"));
+    control.takes(&other, RULE);
+    for spec in [Spec::dns(&["orders.vm.example"]), Spec::dns(&["Orders.VM.example"]).rsa().only_client()] {
+        let leaf = other.intermediate("below").issue(&spec);
+        let (issuer, identities) = control.guest(&leaf);
+        let first = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+        assert_eq!(first.id(), &id("orders"));
+        std::fs::remove_file(control.folder.path().join("node.crt")).unwrap();
+        let second = obtain(&issuer, &identities, &id("orders")).await.unwrap();
+        assert_ne!(first.serial(), second.serial(), "from then on by its own");
+    }
+    control.takes(&other, "{spiffeId: 'spiffe://old.example/vm/7', identity: shop/cart}");
+    let leaf = other.issue(&Spec::uri("spiffe://old.example/vm/7"));
+    assert_eq!(control.joins(&leaf, "cart").await.unwrap().id(), &id("cart"));
+    // The file is read when it changes, and what cannot be used changes nothing.
+    std::fs::write(control.folder.path().join("join.yaml"), "cas: 7").unwrap();
+    control.joins.look();
+    control.joins(&leaf, "cart").await.unwrap();
+    control.takes(&certs::Ca::new("new"), "{spiffeId: 'spiffe://old.example/vm/7', identity: shop/cart}");
+    assert!(control.joins(&leaf, "cart").await.is_err());
+}
+
+#[tokio::test]
+async fn certificates_of_other_cas_that_do_not_join() {
+    let (control, other) = (Control::new(DOMAIN).await, certs::Ca::new("other"));
+    let good = Spec::dns(&["orders.vm.example"]);
+    let told = control.joins(&other.issue(&good), "orders").await.unwrap_err().to_string();
+    assert!(told.contains("its log says why"), "nobody is named: {told}");
+    control.takes(&other, RULE);
+    let told = control.joins(&other.issue(&good), "cart").await.unwrap_err().to_string();
+    assert!(told.contains("may be spiffe://mesh.example/ns/shop/sa/orders, not"), "{told}");
+    let told = control.joins(&other.issue(&Spec::dns(&["cart.vm.example"])), "orders").await.unwrap_err().to_string();
+    assert!(told.contains("no rule") && told.contains("cart.vm.example"), "{told}");
+    // By a name that a rule gives to it, but of another trust domain, or with a SPIFFE ID beside it.
+    for uri in ["spiffe://mesh.example/ns/shop/sa/orders", "spiffe://old.example/ns/shop/sa/orders"] {
+        let told = control.joins(&other.issue(&good.clone().with_uri(uri)), "orders").await.unwrap_err().to_string();
+        assert!(told.contains("no rule") && told.contains(uri), "{told}");
+    }
+    let refused = [
+        good.clone().expired(),
+        good.clone().not_yet_valid(),
+        good.clone().only_server(),
+        good.clone().authority(),
+        good.clone().with_uri("spiffe://a.example/x").with_uri("spiffe://a.example/y"),
+        good.clone().with_uri("spiffe:/a.example/x"),
+        Spec::raw_dns(b"orders.vm.example\0"),
+    ];
+    for (number, spec) in refused.iter().enumerate() {
+        assert!(control.joins(&other.issue(spec), "orders").await.is_err(), "{number}");
+    }
+    let stranger = certs::Ca::new("other");
+    assert!(control.joins(&stranger.issue(&good), "orders").await.is_err(), "another CA of the same name");
+    // The key of another certificate.
+    let (issuer, identities) = control.guest(&other.issue(&good));
+    std::fs::write(control.folder.path().join("node.key"), other.issue(&good).key_pem()).unwrap();
+    let why = never(obtain(&issuer, &identities, &id("orders")).await);
+    assert!(why.contains("does not belong to the certificate"), "{why}");
+}
+
+#[tokio::test]
+async fn who_was_revoked_does_not_come_back_by_the_certificate_that_brought_it() {
+    let (control, other) = (Control::new(DOMAIN).await, certs::Ca::new("other"));
+    control.takes(&other, RULE);
+    let leaf = other.issue(&Spec::dns(&["orders.vm.example"]));
+    control.joins(&leaf, "orders").await.unwrap();
+    control.ca.revoke_identity(&id("orders")).await.unwrap();
+    let why = never(control.joins(&leaf, "orders").await);
+    assert!(why.contains("this certificate began before"), "{why}");
+    // What its CA has revoked.
+    let (control, other) = (Control::new(DOMAIN).await, certs::Ca::new("other"));
+    control.takes(&other, RULE);
+    let good = other.issue(&Spec::dns(&["orders.vm.example"]));
+    control.joins(&good, "orders").await.unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&good.chain[0]).unwrap();
+    let list = other.crl(&[parsed.raw_serial()]);
+    let text = format!("{}{}", other.pem(), pem("X509 CRL", &list));
+    std::fs::write(control.folder.path().join("other.pem"), text).unwrap();
+    control.joins.look();
+    control.joins(&good, "orders").await.unwrap_err();
+}
+
+/// A certificate to join with is good for nothing else.
+#[tokio::test]
+async fn who_joins_by_a_certificate_is_no_member() {
+    let (control, other) = (Control::new(DOMAIN).await, certs::Ca::new("other"));
+    control.takes(&other, RULE);
+    let leaf = other.issue(&Spec::dns(&["orders.vm.example"]));
+    let (roots, pems) = (control.ca.bundle(), (leaf.chain_pem().as_bytes(), leaf.key_pem().as_bytes()));
+    let roots = selvedge_identity::Bundle::new(roots.roots.iter().map(|der| der.clone().into())).unwrap();
+    let config = selvedge_identity::joining_config(DOMAIN, roots, pems, &[b"h2"]).unwrap();
+    let mut client = client::raw(&control.url, config).await;
+    let request = KeyPair::generate().unwrap().request(&id("orders")).unwrap();
+    let renewed = client.renew(RenewRequest { certificate_request: request }).await.unwrap_err();
+    assert_eq!(renewed.code(), tonic::Code::Unauthenticated);
+    let watched = client.watch_bundle(WatchBundleRequest { sequence: 0 }).await.unwrap_err();
+    assert_eq!(watched.code(), tonic::Code::Unauthenticated);
 }

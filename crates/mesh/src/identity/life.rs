@@ -45,7 +45,9 @@ impl Span {
     }
 
     fn begin(&self) -> SystemTime {
-        self.not_before + SKEW
+        // Soon after a revocation certificates are not dated back.
+        let begin = self.not_before + SKEW;
+        if begin < self.not_after { begin } else { self.not_before }
     }
 
     /// How much of its life is over: 0 at the issue, 1 at the end and after.
@@ -158,6 +160,13 @@ mod tests {
             life.holds(day(), chance);
             assert_eq!(life.due(at(5)), at(due));
         }
+    }
+
+    #[test]
+    fn a_short_one_that_is_not_dated_back_has_a_life() {
+        let mut life = Life::default();
+        life.holds(Span { not_before: at(0), not_after: at(10) }, 0.5);
+        assert_eq!((life.due(at(1)), life.alarm(at(1))), (at(5), Alarm::None));
     }
 
     #[test]

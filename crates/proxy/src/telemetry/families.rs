@@ -128,6 +128,14 @@ families! {
         "When a configuration was last installed, in seconds since the epoch.";
     ControlBehind Gauge "selvedge_control_behind" []
         "Proxies of this control plane that have seen a newer state of the source than it has: they keep that until it has caught up.";
+    ControlProxies Gauge "selvedge_control_proxies" ["role", "state"]
+        "Proxies of this control plane by role and state: in_sync; stale; refusing (a version that is NACKed); errors; and for an hour, gone (without a word) and left.";
+    CaExpiry Gauge "selvedge_ca_expiry_timestamp_seconds" ["authority"]
+        "When the root and the intermediate end that sign, or will next, in seconds since the epoch.";
+    CaAlarm Gauge "selvedge_ca_alarm" ["authority"]
+        "0: well; 1: from files (--ca-intermediate) and half, 2: four fifths of its life is over; 3: it is not valid.";
+    CaFilesUnusable Gauge "selvedge_ca_files_unusable" []
+        "1 while the files of --ca-intermediate cannot be used, so that the former ones stay.";
     CertificateExpiry Gauge "selvedge_certificate_expiry_timestamp_seconds" ["secret", "fingerprint"]
         "When a served certificate expires, in seconds since the epoch; fingerprint is the start of its SHA-256.";
     IdentityExpiry Gauge "selvedge_identity_expiry_timestamp_seconds" ["identity"]
