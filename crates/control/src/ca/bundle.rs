@@ -23,7 +23,7 @@ pub struct Bundle {
 pub enum Revoked {
     /// One certificate.
     Serial { serial: Serial, at: u64 },
-    /// All certificates of an identity that begin until then (seconds since 1970).
+    /// All certificates of an identity that begin before then (seconds since 1970).
     Identity { id: SpiffeId, at: u64 },
 }
 
@@ -44,12 +44,12 @@ impl Revoked {
     }
 
     /// Whether it concerns a certificate that begins at `not_before`: two minutes before its issue, by the clock of the
-    /// control plane that issued it. That one may have been fast by as much, so that all count which begin until the
-    /// revocation; who joins later gets one that begins after it.
+    /// control plane that issued it. That one may have been fast by as much, so that all count which begin before the
+    /// revocation; who joins later gets one that begins with it, or after.
     pub fn concerns(&self, id: &SpiffeId, serial: &Serial, not_before: u64) -> bool {
         match self {
             Self::Serial { serial: revoked, .. } => revoked == serial,
-            Self::Identity { id: revoked, at } => revoked == id && not_before <= *at,
+            Self::Identity { id: revoked, at } => revoked == id && not_before < *at,
         }
     }
 }
@@ -58,7 +58,7 @@ impl fmt::Display for Revoked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Serial { serial, at } => write!(f, "serial {serial}, at {}", rfc3339(*at)),
-            Self::Identity { id, at } => write!(f, "{id}, certificates that begin until {}", rfc3339(*at)),
+            Self::Identity { id, at } => write!(f, "{id}, certificates that begin before {}", rfc3339(*at)),
         }
     }
 }

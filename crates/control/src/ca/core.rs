@@ -301,7 +301,7 @@ impl Core {
         let life = life.unwrap_or(self.lifetimes.svid).min(self.lifetimes.svid);
         // Who joins again must not be taken for who was revoked, though it is dated back, and clocks differ. A revocation in
         // a future farther than that is of a clock that was wrong, and ends nobody's certificates for ever.
-        let revoked = self.revocations.iter().filter(|r| r.identity.as_deref() == Some(id.as_str())).map(|r| r.at + 1);
+        let revoked = self.revocations.iter().filter(|r| r.identity.as_deref() == Some(id.as_str())).map(|r| r.at);
         let soon = seconds(now) + SKEW.as_secs();
         let earliest = revoked.filter(|from| *from <= soon).max().unwrap_or(0);
         self.signer(now)?.authority.sign(request, id, life, earliest, now)
@@ -398,8 +398,12 @@ impl Core {
         let until = (self.last_end(now) + self.lifetimes.grace.as_secs()).max(self.remember);
         let now_seconds = seconds(now);
         for (serial, identity) in what {
-            self.revocations.retain(|r| (&r.serial, &r.identity) != (&serial, &identity));
-            self.revocations.push(SavedRevocation { serial, identity, at: now_seconds, until });
+            let same = |r: &SavedRevocation| (&r.serial, &r.identity) == (&serial, &identity);
+            // Who joins between two revocations in one second, or by clocks that differ, is not to outlive the second.
+            let recent = |r: &&SavedRevocation| (now_seconds..=now_seconds + SKEW.as_secs()).contains(&r.at);
+            let before = self.revocations.iter().filter(|r| same(r)).find(recent).map(|r| r.at + 1);
+            self.revocations.retain(|r| !same(r));
+            self.revocations.push(SavedRevocation { serial, identity, at: before.unwrap_or(now_seconds), until });
         }
         if self.revocations.len() > MAX_REVOCATIONS {
             return Err(Error::Revocation(format!(

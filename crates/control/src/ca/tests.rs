@@ -228,7 +228,10 @@ fn revocation_of_a_certificate_and_of_an_identity() {
     assert!(matches!(may(&core, &two, START + 21), Err(Error::Revoked { .. })));
     let at_once = core.issue(&id("orders"), &request, None, at(START + 20)).unwrap();
     may(&core, &at_once, START + 21).unwrap();
-    assert_eq!((at_once.not_before, at_once.not_after), (START + 21, START + 20 + 24 * HOUR));
+    assert_eq!((at_once.not_before, at_once.not_after), (START + 20, START + 20 + 24 * HOUR));
+    let mut again = core.clone();
+    again.revoke_identity(&id("orders"), &[], at(START + 20)).unwrap();
+    assert!(matches!(may(&again, &at_once, START + 21), Err(Error::Revoked { .. })), "twice in one second");
     // Of another control plane, whose clock is fast, from before the revocation; and a new one of one that is late.
     let fast = Core::create(DOMAIN, Lifetimes::default(), None, at(START)).unwrap();
     let before = fast.issue(&id("orders"), &request, None, at(START + 19 + 120)).unwrap();

@@ -20,9 +20,9 @@ pub(super) fn to_wire(bundle: &ca::Bundle) -> wire::Bundle {
     for revoked in &bundle.revoked {
         match revoked {
             Revoked::Serial { serial, .. } => out.revoked_serials.push(serial.as_bytes().to_vec()),
-            Revoked::Identity { id, at } => {
-                out.revoked_identities.push(wire::RevokedIdentity { identity: id.to_string(), not_before_until: *at })
-            }
+            Revoked::Identity { id, at } => out
+                .revoked_identities
+                .push(wire::RevokedIdentity { identity: id.to_string(), not_before_until: at.saturating_sub(1) }),
         }
     }
     out

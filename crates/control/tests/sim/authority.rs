@@ -189,7 +189,7 @@ impl Member {
         for revoked in &bundle.revoked {
             match revoked {
                 Revoked::Serial { serial, .. } => serials.push(serial.clone()),
-                Revoked::Identity { id, at } => ids.push((id.clone(), *at)),
+                Revoked::Identity { id, at } => ids.push((id.clone(), at.saturating_sub(1))),
             }
         }
         let roots = Trusted::new(bundle.roots.iter().cloned().map(Into::into)).unwrap_or_else(|e| panic!("{e}"));
