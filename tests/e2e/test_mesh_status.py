@@ -1,11 +1,14 @@
 """`selvedge status` and the metrics of a control plane: proxies that are gone, and workloads that nobody knows."""
+import pathlib
 import signal
 import subprocess
 import urllib.request
 
 from conftest import BIN, free_port, wait_for
+from cryptography import x509
 from mesh import DOMAIN, workload
 from mesh_fixtures import local
+from test_mesh_certificates import Authority, pem, write
 
 
 def status(mesh, *controls):
@@ -13,11 +16,14 @@ def status(mesh, *controls):
     return subprocess.run([BIN, "status", "--control", at], capture_output=True, text=True, timeout=20)
 
 
-def proxies(mesh, role, state):
+def metric(mesh, series):
     with urllib.request.urlopen(f"http://{mesh.net.control}:{mesh.admin}/metrics", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
-    labels = f'selvedge_control_proxies{{role="{role}",state="{state}"}} '
-    return next(int(line.removeprefix(labels)) for line in lines if line.startswith(labels))
+    return next(int(line.removeprefix(f"{series} ")) for line in lines if line.startswith(f"{series} "))
+
+
+def proxies(mesh, role, state):
+    return metric(mesh, f'selvedge_control_proxies{{role="{role}",state="{state}"}}')
 
 
 def test_proxies_that_are_gone_stay_in_the_list(local):
@@ -78,3 +84,38 @@ def test_a_node_that_was_not_given_the_identity_of_a_workload(local):
     node("shop/app")
     wait_for(lambda: mesh.code("web", "http://app.shop/") == "200", "the workload being served")
     assert "SELV0226" not in mesh.admin_get("node", "/status")
+
+
+def test_an_intermediate_from_files_that_comes_to_its_end(local, tmp_path):
+    root = Authority("root")
+    below = Authority("intermediate", root)
+
+    def files(days, begin):
+        below.certificate = root.sign(below.name, below.key.public_key(), days, x509.BasicConstraints(True, None), authority=True, begin=begin)
+        return write(tmp_path, "ca", [below.certificate], below.key)
+
+    chain, key = files(days=4, begin=6)
+    (tmp_path / "root.pem").write_bytes(pem([root.certificate]))
+    mesh = local("--ca-intermediate", chain, "--ca-intermediate-key", key, "--ca-roots", tmp_path / "root.pem")
+    alarm = lambda: metric(mesh, 'selvedge_ca_alarm{authority="intermediate"}')
+    assert alarm() == 1 and metric(mesh, 'selvedge_ca_alarm{authority="root"}') == 0
+    assert "half of the life of the CA's authority is over" in mesh.log("control")
+    assert metric(mesh, 'selvedge_ca_expiry_timestamp_seconds{authority="intermediate"}') == int(below.certificate.not_valid_after_utc.timestamp())
+    shown = mesh.ask("ca", "show").stdout
+    assert below.certificate.not_valid_after_utc.strftime("ends %Y-%m-%dT%H:%M:%SZ (in ") in shown, shown
+    files(days=1, begin=9)
+    wait_for(lambda: alarm() == 2, "the alarm at four fifths")
+    # A key that does not fit, and one that has ended: told of once, and the former one signs.
+    good = key.read_bytes()
+    key.write_bytes(pathlib.Path(write(tmp_path, "other", [root.certificate], root.key)[1]).read_bytes())
+    unusable = lambda: metric(mesh, "selvedge_ca_files_unusable")
+    wait_for(lambda: unusable() == 1, "files that do not fit")
+    key.write_bytes(good)
+    wait_for(lambda: unusable() == 0, "files that fit again")
+    files(days=-1, begin=3)
+    wait_for(lambda: unusable() == 1, "an intermediate that has ended")
+    said = mesh.log("control").count("cannot be used; the former ones stay")
+    assert said == 2, said
+    assert (alarm(), mesh.code("web", "http://app.shop/")) == (2, "200")
+    files(days=30, begin=1)
+    wait_for(lambda: (alarm(), unusable()) == (0, 0), "a fresh one")

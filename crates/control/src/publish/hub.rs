@@ -5,6 +5,7 @@ use super::{
     graph::{Entry, Graph, Token, Touched},
     join::{Joined, Workloads},
     node::{Action, Event, Group, Millis, Node, Sight},
+    pace::Pace,
     scope::{Interest, Role, Wanted, scope},
     version::{Sum, Version, canonical, read_key},
 };
@@ -39,9 +40,6 @@ const MAX_NAMES: usize = 1_000;
 const MAX_STALE: usize = 256;
 /// A stream that has not said who it is and what it has by then is cut: it takes the place of a proxy.
 const GREETING: Millis = 60_000;
-/// Who says that it lives, each 200 ms, is taken for dead after so long without a word. The kernel of a machine that is gone
-/// does not close its connections, and keepalive of HTTP/2 for all would cost more and be slower.
-const SILENCE: Millis = 700;
 /// This control plane itself was held up for longer than this: nobody is to blame for what it has not heard meanwhile.
 const STALL: Millis = 50;
 /// Looks at all of the source, begun after a proxy has told of something newer there, until it is not believed.
@@ -81,6 +79,7 @@ pub struct Hub {
     /// When the next tick is due.
     due: Millis,
     out: Vec<(NodeId, Output)>,
+    paces: Vec<(NodeId, Millis)>,
 }
 
 /// What proxies of one interest see.
@@ -109,6 +108,7 @@ pub struct Member {
     ahead: Option<Mark>,
     /// When it was last heard of, if it says that it lives.
     alive: Option<Millis>,
+    pace: Pace,
     /// It has said goodbye.
     pub left: bool,
     pub node: Node,
@@ -166,6 +166,7 @@ impl Hub {
             mark: None,
             due: now,
             out: Vec::new(),
+            paces: Vec::new(),
         }
     }
 
@@ -258,6 +259,7 @@ impl Hub {
             view: None,
             ahead: None,
             alive: None,
+            pace: Pace::default(),
             left: false,
             node: Node::default(),
         };
@@ -331,6 +333,7 @@ impl Hub {
         let gone = self.joined.expired(now);
         self.change(now, gone);
         self.silent(now);
+        self.repace(now);
         for node in self.members.keys().copied().collect::<Vec<_>>() {
             if settled {
                 self.step(now, node, Event::Settled);
@@ -353,12 +356,12 @@ impl Hub {
             if late > STALL {
                 *alive = now;
             }
-            if now >= *alive + SILENCE {
+            if now >= *alive + member.pace.silence() {
                 member.alive = None;
-                silent.push(*node);
+                silent.push((*node, member.pace.silence()));
             }
         }
-        for node in silent {
+        for (node, silence) in silent {
             let gone = self.joined.leave(node);
             if !gone.is_empty() {
                 tracing::warn!(
@@ -367,13 +370,25 @@ impl Hub {
                 );
                 self.change(now, gone);
             }
-            self.close(node, format!("nothing was heard of the proxy for {SILENCE} ms"));
+            self.close(node, format!("nothing was heard of the proxy for {silence} ms"));
         }
+    }
+
+    /// Asks proxies to say more or less often that they live, as there are more or fewer of them.
+    fn repace(&mut self, now: Millis) {
+        let wanted = Pace::wanted(self.members.values().filter(|member| member.alive.is_some()).count());
+        let living = self.members.iter_mut().filter(|(_, member)| member.alive.is_some());
+        self.paces.extend(living.filter_map(|(node, member)| Some((*node, member.pace.change(now, wanted)?))));
+    }
+
+    /// How often proxies are to say that they live, in milliseconds, since it was last asked.
+    pub fn take_paces(&mut self) -> Vec<(NodeId, Millis)> {
+        std::mem::take(&mut self.paces)
     }
 
     /// When [`Hub::tick`] has something to do, at the latest.
     pub fn wakes(&self, now: Millis) -> Millis {
-        let silent = self.members.values().filter_map(|member| Some(member.alive? + SILENCE)).min();
+        let silent = self.members.values().filter_map(|m| Some(m.alive? + m.pace.silence())).min();
         [self.joined.next_expiry(), silent].into_iter().flatten().fold(now + 1_000, Millis::min)
     }
 

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     Current,
     proto::discovery::{
-        ControlMessage, ProxyMessage, Registered, Update, Upsert, Welcome,
+        ControlMessage, Pace, ProxyMessage, Registered, Update, Upsert, Welcome,
         control_message::Message,
         discovery_server::{Discovery, DiscoveryServer},
     },
@@ -71,8 +71,14 @@ pub type Look = Box<dyn Fn() + Send>;
 /// How often it is asked at most, while proxies wait.
 const LOOK: Millis = 1_000;
 
+enum Mail {
+    Output(Output),
+    /// Milliseconds.
+    Pace(Millis),
+}
+
 struct Mailbox {
-    outputs: mpsc::Sender<Output>,
+    outputs: mpsc::Sender<Mail>,
     /// Ends the stream.
     end: Arc<Notify>,
 }
@@ -224,9 +230,15 @@ impl State {
             let last = matches!(output, Output::Close(_));
             let Some(mail) = self.mail.get(&node) else { continue };
             // Whoever lets so many wait does not read: the end of its mailbox ends the stream.
-            if mail.outputs.try_send(output).is_err() || last {
+            if mail.outputs.try_send(Mail::Output(output)).is_err() || last {
                 mail.end.notify_one();
                 self.mail.remove(&node);
+            }
+        }
+        for (node, pace) in self.hub.take_paces() {
+            if let Some(mail) = self.mail.get(&node) {
+                // Whoever does not read is cut by what follows.
+                let _ = mail.outputs.try_send(Mail::Pace(pace));
             }
         }
     }
@@ -276,7 +288,7 @@ impl Discovery for Service {
         shared.with(|hub, now| hub.connected(now, node, proven));
         tokio::spawn(read(present, request.into_inner(), end, peer));
         let name: Arc<str> = self.shared.name.as_str().into();
-        let messages = ReceiverStream::new(outputs).flat_map(move |output| stream::iter(messages(output, &name)));
+        let messages = ReceiverStream::new(outputs).flat_map(move |mail| stream::iter(messages(mail, &name)));
         Ok(Response::new(Box::pin(messages)))
     }
 }
@@ -300,8 +312,14 @@ async fn read(present: Present, mut incoming: Streaming<ProxyMessage>, end: Arc<
 }
 
 /// The messages that an output is sent as; made one by one, as the network takes them.
-fn messages(output: Output, name: &Arc<str>) -> Box<dyn Iterator<Item = Result<ControlMessage, Status>> + Send> {
+fn messages(mail: Mail, name: &Arc<str>) -> Box<dyn Iterator<Item = Result<ControlMessage, Status>> + Send> {
     let one = |message| Box::new(std::iter::once(Ok(ControlMessage { message: Some(message) })));
+    let output = match mail {
+        Mail::Output(output) => output,
+        Mail::Pace(pace) => {
+            return one(Message::Pace(Pace { alive_millis: u32::try_from(pace).unwrap_or(u32::MAX) }));
+        }
+    };
     match output {
         Output::Welcome { identity } => {
             let (control, version) = (name.to_string(), env!("CARGO_PKG_VERSION").to_owned());

@@ -3,6 +3,7 @@ use crate::{
     proto::discovery::Role as WireRole,
     publish::{
         gone::{GONE, MAX_GONE},
+        pace::{MANY, SILENCE},
         status::{self, Condition},
         testing::{resource, service, slice},
     },
@@ -276,4 +277,29 @@ fn a_proxy_beside_a_workload_that_there_is_not_is_told_of() {
     let shown = status::connected(&hub, 0).remove(0);
     assert!(shown.in_sync && shown.reason.is_empty(), "{shown:?}");
     assert_eq!(condition(&hub), Condition::InSync);
+}
+
+#[test]
+fn many_that_live_are_asked_to_say_it_less_often() {
+    let mut hub = Hub::new(0);
+    let say = |hub: &mut Hub, now, node| {
+        let message = Some(Message::Alive(crate::proto::discovery::Alive {}));
+        hub.message(now, node, ProxyMessage { message });
+    };
+    let many = 2 * MANY as u64;
+    for node in 0..many {
+        hello(&mut hub, node, "web", &node.to_string());
+        say(&mut hub, 0, node);
+    }
+    hub.tick(10);
+    let paces = hub.take_paces();
+    assert!(paces.len() == 2 * MANY && paces.iter().all(|(_, pace)| *pace == 400), "{:?}", &paces[..3]);
+    hub.take_output();
+    hub.tick(SILENCE);
+    assert!(closed(&mut hub).is_empty(), "they are heard of later");
+    say(&mut hub, 1_000, 7);
+    hub.tick(1_100);
+    let silent = closed(&mut hub);
+    assert!(silent.len() == 2 * MANY - 1 && !silent.contains(&7));
+    assert_eq!(hub.take_paces(), [(7, 200)]);
 }

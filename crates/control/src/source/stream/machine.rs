@@ -30,7 +30,9 @@ const UNKNOWN: Millis = 30_000;
 /// Until a workload that was refused asks again.
 const JOIN_AGAIN: Millis = 2_000;
 /// How often a proxy with workloads that joined says that it lives: a machine that vanishes says nothing else.
-const BEAT: Millis = 200;
+const BEAT: Millis = crate::publish::pace::BEAT;
+/// As rarely as that a control plane may ask for at most.
+const RAREST_BEAT: Millis = 60_000;
 /// Bytes of one update, over all its messages.
 const MAX_UPDATE: usize = 256 * 1024 * 1024;
 
@@ -136,6 +138,8 @@ pub struct Machine {
     leaving: bool,
     /// When it last said over this stream that it lives.
     beat: Option<Millis>,
+    /// How often it says so.
+    pace: Millis,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,6 +178,7 @@ impl Machine {
             refused: BTreeMap::new(),
             leaving: false,
             beat: None,
+            pace: BEAT,
             me,
         };
         let count = machine.me.urls.len().max(1) as u64;
@@ -194,7 +199,7 @@ impl Machine {
     pub fn wakes(&self, now: Millis) -> Millis {
         match self.state {
             State::Waiting { until } => until.max(now),
-            State::Open { .. } if self.beats() => self.beat.map_or(now, |beat| (beat + BEAT).max(now)),
+            State::Open { .. } if self.beats() => self.beat.map_or(now, |beat| (beat + self.pace).max(now)),
             _ => now + 1_000,
         }
     }
@@ -244,7 +249,7 @@ impl Machine {
     }
 
     fn tick(&mut self, now: Millis, actions: &mut Vec<Action>) {
-        if self.is_open() && self.beats() && self.beat.is_none_or(|beat| now >= beat + BEAT) {
+        if self.is_open() && self.beats() && self.beat.is_none_or(|beat| now >= beat + self.pace) {
             self.beat = Some(now);
             actions.push(say(Say::Alive(Alive {})));
         }
@@ -277,7 +282,7 @@ impl Machine {
     }
 
     fn connected(&mut self, now: Millis, actions: &mut Vec<Action>) {
-        self.beat = None;
+        (self.beat, self.pace) = (None, BEAT);
         self.state = State::Open { since: now };
         let mut hello = self.me.hello.clone();
         hello.subscriptions.extend(self.wanted.keys().map(subscription));
@@ -337,6 +342,7 @@ impl Machine {
                     actions.push(Action::Refused(format!("{key} cannot join: {}", registered.refused)));
                 }
             }
+            Some(Message::Pace(pace)) => self.pace = Millis::from(pace.alive_millis).clamp(BEAT, RAREST_BEAT),
             Some(Message::Welcome(_)) | None => {}
         }
     }
@@ -487,6 +493,7 @@ fn subscription(wanted: &Wanted) -> Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::discovery::Pace;
 
     fn machine(urls: &[&str]) -> Machine {
         let me = Me { hello: Hello::default(), urls: urls.iter().map(|u| (*u).to_owned()).collect(), seed: 7 };
@@ -577,6 +584,10 @@ mod tests {
         assert_eq!((beats(&machine.step(100, Event::Tick)), machine.wakes(100)), (1, 100 + BEAT));
         assert_eq!(beats(&machine.step(101, Event::Tick)), 0);
         assert_eq!(beats(&machine.step(100 + BEAT, Event::Tick)), 1);
+        let pace = Message::Pace(Pace { alive_millis: 900 });
+        machine.step(400, Event::Message(ControlMessage { message: Some(pace) }));
+        assert_eq!((beats(&machine.step(401, Event::Tick)), machine.wakes(401)), (0, 100 + BEAT + 900));
+        assert_eq!(beats(&machine.step(1_200, Event::Tick)), 1);
         machine.step(1_300, Event::Leave);
         assert_eq!((beats(&machine.step(2_000, Event::Tick)), machine.wakes(2_000)), (0, 3_000));
     }
