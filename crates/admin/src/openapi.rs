@@ -53,7 +53,7 @@ pub(crate) const ENDPOINTS: &[Endpoint] = &[
         ..get("/clusters", "Endpoints with health and load, limits with use; ?key= picks one cluster.", "Clusters")
     },
     get("/listeners", "Open sockets and their connections.", "Listeners"),
-    get("/nodes", "Of a control plane: its proxies, in sync or why not.", "Nodes"),
+    get("/nodes", "Of a control plane: its proxies, in sync or why not, and those that went within the last hour.", "Nodes"),
     Endpoint {
         method: "POST",
         path: "/drain",
@@ -192,6 +192,7 @@ fn schemas() -> Value {
                 "resources": count, "sent": count, "has": text, "wants": text, "connected": count,
                 "last_ack": { "type": ["integer", "null"] }, "last_nack": { "type": ["integer", "null"] },
                 "last_nack_text": { "type": ["string", "null"] },
+                "gone_since": { "type": ["integer", "null"] }, "left": flag,
             }),
         ),
         "Clusters": list("Cluster"),
