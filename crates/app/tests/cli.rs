@@ -3,7 +3,7 @@
 use selvedge_testkit::certs::{Ca, Leaf, Spec};
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     path::Path,
     process::{Command, Stdio},
 };
@@ -332,4 +332,39 @@ fn colours_are_for_terminals_only() {
     let coloured = run("CLICOLOR_FORCE", "1");
     assert!(coloured.contains("\x1b[1;31merror[SELV0100]\x1b[0m"), "{coloured}");
     assert!(!coloured.contains("hunter2"), "{coloured}");
+}
+
+/// A process that would heed the signal, and one that is a selvedge of another kind.
+#[test]
+fn only_what_can_be_upgraded_is_asked_to() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut other = Command::new("sh")
+        .args(["-c", "trap 'exit 7' USR2; echo ready; read line; exit 0"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let mut ready = [0; 6];
+    other.stdout.as_mut().expect("piped").read_exact(&mut ready).expect("ready");
+    let out = selvedge(dir.path(), &["upgrade", "--pid", &other.id().to_string()], "");
+    assert!(out.code == 1 && out.stderr.contains("is not a selvedge: it runs /"), "{}", out.stderr);
+    drop(other.stdin.take());
+    assert_eq!(other.wait().expect("an end").code(), Some(0), "it was not signalled");
+
+    fs::create_dir(dir.path().join("conf")).expect("a folder");
+    let mut control = Command::new(env!("CARGO_BIN_EXE_selvedge"))
+        .args(["check", "-f", "-"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary");
+    let out = selvedge(dir.path(), &["upgrade", "--pid", &control.id().to_string()], "");
+    assert!(out.code == 1 && out.stderr.contains("neither `selvedge run` nor"), "{}", out.stderr);
+    control.kill().expect("killed");
+    control.wait().expect("an end");
+
+    let out = selvedge(dir.path(), &["upgrade", "--pid", &i32::MAX.to_string()], "");
+    assert!(out.code == 1 && out.stderr.contains("there is no process"), "{}", out.stderr);
 }

@@ -315,6 +315,10 @@ fn receive_one(from: &UnixStream) -> Result<OwnedFd> {
 /// Sends SIGUSR2 to a running selvedge.
 pub fn ask(pid: i32) -> Result<()> {
     let process = rustix::process::Pid::from_raw(pid).filter(|_| pid > 0).context("not the id of a process")?;
+    // What is looked at now is what is signalled, even if the process ends meanwhile and another gets its id.
+    let held = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())
+        .with_context(|| format!("there is no process {pid} that can be asked to upgrade"))?;
+    is_selvedge(pid)?;
     // SIGUSR2 ends a process that does not expect it.
     if let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) {
         let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
@@ -322,8 +326,35 @@ pub fn ask(pid: i32) -> Result<()> {
         let bit = 1 << (rustix::process::Signal::USR2.as_raw() - 1);
         ensure!(caught.is_none_or(|mask| mask & bit != 0), "process {pid} is no `selvedge run`");
     }
-    rustix::process::kill_process(process, rustix::process::Signal::USR2)
+    rustix::process::pidfd_send_signal(&held, rustix::process::Signal::USR2)
         .with_context(|| format!("process {pid} cannot be asked to upgrade"))
+}
+
+/// That a process is `selvedge run` or `selvedge proxy`, as its binary and its arguments say; the binary may have been replaced since.
+fn is_selvedge(pid: i32) -> Result<()> {
+    let own = std::env::current_exe().unwrap_or_default();
+    let theirs = match std::fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(path) => path,
+        // Not ours to see (another user's, or no /proc): whether it may be signalled is the kernel's to say.
+        Err(_) => return Ok(()),
+    };
+    let name = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.strip_suffix(" (deleted)").map(str::to_owned).unwrap_or(name)
+    };
+    let (own, found) = (name(&own), name(&theirs));
+    ensure!(
+        found == own || found.starts_with("selvedge"),
+        "process {pid} is not a selvedge: it runs {}; --pid is that of `selvedge run` or `selvedge proxy`",
+        theirs.display()
+    );
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let runs = arguments.split(|byte| *byte == 0).skip(1).any(|argument| matches!(argument, b"run" | b"proxy"));
+    ensure!(
+        runs || arguments.is_empty(),
+        "process {pid} is a selvedge, but neither `selvedge run` nor `selvedge proxy`: only these can be upgraded in place"
+    );
+    Ok(())
 }
 
 #[cfg(test)]
