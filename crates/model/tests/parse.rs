@@ -118,6 +118,7 @@ status: {parents: [anything]}
 
 #[test]
 fn every_setting_of_a_traffic_policy_is_read() {
+    // But for `algorithm` and `format`, beside which some of the others have no effect.
     let text = r#"
 apiVersion: selvedge.dev/v1alpha1
 kind: TrafficPolicy
@@ -125,7 +126,6 @@ metadata: {name: all, namespace: shop}
 spec:
   targetRefs: [{kind: Gateway, name: edge, sectionName: https}]
   loadBalancing:
-    algorithm: Maglev
     hashKeys: [{type: Header, name: x-user}, {type: Cookie, cookie: {name: c, ttl: 1h, path: /}}, {type: SourceIP}, {type: Query, name: q}, {type: Path}]
     choices: 3
     slowStart: {window: 30s, aggression: 1.5, minPercent: 5}
@@ -167,7 +167,7 @@ spec:
     normalization: {mergeSlashes: false, escapedSlashes: Reject}
     maxRequestsPerConnection: 100
   telemetry:
-    accessLog: {enabled: true, format: Text, template: "%REQ(:METHOD)% 100%%", fields: {user: "%REQ(x-user)%"}, path: /tmp/log, condition: {minStatus: 400, minDuration: 1s, errorsOnly: false}, sampling: 12.5}
+    accessLog: {enabled: true, template: "%REQ(:METHOD)% 100%%", fields: {user: "%REQ(x-user)%"}, path: /tmp/log, condition: {minStatus: 400, minDuration: 1s, errorsOnly: false}, sampling: 12.5}
     tracing: {sampling: 5, followCaller: false, attributes: {env: test}}
 "#;
     sound(text);

@@ -59,7 +59,7 @@ fn http_matches() {
             ("path: {type: Exact, value: /a//b}", "0109 spec.rules[0].matches[0].path.value"),
             ("path: {type: Exact, value: ''}", "0109 spec.rules[0].matches[0].path.value"),
             ("path: {type: RegularExpression, value: '/a('}", "0115 spec.rules[0].matches[0].path.value"),
-            ("path: {type: RegularExpression, value: 'a//b'}", ""),
+            ("path: {type: RegularExpression, value: '/a//b'}", ""),
             ("path: {type: Suffix, value: /}", "0103 spec.rules[0].matches[0].path.type"),
             ("headers: [{name: a b, value: c}]", "0110 spec.rules[0].matches[0].headers[0].name"),
             ("headers: [{name: a, value: c}, {name: a, value: d}]", "0112 spec.rules[0].matches[0].headers[1]"),
@@ -83,7 +83,7 @@ fn http_filters() {
         &[
             ("type: RequestHeaderModifier", "0113 spec.rules[0].filters[0].requestHeaderModifier"),
             (
-                "{type: CORS, cors: {}, requestMirror: {backendRef: {name: a, port: 1}}}",
+                "{type: CORS, cors: {allowOrigins: ['*']}, requestMirror: {backendRef: {name: a, port: 1}}}",
                 "0113 spec.rules[0].filters[0].requestMirror",
             ),
             (
@@ -128,12 +128,15 @@ fn http_filters() {
                 "0114 spec.rules[0].filters[0]",
             ),
             (
-                "{type: URLRewrite, urlRewrite: {hostname: a}}\n    - {type: RequestRedirect, requestRedirect: {}}",
+                "{type: URLRewrite, urlRewrite: {hostname: a}}\n    - {type: RequestRedirect, requestRedirect: {hostname: a}}",
                 "0114 spec.rules[0].filters[1]",
             ),
-            ("{type: CORS, cors: {}}\n    - {type: CORS, cors: {}}", "0112 spec.rules[0].filters[1]"),
             (
-                "{type: RequestRedirect, requestRedirect: {}}\n    backendRefs: [{name: a, port: 1}]",
+                "{type: CORS, cors: {allowOrigins: ['*']}}\n    - {type: CORS, cors: {allowOrigins: ['*']}}",
+                "0112 spec.rules[0].filters[1]",
+            ),
+            (
+                "{type: RequestRedirect, requestRedirect: {hostname: a}}\n    backendRefs: [{name: a, port: 1}]",
                 "0114 spec.rules[0].backendRefs",
             ),
             (
@@ -336,9 +339,12 @@ fn traffic_policies() {
         TRAFFIC,
         &[
             ("  targetRefs: []", "0105 spec.targetRefs"),
-            ("  targetRefs: [{kind: Namespace, name: other}]", "0120 spec.targetRefs[0].name"),
-            ("  targetRefs: [{kind: Namespace, name: shop, sectionName: a}]", "0120 spec.targetRefs[0].sectionName"),
-            ("  targetRefs: [{kind: HTTPRoute, group: apps, name: a}]", "0120 spec.targetRefs[0].group"),
+            ("  targetRefs: [{kind: Namespace, name: other}]", "0120 spec.targetRefs[0].name\n0402 spec"),
+            (
+                "  targetRefs: [{kind: Namespace, name: shop, sectionName: a}]",
+                "0120 spec.targetRefs[0].sectionName\n0402 spec",
+            ),
+            ("  targetRefs: [{kind: HTTPRoute, group: apps, name: a}]", "0120 spec.targetRefs[0].group\n0402 spec"),
             (
                 "  targetRefs: [{kind: Service, name: a}]\n  listener: {}\n  directResponse: {status: 200}",
                 "0120 spec.listener\n0120 spec.directResponse",

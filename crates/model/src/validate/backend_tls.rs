@@ -38,6 +38,7 @@ pub(super) fn policy(report: &mut Report, policy: &BackendTlsPolicy, spec: &At<'
         }
         _ => {}
     }
+    super::gateway::options(report, Some(&policy.spec.options), &spec.field("options"));
     let names = at.field("subjectAltNames");
     for (index, name) in validation.subject_alt_names.iter().enumerate() {
         subject_alt_name(report, name, &names.index(index));

@@ -1,5 +1,6 @@
 //! Rules of GatewayClass, Gateway and ListenerSet.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Report, dns_subdomain, hostname, label, wildcard_hostname};
@@ -27,7 +28,7 @@ pub(super) fn gateway(report: &mut Report, gateway: &Gateway, spec: &At<'_>) {
     if let Some(allowed) = &gateway.spec.allowed_listeners {
         let at = spec.field("allowedListeners");
         let at = at.field("namespaces");
-        selector(report, allowed.namespaces.selector.as_ref(), &at.field("selector"));
+        namespaces(report, allowed.namespaces.from, allowed.namespaces.selector.as_ref(), &at);
     }
     if let Some(infrastructure) = &gateway.spec.infrastructure {
         let at = spec.field("infrastructure");
@@ -113,7 +114,40 @@ fn listener(report: &mut Report, listener: &Listener, at: &At<'_>) {
         let message = "`None` is not allowed here; write All, Selector or Same";
         report.error(Code::UnknownValue, &namespaces.field("from"), message);
     }
-    selector(report, listener.allowed_routes.namespaces.selector.as_ref(), &namespaces.field("selector"));
+    self::namespaces(
+        report,
+        listener.allowed_routes.namespaces.from,
+        listener.allowed_routes.namespaces.selector.as_ref(),
+        &namespaces,
+    );
+    options(report, listener.tls.as_ref().map(|tls| &tls.options), &at.field("tls").field("options"));
+}
+
+/// Options are other implementations': none is known here.
+pub(super) fn options(report: &mut Report, options: Option<&BTreeMap<String, String>>, at: &At<'_>) {
+    for name in options.into_iter().flatten().map(|(name, _)| name) {
+        let message = "Selvedge knows no options; remove it";
+        report.warning(Code::NoEffect, &at.field(name), message);
+    }
+}
+
+/// `from: Selector` and `selector` belong together.
+fn namespaces(report: &mut Report, from: FromNamespaces, selector: Option<&LabelSelector>, at: &At<'_>) {
+    let field = at.field("selector");
+    match (from, selector) {
+        (FromNamespaces::Selector, None) => {
+            let message = "`from: Selector` needs a `selector`; without one no namespace is selected";
+            report.error(Code::MissingField, &field, message);
+        }
+        (FromNamespaces::Selector, Some(selector)) => self::selector(report, selector, &field),
+        (from, Some(selector)) => {
+            let message =
+                format!("the selector has no effect with `from: {from:?}`; write `from: Selector`, or remove it");
+            report.warning(Code::NoEffect, &field, message);
+            self::selector(report, selector, &field);
+        }
+        (_, None) => {}
+    }
 }
 
 fn protocol(report: &mut Report, protocol: &ListenerProtocol, at: &At<'_>) {
@@ -150,11 +184,18 @@ fn tls(report: &mut Report, protocol: &ListenerProtocol, tls: Option<&ListenerTl
     }
 }
 
-fn selector(report: &mut Report, selector: Option<&LabelSelector>, at: &At<'_>) {
-    let Some(selector) = selector else { return };
+pub(super) fn selector(report: &mut Report, selector: &LabelSelector, at: &At<'_>) {
+    let labels = at.field("matchLabels");
+    for (key, value) in &selector.match_labels {
+        report.check(Code::InvalidLabel, &labels.field(key), label(key, value));
+    }
     let expressions = at.field("matchExpressions");
     for (index, requirement) in selector.match_expressions.iter().enumerate() {
         let item = expressions.index(index);
+        report.check(Code::InvalidLabel, &item.field("key"), label(&requirement.key, ""));
+        for (index, value) in requirement.values.iter().enumerate() {
+            report.check(Code::InvalidLabel, &item.field("values").index(index), label(&requirement.key, value));
+        }
         let takes_values = matches!(requirement.operator, LabelOperator::In | LabelOperator::NotIn);
         if takes_values == requirement.values.is_empty() {
             let message =

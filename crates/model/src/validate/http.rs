@@ -1,19 +1,22 @@
 //! Rules of HTTPRoute and GRPCRoute.
 
 mod filter;
+mod session;
+
+use selvedge_wire::hop::HOP_BY_HOP;
 
 use filter::{grpc_filters, http_filters};
+use session::session_persistence;
 
 use super::route::{backend, hostnames, parents, rule_names};
-use super::{Report, full_match_regex, header_name, match_path};
+use super::{Report, full_match_regex, header_name, header_value, match_path};
 use crate::diagnostic::Code;
 use crate::duration::Duration;
 use crate::field_path::At;
 use crate::grpc::{GrpcMethodMatch, GrpcMethodMatchType, GrpcRoute};
 use crate::http::{
-    CookieLifetime, HeaderMatch, HttpFilterType, HttpQueryParamMatch, HttpRoute, HttpRouteFilter, HttpRouteMatch,
-    HttpRouteRetry, HttpRouteRule, HttpRouteTimeouts, PathMatchType, PathModifierType, SessionPersistence,
-    SessionPersistenceType, ValueMatchType,
+    HeaderMatch, HttpFilterType, HttpQueryParamMatch, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRetry,
+    HttpRouteRule, HttpRouteTimeouts, PathMatchType, PathModifierType, ValueMatchType,
 };
 
 /// Most matches of all rules of a route together.
@@ -103,22 +106,48 @@ fn http_match(report: &mut Report, one: &HttpRouteMatch, at: &At<'_>) {
         PathMatchType::Exact | PathMatchType::PathPrefix => {
             report.check(Code::InvalidPath, &value, match_path(&one.path.value));
         }
-        PathMatchType::RegularExpression => regex(report, &one.path.value, &value),
+        PathMatchType::RegularExpression => {
+            regex(report, &one.path.value, &value);
+            // The whole path is matched: what begins so never is.
+            if one.path.value.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric()) {
+                let message = "it never matches, since all paths begin with `/`; begin the expression with `/` or `.*`";
+                report.warning(Code::InvalidPath, &value, message);
+            }
+        }
     }
     headers(report, &one.headers, &at.field("headers"));
     query_params(report, &one.query_params, &at.field("queryParams"));
 }
 
 fn headers(report: &mut Report, headers: &[HeaderMatch], at: &At<'_>) {
-    let names: Vec<&str> = headers.iter().map(|header| header.name.as_str()).collect();
-    report.unique(at, &names, "header", |name| (*name).to_owned());
+    let names: Vec<String> = headers.iter().map(|header| header.name.to_ascii_lowercase()).collect();
+    report.unique(at, &names, "header", String::clone);
     for (index, header) in headers.iter().enumerate() {
         let item = at.index(index);
         report.check(Code::InvalidHeaderName, &item.field("name"), header_name(&header.name));
         if header.match_type == ValueMatchType::RegularExpression {
             regex(report, &header.value, &item.field("value"));
+        } else {
+            report.check(Code::InvalidHeaderValue, &item.field("value"), matched_value(&header.value));
+        }
+        // They are taken off before routes are looked at.
+        if HOP_BY_HOP.iter().any(|hop| header.name.eq_ignore_ascii_case(hop.as_str())) {
+            let message = format!(
+                "the header {} belongs to one connection and is never seen here; match by another",
+                header.name
+            );
+            report.warning(Code::InvalidHeaderName, &item.field("name"), message);
         }
     }
+}
+
+/// What arrives has no blanks around it (RFC 9110 section 5.5), so that a value with some never matches.
+fn matched_value(text: &str) -> Result<(), String> {
+    header_value(text)?;
+    if text.trim_matches([' ', '\t']) != text {
+        return Err("the value begins or ends with a blank, which values that arrive do not; remove it".to_owned());
+    }
+    Ok(())
 }
 
 fn query_params(report: &mut Report, params: &[HttpQueryParamMatch], at: &At<'_>) {
@@ -176,18 +205,6 @@ pub(super) fn codes(report: &mut Report, codes: &[u16], at: &At<'_>) {
         if !(400..=599).contains(code) {
             report.error(Code::OutOfRange, &at.index(index), format!("{code} is not a status code of 400 to 599"));
         }
-    }
-}
-
-fn session_persistence(report: &mut Report, session: &SessionPersistence, at: &At<'_>) {
-    let Some(cookie) = &session.cookie_config else { return };
-    if session.persistence_type == SessionPersistenceType::Header {
-        let message = "`cookieConfig` is only for type Cookie";
-        report.error(Code::InconsistentUnion, &at.field("cookieConfig"), message);
-    }
-    if cookie.lifetime_type == CookieLifetime::Permanent && session.absolute_timeout.is_none() {
-        let message = "a permanent cookie needs `absoluteTimeout`";
-        report.error(Code::MissingField, &at.field("absoluteTimeout"), message);
     }
 }
 

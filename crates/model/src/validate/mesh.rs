@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use selvedge_wire::spiffe;
 
+use super::core::app_protocol;
 use super::traffic::health_check;
 use super::{Report, dns_label, dns_subdomain, hostname, wildcard_hostname};
 use crate::diagnostic::Code;
@@ -69,6 +70,7 @@ pub(super) fn workload(report: &mut Report, workload: &Workload, spec: &At<'_>) 
     for (index, port) in own.ports.iter().enumerate() {
         let item = ports.index(index);
         port_of(report, &item, port.port, port.name.as_deref(), own.ports[..index].iter().map(|p| (p.port, &p.name)));
+        app_protocol(report, port.app_protocol.as_deref(), &item.field("appProtocol"));
     }
     report.check(Code::InvalidName, &spec.field("serviceAccount"), dns_subdomain(&own.service_account));
     let tunnel = spec.field("tunnel");
@@ -134,6 +136,7 @@ pub(super) fn external_service(report: &mut Report, service: &ExternalService, s
     for (index, port) in own.ports.iter().enumerate() {
         let item = ports.index(index);
         port_of(report, &item, port.port, port.name.as_deref(), own.ports[..index].iter().map(|p| (p.port, &p.name)));
+        app_protocol(report, port.app_protocol.as_deref(), &item.field("appProtocol"));
         let Some(tls) = &port.tls else { continue };
         let at = item.field("tls");
         if let Some(sni) = &tls.sni {
@@ -142,6 +145,14 @@ pub(super) fn external_service(report: &mut Report, service: &ExternalService, s
         let set = tls.sni.is_some() || tls.ca_certificate.is_some() || tls.client_certificate.is_some();
         if tls.mode == ExternalTlsMode::None && set {
             report.error(Code::InconsistentUnion, &at, "TLS of mode None has no other settings");
+        }
+        let speaks = port.app_protocol.as_deref().unwrap_or_default().to_ascii_lowercase();
+        if tls.mode == ExternalTlsMode::Originate && matches!(speaks.as_str(), "https" | "tls" | "wss") {
+            let message = format!(
+                "clients speak `{speaks}` to it, around which TLS would be added once more; write what is inside \
+                 (`appProtocol: http`), or remove `tls`"
+            );
+            report.warning(Code::ConflictingFields, &at, message);
         }
         let only_wildcards = own.hosts.iter().all(|host| host.starts_with("*."));
         if tls.mode == ExternalTlsMode::Originate && tls.sni.is_none() && only_wildcards {

@@ -6,6 +6,7 @@
 mod backend_tls;
 mod core;
 mod gateway;
+mod grant;
 mod http;
 mod mesh;
 mod route;
@@ -38,7 +39,8 @@ pub fn validate(resource: &Resource) -> Vec<Finding> {
         Resource::UdpRoute(route) => route::stream_route(&mut report, &route.spec, &spec),
         // What is wrong in one is found by compiling: its target then denies, while a resource with errors is not used.
         Resource::AccessPolicy(_) => {}
-        Resource::ReferenceGrant(_) | Resource::Namespace(_) | Resource::Secret(_) => {}
+        Resource::ReferenceGrant(one) => grant::grant(&mut report, one, &spec),
+        Resource::Namespace(_) | Resource::Secret(_) => {}
         Resource::BackendTlsPolicy(policy) => backend_tls::policy(&mut report, policy, &spec),
         Resource::TrafficPolicy(policy) => traffic::policy(&mut report, policy, &spec),
         Resource::Mesh(mesh) => mesh::mesh(&mut report, mesh, &spec),
@@ -64,6 +66,9 @@ fn metadata(report: &mut Report, kind: Kind, metadata: &ObjectMeta) {
     let labels = at.field("labels");
     for (key, value) in &metadata.labels {
         report.check(Code::InvalidLabel, &labels.field(key), label(key, value));
+    }
+    if let Some(time) = &metadata.creation_timestamp {
+        report.check(Code::WrongFormat, &at.field("creationTimestamp"), timestamp(time));
     }
 }
 

@@ -82,6 +82,59 @@ pub fn header_value(text: &str) -> Check {
     Ok(())
 }
 
+/// A name of a cookie: a token (RFC 6265 section 4.1.1).
+pub fn cookie_name(text: &str) -> Check {
+    if is_token(text) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{}` is not a name that a cookie can have: write letters, digits and !#$%&'*+-.^_`|~, no spaces",
+        crate::check::short(text)
+    ))
+}
+
+/// The path of a cookie: it would end at a `;`, and what follows would be attributes (RFC 6265 section 4.1.1).
+pub fn cookie_path(text: &str) -> Check {
+    let text_short = crate::check::short(text);
+    if !text.starts_with('/') {
+        return Err(format!("`{text_short}` must begin with `/`"));
+    }
+    if text.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b';') {
+        return Err(format!(
+            "`{text_short}` holds characters that the path of a cookie cannot have; encode them as %XX"
+        ));
+    }
+    Ok(())
+}
+
+/// A media type with its parameters, as in `text/html; charset=utf-8` (RFC 9110 section 8.3.1).
+pub fn media_type(text: &str) -> Check {
+    let text_short = crate::check::short(text);
+    let visible = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
+    let essence = text.split(';').next().unwrap_or_default().trim_end();
+    let fits = essence.split_once('/').is_some_and(|(family, kind)| is_token(family) && is_token(kind));
+    if fits && text.bytes().all(visible) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{}` is not a media type; write one such as `application/json` or `text/html; charset=utf-8`",
+        text_short.escape_debug()
+    ))
+}
+
+/// A time as Kubernetes writes it, `2026-01-31T12:00:00Z`: these can be compared as texts.
+pub fn timestamp(text: &str) -> Check {
+    const FORM: &[u8] = b"0000-00-00T00:00:00Z";
+    let fits = |(byte, form): (u8, &u8)| if *form == b'0' { byte.is_ascii_digit() } else { byte == *form };
+    if text.len() == FORM.len() && text.bytes().zip(FORM).all(fits) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{}` is not a time; write it in UTC and to the second, as in `2026-01-31T12:00:00Z`",
+        crate::check::short(text)
+    ))
+}
+
 /// A method: a token of RFC 9110 section 9.1.
 pub fn method(text: &str) -> Check {
     if is_token(text) {

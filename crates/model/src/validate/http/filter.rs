@@ -63,9 +63,19 @@ fn http_filter(report: &mut Report, filter: &HttpRouteFilter, at: &At<'_>) {
     if let Some(redirect) = &filter.request_redirect {
         let at = at.field("requestRedirect");
         rewrite(report, redirect.hostname.as_deref(), redirect.path.as_ref(), &at);
+        let same_place = redirect.scheme.is_none() && redirect.hostname.is_none() && redirect.port.is_none();
+        if same_place && redirect.path.is_none() {
+            let message = "it leads back to where the request went, and clients would follow it in circles; say \
+                           `scheme`, `hostname`, `path` or `port`";
+            report.warning(Code::NoEffect, &at, message);
+        }
     }
     if let Some(one) = &filter.url_rewrite {
-        rewrite(report, one.hostname.as_deref(), one.path.as_ref(), &at.field("urlRewrite"));
+        let at = at.field("urlRewrite");
+        rewrite(report, one.hostname.as_deref(), one.path.as_ref(), &at);
+        if one.hostname.is_none() && one.path.is_none() {
+            report.warning(Code::NoEffect, &at, "it changes nothing; say `hostname` or `path`, or remove the filter");
+        }
     }
     if let Some(one) = &filter.cors {
         cors(report, one, &at.field("cors"));
@@ -128,6 +138,10 @@ fn union<T: PartialEq>(report: &mut Report, chosen: &T, fields: &[(&str, T, bool
 }
 
 fn header_modifier(report: &mut Report, modifier: &HeaderModifier, at: &At<'_>) {
+    if modifier.set.is_empty() && modifier.add.is_empty() && modifier.remove.is_empty() {
+        let message = "it changes no header; say what to `set`, `add` or `remove`, or remove the filter";
+        report.warning(Code::NoEffect, at, message);
+    }
     for (field, headers) in [("set", &modifier.set), ("add", &modifier.add)] {
         let list = at.field(field);
         let names: Vec<String> = headers.iter().map(|header| header.name.to_ascii_lowercase()).collect();
@@ -173,16 +187,25 @@ fn rewrite(report: &mut Report, host: Option<&str>, path: Option<&HttpPathModifi
     let values = [("replaceFullPath", &path.replace_full_path), ("replacePrefixMatch", &path.replace_prefix_match)];
     for (name, value) in values {
         if let Some(value) = value {
-            report.check(
-                Code::InvalidPath,
-                &at.field(name),
-                path_characters(value.split('?').next().unwrap_or_default()),
-            );
+            report.check(Code::InvalidPath, &at.field(name), new_path(value));
         }
     }
 }
 
+/// What takes the place of a path or prefix; a prefix may become nothing.
+fn new_path(text: &str) -> Result<(), String> {
+    path_characters(text.split('?').next().unwrap_or_default())?;
+    if !text.is_empty() && !text.starts_with('/') {
+        return Err(format!("`{text}` must begin with `/`"));
+    }
+    Ok(())
+}
+
 fn cors(report: &mut Report, cors: &Cors, at: &At<'_>) {
+    if cors.allow_origins.is_empty() {
+        let message = "no origin may read responses; say which, or `*` for all";
+        report.warning(Code::NoEffect, &at.field("allowOrigins"), message);
+    }
     let lists = [
         ("allowOrigins", &cors.allow_origins),
         ("allowMethods", &cors.allow_methods),
@@ -235,6 +258,23 @@ fn external_auth(report: &mut Report, auth: &ExternalAuth, at: &At<'_>) {
         ("http", ExternalAuthProtocol::Http, auth.http.is_some()),
     ];
     union(report, &auth.protocol, &fields, at);
+    if let Some(grpc) = &auth.grpc {
+        header_names(report, &grpc.allowed_headers, &at.field("grpc").field("allowedHeaders"));
+    }
+    if let Some(http) = &auth.http {
+        let at = at.field("http");
+        header_names(report, &http.allowed_headers, &at.field("allowedHeaders"));
+        header_names(report, &http.allowed_response_headers, &at.field("allowedResponseHeaders"));
+        if let Some(path) = &http.path {
+            report.check(Code::InvalidPath, &at.field("path"), new_path(path));
+        }
+    }
+}
+
+fn header_names(report: &mut Report, names: &[String], at: &At<'_>) {
+    for (index, name) in names.iter().enumerate() {
+        report.check(Code::InvalidHeaderName, &at.index(index), header_name(name));
+    }
 }
 
 /// A header value as the standard allows it in filters: visible ASCII characters, single spaces and tabs between.
