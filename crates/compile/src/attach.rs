@@ -7,12 +7,13 @@ use crate::{
     index::Name,
     listeners::ListenerState,
     mesh::gamma,
+    report::did_you_mean,
     secrets,
     status::Fault,
 };
 use ahash::AHashMap;
 use selvedge_model::{
-    Code, GATEWAY_GROUP, Kind, ObjectMeta, ResourceKey, diagnostic, gateway::DefaultScope, refs::ParentReference,
+    Code, GATEWAY_GROUP, Kind, ObjectMeta, ResourceKey, gateway::DefaultScope, refs::ParentReference,
 };
 use std::borrow::Cow;
 
@@ -160,9 +161,10 @@ impl<'a> Parents<'a> {
                 Kind::Gateway => self.gateways.keys().filter(|n| n.0 == namespace).map(|n| n.1).collect(),
                 _ => self.sets.keys().filter(|n| n.0 == namespace).map(|n| n.1).collect(),
             };
-            let near = diagnostic::nearest(&parent.name, names.iter().copied())
-                .map(|n| format!("; did you mean {n}?"))
-                .unwrap_or_default();
+            let mut near = did_you_mean(&parent.name, names);
+            if near.is_empty() {
+                near = elsewhere(cx, kind, &parent.name);
+            }
             let message = format!("{kind} {namespace}/{} does not exist{near}", parent.name);
             cx.report.error(&route.key(), Code::UnknownParent, &path(), &message);
         }
@@ -195,6 +197,17 @@ impl<'a> Parents<'a> {
             }
         }
     }
+}
+
+/// Where else something of that name is.
+fn elsewhere(cx: &Context<'_>, kind: Kind, name: &str) -> String {
+    let meta = match kind {
+        Kind::Gateway => cx.index.gateways.iter().map(|it| &it.metadata).find(|meta| meta.name == name),
+        _ => cx.index.listener_sets.iter().map(|it| &it.metadata).find(|meta| meta.name == name),
+    };
+    meta.map_or_else(String::new, |meta| {
+        format!("; there is one in namespace {}: write `namespace: {0}`", meta.namespace)
+    })
 }
 
 /// The listeners of a parent that take the route: those the parentRef selects, that admit its kind and namespace, and

@@ -5,6 +5,7 @@
 
 use crate::{
     Context, index,
+    report::did_you_mean,
     secrets::{TlsCache, qualified},
     snapshot::{CaBundle, SubjectAltName, Trust, UpstreamTls},
     status::{Conditions, Fault, PolicyAncestorStatus, PolicyStatus, ResourceStatus},
@@ -91,7 +92,10 @@ impl<'a> BackendTls<'a> {
             let section = target.section_name.as_deref();
             let service = cx.index.service(namespace, &target.name);
             let missing = match (service, section) {
-                (None, _) => Some(format!("Service {namespace}/{} does not exist", target.name)),
+                (None, _) => {
+                    let near = did_you_mean(&target.name, cx.index.service_names(namespace));
+                    Some(format!("Service {namespace}/{} does not exist{near}", target.name))
+                }
                 (Some(s), Some(port)) if !s.spec.ports.iter().any(|p| p.name.as_deref() == Some(port)) => {
                     let ports: Vec<&str> = s.spec.ports.iter().filter_map(|p| p.name.as_deref()).collect();
                     let near = selvedge_model::diagnostic::nearest(port, ports.iter().copied())

@@ -4,6 +4,7 @@ use crate::{
     Context,
     grants::From,
     index,
+    report::did_you_mean,
     secrets::{self, TlsCache},
     snapshot::CertificateRef,
     status::{
@@ -227,7 +228,8 @@ pub(crate) fn listener_sets<'a>(cx: &mut Context<'a>, gateways: &[GatewayState<'
         let at = (parent.namespace.as_deref().unwrap_or(namespace), parent.name.as_str());
         let Some(gateway) = gateways.iter().position(|g| index::name(&g.gateway.metadata) == at) else {
             if !cx.index.gateways.iter().any(|g| index::name(&g.metadata) == at) {
-                let message = format!("Gateway {}/{} does not exist", at.0, at.1);
+                let near = did_you_mean(at.1, cx.index.names(Kind::Gateway, at.0));
+                let message = format!("Gateway {}/{} does not exist{near}", at.0, at.1);
                 cx.report.error(&key, Code::UnknownParent, "spec.parentRef.name", &message);
             }
             continue;

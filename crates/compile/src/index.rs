@@ -4,8 +4,8 @@ use crate::grants::Grants;
 use ahash::AHashMap;
 use selvedge_model::{
     AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
-    HttpRoute, ListenerSet, Mesh, Namespace, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
-    UdpRoute, Workload, gateway::FromNamespaces, refs::LabelSelector, resources::Set,
+    HttpRoute, Kind, ListenerSet, Mesh, Namespace, Object, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute,
+    TrafficPolicy, UdpRoute, Workload, gateway::FromNamespaces, refs::LabelSelector, resources::Set,
 };
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 
@@ -85,6 +85,28 @@ impl<'a> Index<'a> {
     /// Names of the Services of a namespace.
     pub(crate) fn service_names(&self, namespace: &str) -> impl Iterator<Item = &'a str> {
         self.resources.services().of_namespace(namespace).map(|it| it.metadata.name.as_str())
+    }
+
+    /// Names of what policies and references name, of one kind in one namespace.
+    pub(crate) fn names(&self, kind: Kind, namespace: &str) -> Vec<&'a str> {
+        fn of<'a, T: Object>(set: &'a Set<T>, namespace: &str, meta: impl Fn(&T) -> &ObjectMeta) -> Vec<&'a str> {
+            set.of_namespace(namespace).map(|it| meta(it).name.as_str()).collect()
+        }
+        let all = self.resources;
+        match kind {
+            Kind::Gateway => of(all.gateways(), namespace, |it| &it.metadata),
+            Kind::ListenerSet => of(all.listener_sets(), namespace, |it| &it.metadata),
+            Kind::HttpRoute => of(all.http_routes(), namespace, |it| &it.metadata),
+            Kind::GrpcRoute => of(all.grpc_routes(), namespace, |it| &it.metadata),
+            Kind::TlsRoute => of(all.tls_routes(), namespace, |it| &it.metadata),
+            Kind::TcpRoute => of(all.tcp_routes(), namespace, |it| &it.metadata),
+            Kind::UdpRoute => of(all.udp_routes(), namespace, |it| &it.metadata),
+            Kind::Service => of(all.services(), namespace, |it| &it.metadata),
+            Kind::ExternalService => of(all.external_services(), namespace, |it| &it.metadata),
+            Kind::Secret => of(all.secrets(), namespace, |it| &it.metadata),
+            Kind::ConfigMap => of(all.config_maps(), namespace, |it| &it.metadata),
+            _ => Vec::new(),
+        }
     }
 
     /// The EndpointSlices of a Service.

@@ -11,7 +11,7 @@ use crate::{
     snapshot::{Action, L4Route},
     status::{ResourceStatus, RouteStatus},
 };
-use selvedge_model::{Kind, ObjectMeta, gateway::DefaultScope, refs::ParentReference, stream::StreamRule};
+use selvedge_model::{Code, Kind, ObjectMeta, gateway::DefaultScope, refs::ParentReference, stream::StreamRule};
 use std::collections::BTreeSet;
 
 /// A compiled stream route on one listener, with positions in `uses` for clusters.
@@ -153,13 +153,17 @@ fn stream(builder: &mut RuleBuilder<'_, '_, '_>, rules: &[StreamRule]) -> L4Rout
         let backends = backends.collect();
         let split = match builder.action(backends) {
             Action::Forward(split) => Some(split),
-            Action::Fixed { .. } => None,
+            Action::Fixed { reason, .. } => {
+                let message = format!("{reason}: connections are refused");
+                builder.warning(Code::NothingAnswers, &format!("spec.rules[{i}].backendRefs"), &message);
+                None
+            }
         };
         if first.is_none() {
             first = Some(L4Route { name: builder.name(i, rule.name.as_ref()), split });
         } else {
             let message = "only the first rule of a TCPRoute, TLSRoute or UDPRoute is used";
-            builder.warning(selvedge_model::Code::NoEffect, &format!("spec.rules[{i}]"), message);
+            builder.warning(Code::NoEffect, &format!("spec.rules[{i}]"), message);
         }
     }
     first.unwrap_or_else(|| L4Route { name: builder.name(0, None), split: None })

@@ -41,6 +41,7 @@ mod status;
 mod summary;
 mod tls;
 mod traffic;
+mod unopened;
 mod words;
 
 pub use access::{Question, Ruling, may};

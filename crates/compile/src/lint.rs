@@ -1,5 +1,8 @@
 //! What is judged of all resources at once, wherever a proxy may stand: for `selvedge check`.
 
+mod alone;
+mod effect;
+
 use crate::{
     Compiled, Context, LocalWorkload, Options, Ports, Position, compile, endpoints, index, index::Index, mesh,
     report::Report, snapshot::Netns, status::Status,
@@ -18,6 +21,8 @@ pub fn check(resources: &Resources, options: &Options) -> Compiled {
     let mut compiled = compile(resources, options);
     let mut report = Report(std::mem::take(&mut compiled.diagnostics));
     let index = Index::new(resources);
+    alone::all(resources, &options.controller_name, &mut report);
+    effect::all(resources, &mut report);
     if index.is_mesh() || !resources.external_services().is_empty() {
         let beside = Options { position: Position::Workloads(positions(resources)), ..options.clone() };
         report.0.extend(compile(resources, &beside).diagnostics);

@@ -8,6 +8,7 @@ use crate::{
     index::{self, Name},
     listeners::ListenerState,
     mesh,
+    report::did_you_mean,
     status::{Conditions, Fault, PolicyAncestorStatus, PolicyStatus, ResourceStatus},
 };
 use ahash::AHashMap;
@@ -233,9 +234,21 @@ fn missing(cx: &Context<'_>, namespace: &str, target: &TrafficTarget) -> Option<
             .iter()
             .find(|r| index::name(&r.metadata) == at)
             .map(|r| section.is_none_or(|s| r.spec.rules.iter().any(|rule| rule.name.as_deref() == Some(s)))),
-        Kind::TlsRoute => index.tls_routes.iter().find(|r| index::name(&r.metadata) == at).map(|_| true),
-        Kind::TcpRoute => index.tcp_routes.iter().find(|r| index::name(&r.metadata) == at).map(|_| true),
-        Kind::UdpRoute => index.udp_routes.iter().find(|r| index::name(&r.metadata) == at).map(|_| true),
+        Kind::TlsRoute => index
+            .tls_routes
+            .iter()
+            .find(|r| index::name(&r.metadata) == at)
+            .map(|r| section.is_none_or(|s| r.spec.rules.iter().any(|rule| rule.name.as_deref() == Some(s)))),
+        Kind::TcpRoute => index
+            .tcp_routes
+            .iter()
+            .find(|r| index::name(&r.metadata) == at)
+            .map(|r| section.is_none_or(|s| r.spec.rules.iter().any(|rule| rule.name.as_deref() == Some(s)))),
+        Kind::UdpRoute => index
+            .udp_routes
+            .iter()
+            .find(|r| index::name(&r.metadata) == at)
+            .map(|r| section.is_none_or(|s| r.spec.rules.iter().any(|rule| rule.name.as_deref() == Some(s)))),
         _ => None,
     };
     match found {
@@ -243,7 +256,10 @@ fn missing(cx: &Context<'_>, namespace: &str, target: &TrafficTarget) -> Option<
         Some(false) => {
             Some(format!("{kind} {namespace}/{} has no section named {}", target.name, section.unwrap_or_default()))
         }
-        None => Some(format!("{kind} {namespace}/{} does not exist", target.name)),
+        None => {
+            let near = did_you_mean(&target.name, index.names(kind, namespace));
+            Some(format!("{kind} {namespace}/{} does not exist{near}", target.name))
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Collects diagnostics while compiling.
 
-use selvedge_model::{Code, Diagnostic, FieldPath, ResourceKey};
+use selvedge_model::{Code, Diagnostic, FieldPath, ResourceKey, diagnostic::nearest};
 
 /// The diagnostics so far; [`Report::finish`] sorts them.
 #[derive(Debug, Default)]
@@ -28,6 +28,11 @@ impl Report {
         self.0.dedup();
         self.0
     }
+}
+
+/// `; did you mean web?`, if one of the names is like enough.
+pub(crate) fn did_you_mean<'n>(name: &str, names: impl IntoIterator<Item = &'n str>) -> String {
+    nearest(name, names).map(|near| format!("; did you mean {near}?")).unwrap_or_default()
 }
 
 fn parsed(path: &str) -> FieldPath {

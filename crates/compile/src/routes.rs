@@ -103,6 +103,11 @@ fn compile<'a>(
             };
             match made {
                 Ok((entries, (rule, closed))) => {
+                    if closed.is_none()
+                        && let Some(why) = rules::unanswered(&rule)
+                    {
+                        builder.warning(Code::NothingAnswers, &format!("spec.rules[{i}].backendRefs"), &why);
+                    }
                     let position = u32::try_from(variant.len()).unwrap_or(u32::MAX);
                     variant.push(rule);
                     if v == 0 {

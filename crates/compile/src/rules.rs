@@ -202,6 +202,21 @@ pub(crate) fn settle(rule: &mut Rule, settings: Option<&TrafficSettings>, own_re
     }
 }
 
+/// Why nobody gets more than an error from a rule that is in order, if so.
+pub(crate) fn unanswered(rule: &Rule) -> Option<String> {
+    let Action::Fixed { status, reason } = &rule.action else { return None };
+    let answers = |filter: &Filter| matches!(filter, Filter::Redirect(_) | Filter::Direct(_));
+    if rule.filters.iter().any(answers) {
+        return None;
+    }
+    let what = if rule.grpc {
+        "calls fail with UNAVAILABLE".to_owned()
+    } else {
+        format!("requests are answered with {status}")
+    };
+    Some(format!("{reason}: {what}"))
+}
+
 /// The answer of a rule that must not let anything through.
 pub(crate) fn closed(rule: &mut Rule, reason: String) {
     rule.filters = Vec::<Filter>::new();

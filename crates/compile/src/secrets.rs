@@ -3,13 +3,14 @@
 use crate::{
     grants::{self, From, To},
     index::Index,
+    report::did_you_mean,
     snapshot::{CaBundle, CertificateRef},
     status::Fault,
     tls,
 };
 use ahash::AHashMap;
 use selvedge_model::{
-    ConfigMap, Secret,
+    ConfigMap, Kind, Secret,
     refs::{ObjectReference, SecretObjectReference},
 };
 use std::sync::Arc;
@@ -89,7 +90,8 @@ pub(crate) fn certificate(
         return Err(Fault::new("RefNotPermitted", grants::advice(from, to)));
     }
     let Some(secret) = index.secrets.get(&(namespace, reference.name.as_str())) else {
-        return Err(Fault::new(invalid, format!("Secret {namespace}/{} does not exist", reference.name)));
+        let near = did_you_mean(&reference.name, index.names(Kind::Secret, namespace));
+        return Err(Fault::new(invalid, format!("Secret {namespace}/{} does not exist{near}", reference.name)));
     };
     cache
         .certificate(secret)
@@ -112,7 +114,11 @@ pub(crate) fn ca(
     if !index.grants.allow(from, to) {
         return Err(CaFault::NotPermitted(grants::advice(from, to)));
     }
-    let missing = || CaFault::Invalid(format!("{} {namespace}/{} does not exist", reference.kind, reference.name));
+    let missing = || {
+        let kind = if reference.kind == "Secret" { Kind::Secret } else { Kind::ConfigMap };
+        let near = did_you_mean(&reference.name, index.names(kind, namespace));
+        CaFault::Invalid(format!("{} {namespace}/{} does not exist{near}", reference.kind, reference.name))
+    };
     let key = (namespace, reference.name.as_str());
     let found = if reference.kind == "Secret" {
         cache.ca_of_secret(index.secrets.get(&key).ok_or_else(missing)?)

@@ -20,6 +20,11 @@ pub(crate) fn certificate(secret: &Secret) -> Result<Certificate, String> {
     }
     let leaf = chain.first().ok_or("`tls.crt` holds no certificate")?;
     let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| format!("`tls.crt` is no X.509 certificate: {e}"))?;
+    if is_encrypted(key) {
+        return Err("the private key in `tls.key` is encrypted, which is not supported: decrypt it \
+                    (`openssl pkey -in tls.key -out plain.key`) and put the result there"
+            .to_owned());
+    }
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("`tls.key` is no PEM private key: {e}"))?;
     check_pair(&key, &parsed)?;
     let name = &secret.metadata;
@@ -32,6 +37,12 @@ pub(crate) fn certificate(secret: &Secret) -> Result<Certificate, String> {
         chain,
         key: Arc::new(KeyDer(key)),
     })
+}
+
+/// Whether a PEM holds a key that needs a password: PKCS#8 (RFC 5958), or the older form of OpenSSL (RFC 1421 headers).
+fn is_encrypted(pem: &[u8]) -> bool {
+    let holds = |text: &[u8]| pem.windows(text.len()).any(|part| part == text);
+    holds(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || holds(b"Proc-Type: 4,ENCRYPTED")
 }
 
 /// CA certificates of a ConfigMap (`ca.crt`).

@@ -1,4 +1,4 @@
-//! What `selvedge check` finds that only proxies beside workloads run into.
+//! What `selvedge check` finds that no compilation for one proxy can tell, or only one for proxies beside workloads.
 
 use selvedge_compile::{Options, check};
 use selvedge_model::{Limits, Resources, parse};
@@ -91,4 +91,88 @@ fn policies_that_cannot_do_what_they_say_are_found() {
     finds(&method, &["SELV0402", "spec.rules[0].to[0].methods[0]", "GET"]);
     let claims = policy("{action: Allow, rules: [{from: [{claims: [{name: group, values: [admin]}]}]}]}");
     finds(&claims, &["SELV0402", "spec.rules[0].from[0].claims", "tokens"]);
+}
+
+#[test]
+fn endpoints_without_a_service_are_found() {
+    let slice = |labels: &str, ports: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: cart-1, namespace: shop{labels}}}\naddressType: IPv4\nports: {ports}\n"
+        )
+    };
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\nspec: {ports: [{name: web, port: 80}, {name: admin, port: 81}]}\n";
+    let named = |name: &str| format!(", labels: {{kubernetes.io/service-name: {name}}}");
+    let find = |labels: &str, ports: &str, parts: &[&str]| finds(&format!("{service}{}", slice(labels, ports)), parts);
+    find("", "[]", &["warning[SELV0228]", "EndpointSlice shop/cart-1 metadata", "add the label"]);
+    find(
+        &named("crat"),
+        "[]",
+        &["warning[SELV0228]", "metadata.labels", "Service shop/crat does not exist", "did you mean cart?"],
+    );
+    let port = "[{name: web, port: 1}, {name: admn, port: 2}]";
+    find(&named("cart"), port, &["warning[SELV0228]", "ports[1].name", "`admn`; it has: web, admin"]);
+    let sound = slice(&named("cart"), "[{name: web, port: 1}, {name: admin, port: 2}]");
+    assert_eq!(findings(&format!("{service}{sound}")), [""; 0]);
+}
+
+#[test]
+fn what_is_for_nobody_is_found() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: shop}\nspec: {hostnames: [a.example]}\n";
+    finds(route, &["warning[SELV0200]", "HTTPRoute shop/r spec", "parentRefs"]);
+    let class = |controller: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: {{name: c}}\nspec: {{controllerName: {controller}}}\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g, namespace: shop}}\nspec: {{gatewayClassName: c, listeners: [{{name: a, port: 80, protocol: HTTP}}]}}\n"
+        )
+    };
+    finds(
+        &class("selvedge.dev/gatway"),
+        &["warning[SELV0210]", "GatewayClass c", "did you mean `selvedge.dev/gateway`?"],
+    );
+    finds(
+        &class("example.com/other"),
+        &["info[SELV0210]", "Gateway shop/g spec.gatewayClassName", "example.com/other"],
+    );
+    let port = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: shop}\nspec:\n  gatewayClassName: selvedge\n  listeners: [{name: a, port: 80, protocol: HTTP}]\n  tls: {frontend: {default: {}, perPort: [{port: 443, tls: {}}]}}\n";
+    finds(port, &["warning[SELV0402]", "spec.tls.frontend.perPort[0].port", "no listener ends TLS on port 443"]);
+}
+
+#[test]
+fn settings_that_miss_another_everywhere_are_found() {
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: shop}\nspec: {gatewayClassName: selvedge, listeners: [{name: a, port: 80, protocol: HTTP}]}\n";
+    let policy = |name: &str, kind: &str, target: &str, spec: &str| {
+        format!(
+            "---\napiVersion: selvedge.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{targetRefs: [{{kind: {kind}, name: {target}}}], {spec}}}\n"
+        )
+    };
+    for (missing, met, path) in [
+        ("hedging: {maxAttempts: 3}", "hedging: {delay: 1s}", "spec.hedging"),
+        (
+            "loadBalancing: {algorithm: RingHash}",
+            "loadBalancing: {hashKeys: [{type: SourceIP}]}",
+            "spec.loadBalancing.algorithm",
+        ),
+        (
+            "loadBalancing: {hashKeys: [{type: SourceIP}]}",
+            "loadBalancing: {algorithm: Maglev}",
+            "spec.loadBalancing.hashKeys",
+        ),
+        (
+            "loadBalancing: {slowStart: {minPercent: 5}}",
+            "loadBalancing: {slowStart: {window: 5s}}",
+            "spec.loadBalancing.slowStart",
+        ),
+        ("listener: {forwardedHeader: Forwarded}", "listener: {trustedHops: 1}", "spec.listener.forwardedHeader"),
+        (
+            "telemetry: {accessLog: {template: '%PROTOCOL%'}}",
+            "telemetry: {accessLog: {format: Text}}",
+            "spec.telemetry.accessLog.template",
+        ),
+    ] {
+        let alone = format!("{gateway}{}", policy("a", "Gateway", "g", missing));
+        finds(&alone, &["warning[SELV0402]", "TrafficPolicy shop/a", path]);
+        let both = format!("{alone}{}", policy("b", "Gateway", "g", met));
+        let found = findings(&both);
+        let doubt = format!("TrafficPolicy shop/a {path}: ");
+        assert!(!found.iter().any(|line| line.contains(&doubt)), "{found:#?}");
+    }
 }

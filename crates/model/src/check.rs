@@ -1,10 +1,13 @@
 //! Checks a document against the schema of its kind and reports everything that is wrong, each with its place.
 
 use crate::diagnostic::{Code, Finding, nearest};
+use crate::duration;
 use crate::field_path::At;
 use crate::meta::Kind;
 use crate::node::{Data, Entry, Node};
+use crate::refs;
 use crate::shape::{Field, Id, Shape, Shapes};
+use crate::traffic::STATUS_PATTERN;
 
 /// A finding and its line and column.
 pub(crate) type Placed = (Finding, u32, u32);
@@ -46,17 +49,15 @@ impl Checker {
                     self.node(*items, item, &at.index(index));
                 }
             }
-            (Shape::Text { least, most, pattern, format }, Data::Text(text)) => {
+            (Shape::Text { least, most, pattern }, Data::Text(text)) => {
                 self.length(node, at, text.chars().count(), *least, *most, "characters");
-                if pattern.as_ref().is_some_and(|pattern| !pattern.is_match(text)) {
-                    let wanted = match format.as_deref() {
-                        Some("duration") => "not a duration; write one such as 500ms, 10s or 1h30m",
-                        _ => "not of the form that the field asks for",
-                    };
-                    self.report(
-                        node,
-                        Finding::error(Code::WrongFormat, at.path(), format!("`{}` is {wanted}", short(text))),
-                    );
+                if let Some(pattern) = pattern.as_ref().filter(|pattern| !pattern.is_match(text)) {
+                    let message = format!("`{}` is {}", short(text), not_of_the_form(pattern.text()));
+                    let mut finding = Finding::error(Code::WrongFormat, at.path(), message);
+                    if let Some(help) = statuses_meant(pattern.text(), text) {
+                        finding = finding.help(help);
+                    }
+                    self.report(node, finding);
                 }
             }
             (Shape::Number { integer, least, most }, Data::Number(number)) => {
@@ -176,6 +177,27 @@ impl Checker {
         }
         self.report(node, finding);
     }
+}
+
+/// What a text is not that does not match a pattern, and how to write it.
+fn not_of_the_form(pattern: &str) -> &'static str {
+    match pattern {
+        duration::PATTERN => "not a duration; write one such as 500ms, 10s or 1h30m",
+        STATUS_PATTERN => "not a status code or a range of them; write 200 or 200-299, within 100 to 599",
+        refs::GROUP_PATTERN => {
+            "not an API group; write a DNS name in lower case such as `gateway.networking.k8s.io`, or `\"\"` for the core group"
+        }
+        refs::KIND_PATTERN => "not a kind; write its name alone, such as `Service`",
+        refs::NAMESPACE_PATTERN => "not a namespace; write lower-case letters, digits and `-`, such as `shop`",
+        _ => "not of the form that the field asks for; see the configuration reference",
+    }
+}
+
+/// `2xx` is how people write `200-299`.
+fn statuses_meant(pattern: &str, text: &str) -> Option<String> {
+    let class = text.to_ascii_lowercase();
+    let class = class.strip_suffix("xx").filter(|class| pattern == STATUS_PATTERN && "12345".contains(*class))?;
+    (class.len() == 1).then(|| format!("did you mean `{class}00-{class}99`?"))
 }
 
 fn wanted(shape: &Shape) -> &'static str {

@@ -258,6 +258,8 @@ codes! {
         "The kind exists, but not in this group or version. The help names the versions that are read.";
     IgnoredKind = 11, "Kind is not used",
         "A well-known Kubernetes kind that Selvedge does not need. The resource is left alone.";
+    Emptied = 12, "Folder or file has been emptied",
+        "A folder or file that held resources holds none any more, as after a mount that failed or in the middle of a checkout. What it said before stays in effect, instead of every listener being closed. To have nothing served, end the process, or leave one resource there that serves nothing, such as a Namespace.";
 
     UnknownField = 100, "Unknown field",
         "The field does not exist at this place. The help names the nearest field that does. Unknown fields are errors because a misspelt setting would otherwise silently do nothing.";
@@ -358,6 +360,10 @@ codes! {
         "A Workload is of a trust domain that is neither the Mesh's own nor named in its `federation`. Nobody believes its identity, so that no connection to or from it succeeds. Add the trust domain with its bundle to the Mesh.";
     MissingIdentity = 226, "Proxy lacks the identity of its workload",
         "A proxy stands beside a Workload whose identity it was not given, so that it cannot prove it: nothing that needs mutual TLS works for that workload. Start it with one --identity NAMESPACE/SERVICEACCOUNT for each workload, besides its own.";
+    NothingAnswers = 227, "Rule sends requests nowhere",
+        "The rule has no backend, or all of them have weight 0, and no filter answers in their place. As the Gateway API says, requests are answered with 500, gRPC calls with UNAVAILABLE, and connections of TCP, TLS and UDP routes are refused. Give a backend a weight above 0, or remove the rule.";
+    OrphanEndpoints = 228, "EndpointSlice belongs to no Service",
+        "An EndpointSlice belongs to the Service that its label kubernetes.io/service-name names, in its own namespace. Without the label, or with a name that no Service has, its endpoints get no traffic.";
 
     MissingCertificate = 300, "Certificate is missing",
         "A listener that ends TLS needs at least one certificate. Name a Secret of type kubernetes.io/tls in tls.certificateRefs.";

@@ -237,7 +237,7 @@ pub struct RouteNamespaces {
     /// Which namespaces.
     #[serde(default)]
     pub from: FromNamespaces,
-    /// Labels of the namespaces, for `from: Selector`.
+    /// Labels of the namespaces; for `from: Selector`, which needs it.
     pub selector: Option<LabelSelector>,
 }
 
@@ -284,7 +284,7 @@ pub struct ListenerNamespaces {
     /// Which namespaces.
     #[serde(default = "no_namespaces")]
     pub from: FromNamespaces,
-    /// Labels of the namespaces, for `from: Selector`.
+    /// Labels of the namespaces; for `from: Selector`, which needs it.
     pub selector: Option<LabelSelector>,
 }
 
@@ -465,7 +465,7 @@ pub struct ReferenceGrantFrom {
     /// API group; empty for the core group.
     #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
-    /// Kind.
+    /// Kind: `Gateway`, `ListenerSet` or a kind of route.
     #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Namespace.
@@ -480,7 +480,7 @@ pub struct ReferenceGrantTo {
     /// API group; empty for the core group.
     #[schemars(length(max = 253), regex(pattern = crate::refs::GROUP_PATTERN))]
     pub group: String,
-    /// Kind.
+    /// Kind: `Service`, `Secret` or `ConfigMap`.
     #[schemars(length(min = 1, max = 63), regex(pattern = crate::refs::KIND_PATTERN))]
     pub kind: String,
     /// Name; without it, all of the kind in this namespace.

@@ -577,12 +577,13 @@ pub struct HttpRouteRetry {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionPersistence {
-    /// Name of the cookie or header; without it, one is made up.
+    /// Name of the cookie or header: letters, digits, `-`, `_` and a few other signs, no spaces; no header with a meaning of
+    /// its own. Without it, one is made up.
     #[schemars(length(max = 128))]
     pub session_name: Option<String>,
-    /// Time after which a session ends in any case; required for permanent cookies.
+    /// Time after which a session ends in any case, 1s or more; required for permanent cookies.
     pub absolute_timeout: Option<Duration>,
-    /// Time after which an unused session ends (GEP-1619; the definitions of v1.6.1 leave it out).
+    /// Time after which an unused session ends, at most `absoluteTimeout` (GEP-1619; the definitions of v1.6.1 leave it out).
     pub idle_timeout: Option<Duration>,
     /// Where the session is kept.
     #[serde(rename = "type", default)]

@@ -27,7 +27,7 @@ pub struct ObjectMeta {
     /// Free notes of people and tools.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// When the resource was created, RFC 3339 in UTC. The older of two conflicting resources wins.
+    /// When the resource was created, RFC 3339 in UTC and to the second: `2026-01-31T12:00:00Z`. The older of two conflicting resources wins.
     pub creation_timestamp: Option<String>,
     /// Counts changes of the specification; written by the Kubernetes API.
     pub generation: Option<i64>,

@@ -64,7 +64,8 @@ pub struct BackendRef {
     /// Port of the backend; required for a Service.
     #[schemars(range(min = 1))]
     pub port: Option<u16>,
-    /// Share of the traffic: weight divided by the sum of all weights of the rule; 0 sends nothing.
+    /// Share of the traffic: weight divided by the sum of all weights of the rule; 0 sends nothing. When all are 0, the rule
+    /// answers with 500.
     #[serde(default = "one")]
     #[schemars(range(max = 1_000_000))]
     pub weight: u32,

@@ -37,7 +37,6 @@ pub(crate) enum Shape {
         least: u64,
         most: u64,
         pattern: Option<Arc<Pattern>>,
-        format: Option<String>,
     },
     Number {
         integer: bool,
@@ -76,6 +75,10 @@ impl Pattern {
         let pattern = Arc::new(Pattern { text: text.to_owned(), regex: OnceLock::new() });
         all.push(pattern.clone());
         pattern
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 
     pub(crate) fn is_match(&self, text: &str) -> bool {
@@ -164,7 +167,6 @@ impl<'a> Compiler<'a> {
                 least: limit("minLength").unwrap_or(0),
                 most: limit("maxLength").unwrap_or(u64::MAX),
                 pattern: schema["pattern"].as_str().map(Pattern::of),
-                format: schema["format"].as_str().map(str::to_owned),
             },
             Some("array") => Shape::List {
                 items: self.shape(&schema["items"]),

@@ -20,6 +20,9 @@ pub(super) fn policy(policy: &model::AccessPolicy, domain: &str) -> (AccessPolic
     if !spec.target_refs.is_empty() && spec.selector.is_some() {
         build.errors.push(("spec.selector".to_owned(), "`targetRefs` and `selector` exclude each other".to_owned()));
     }
+    if let Some(Err(why)) = spec.selector.as_ref().map(validate::label_selector) {
+        build.errors.push(("spec.selector".to_owned(), why));
+    }
     let mut rules = Vec::with_capacity(spec.rules.len());
     for (i, rule) in spec.rules.iter().enumerate() {
         let at = format!("spec.rules[{i}]");

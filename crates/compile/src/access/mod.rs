@@ -18,6 +18,7 @@ pub use pattern::{PathPart, PathPattern, TextPattern};
 use crate::{
     Context,
     index::{self, Name},
+    report::did_you_mean,
     snapshot::{Access, AccessPolicy, DefaultAccess, ListenerName, RouteKey},
     status::{Conditions, Fault, PolicyAncestorStatus, PolicyStatus, ResourceStatus},
 };
@@ -27,6 +28,7 @@ use selvedge_model::{
     access::{AccessTarget, AccessTargetKind},
     mesh::{self, ROOT_NAMESPACE},
     refs::{LabelSelector, ParentReference},
+    validate,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -126,7 +128,9 @@ impl<'a> Accesses<'a> {
             }
             ancestors.push(ancestor(cx, policy, target, fault.as_ref().or(broken)));
         }
-        if let Some(selector) = spec.selector.as_ref().filter(|_| spec.target_refs.is_empty()) {
+        // One that is broken may select nobody, and what the policy keeps out must not come in: it holds everywhere here.
+        let sound = |selector: &&LabelSelector| validate::label_selector(selector).is_ok();
+        if let Some(selector) = spec.selector.as_ref().filter(|_| spec.target_refs.is_empty()).filter(sound) {
             self.selectors.push(((!root).then_some(namespace), selector, compiled()));
         } else if spec.target_refs.is_empty() && root {
             self.everywhere.push(compiled());
@@ -219,7 +223,10 @@ fn wrong_target(cx: &Context<'_>, namespace: &str, target: &AccessTarget) -> Opt
     let section = target.section_name.as_deref();
     let at = (namespace, target.name.as_str());
     let missing = || {
-        let message = format!("{} {namespace}/{} does not exist", target.kind.name(), target.name);
+        let kind: Option<Kind> = target.kind.name().parse().ok();
+        let names = kind.map(|kind| cx.index.names(kind, namespace)).unwrap_or_default();
+        let near = did_you_mean(&target.name, names);
+        let message = format!("{} {namespace}/{} does not exist{near}", target.kind.name(), target.name);
         Some(Fault::new("TargetNotFound", message))
     };
     let invalid = |message: String| Some(Fault::new("Invalid", message));

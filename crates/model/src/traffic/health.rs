@@ -78,12 +78,15 @@ impl StatusRange {
     }
 }
 
+/// Form of a status code or a range of them.
+pub(crate) const STATUS_PATTERN: &str = "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$";
+
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
 enum StatusText {
     Code(#[schemars(range(min = 100, max = 599))] u16),
-    Range(#[schemars(regex(pattern = "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"))] String),
+    Range(#[schemars(regex(pattern = crate::traffic::STATUS_PATTERN))] String),
 }
 
 impl TryFrom<StatusText> for StatusRange {

@@ -189,7 +189,7 @@ pub struct DirectResponse {
     /// Body, at most 64 KiB.
     #[schemars(length(max = 65_536))]
     pub body: Option<String>,
-    /// Content type of the body.
+    /// Content type of the body, such as `application/json`.
     #[schemars(length(min = 1, max = 256), extend("default" = "text/plain; charset=utf-8"))]
     pub content_type: Option<String>,
 }

@@ -30,12 +30,12 @@ pub struct AccessLog {
     #[schemars(extend("default" = "Json"))]
     pub format: Option<AccessLogFormat>,
     /// Template of a text line, with operators such as `%REQ(:METHOD)%`, `%REQ(user-agent)%` and `%DURATION%`;
-    /// without it, a line much like the combined log format.
+    /// without it, a line much like the combined log format. For format `Text`.
     #[schemars(length(min = 1, max = 4096))]
     pub template: Option<String>,
-    /// Further JSON fields: name and template.
+    /// Further JSON fields: name and template. For format `Json`.
     pub fields: Option<BTreeMap<String, String>>,
-    /// File to append to; without it, standard output. It is opened anew after SIGHUP.
+    /// File to append to; without it, standard output. It is opened anew after SIGHUP. Not together with `otlp`.
     #[schemars(length(min = 1, max = 4096))]
     pub path: Option<String>,
     /// Collector that lines are sent to by OTLP over gRPC, instead of a file: `http://HOST:4317`, or `https://HOST:4317`

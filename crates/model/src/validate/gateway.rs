@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::text::requirement_values;
 use super::{Report, dns_subdomain, hostname, label, wildcard_hostname};
 use crate::diagnostic::Code;
 use crate::field_path::At;
 use crate::gateway::{
     AddressType, FromNamespaces, Gateway, GatewayClass, Listener, ListenerProtocol, ListenerSet, ListenerTls, TlsMode,
 };
-use crate::refs::{LabelOperator, LabelSelector};
+use crate::refs::LabelSelector;
 
 pub(super) fn class(report: &mut Report, class: &GatewayClass, spec: &At<'_>) {
     let name = &class.spec.controller_name;
@@ -196,11 +197,6 @@ pub(super) fn selector(report: &mut Report, selector: &LabelSelector, at: &At<'_
         for (index, value) in requirement.values.iter().enumerate() {
             report.check(Code::InvalidLabel, &item.field("values").index(index), label(&requirement.key, value));
         }
-        let takes_values = matches!(requirement.operator, LabelOperator::In | LabelOperator::NotIn);
-        if takes_values == requirement.values.is_empty() {
-            let message =
-                if takes_values { "In and NotIn need values" } else { "Exists and DoesNotExist take no values" };
-            report.error(Code::InvalidLabel, &item.field("values"), message);
-        }
+        report.check(Code::InvalidLabel, &item.field("values"), requirement_values(requirement));
     }
 }

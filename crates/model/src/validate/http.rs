@@ -120,11 +120,16 @@ fn http_match(report: &mut Report, one: &HttpRouteMatch, at: &At<'_>) {
 }
 
 fn headers(report: &mut Report, headers: &[HeaderMatch], at: &At<'_>) {
-    let names: Vec<String> = headers.iter().map(|header| header.name.to_ascii_lowercase()).collect();
-    report.unique(at, &names, "header", String::clone);
+    let names: Vec<&str> = headers.iter().map(|header| header.name.as_str()).collect();
+    report.unique(at, &names, "header", |name| (*name).to_owned());
     for (index, header) in headers.iter().enumerate() {
         let item = at.index(index);
         report.check(Code::InvalidHeaderName, &item.field("name"), header_name(&header.name));
+        let same = |name: &&&str| **name != header.name && name.eq_ignore_ascii_case(&header.name);
+        if let Some(other) = names[..index].iter().find(same) {
+            let message = format!("`{other}` is the same header, and only the first of them counts; remove one");
+            report.warning(Code::DuplicateItem, &item, message);
+        }
         if header.match_type == ValueMatchType::RegularExpression {
             regex(report, &header.value, &item.field("value"));
         } else {

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use regex::{Regex, RegexBuilder};
 
+use crate::refs::{LabelOperator, LabelSelector, LabelSelectorRequirement};
+
 type Check = Result<(), String>;
 
 /// Largest compiled size of one regular expression, in bytes.
@@ -196,6 +198,29 @@ pub fn label(key: &str, value: &str) -> Check {
         ));
     }
     Ok(())
+}
+
+/// What is first wrong with a selector: it would select nobody.
+pub fn label_selector(selector: &LabelSelector) -> Check {
+    for (key, value) in &selector.match_labels {
+        label(key, value)?;
+    }
+    for requirement in &selector.match_expressions {
+        label(&requirement.key, "")?;
+        requirement.values.iter().try_for_each(|value| label(&requirement.key, value))?;
+        requirement_values(requirement)?;
+    }
+    Ok(())
+}
+
+/// Only `In` and `NotIn` compare with values, and need some.
+pub(super) fn requirement_values(requirement: &LabelSelectorRequirement) -> Check {
+    let takes_values = matches!(requirement.operator, LabelOperator::In | LabelOperator::NotIn);
+    match (takes_values, requirement.values.is_empty()) {
+        (true, true) => Err("In and NotIn need values".to_owned()),
+        (false, false) => Err("Exists and DoesNotExist take no values".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 fn is_label_text(text: &str) -> bool {

@@ -45,8 +45,7 @@ fn without_effect(report: &mut Report, balancing: &LoadBalancing, at: &At<'_>) {
             ("maglevTableSize", algorithm == Algorithm::Maglev, balancing.maglev_table_size.is_some(), "Maglev"),
         ];
         for (name, _, _, users) in fields.into_iter().filter(|(_, used, set, _)| *set && !used) {
-            let message =
-                format!("`{name}` has no effect with algorithm {algorithm:?}: it is for {users}; remove it");
+            let message = format!("`{name}` has no effect with algorithm {algorithm:?}: it is for {users}; remove it");
             report.warning(Code::ConflictingFields, &at.field(name), message);
         }
         if hashes && balancing.hash_keys.as_ref().is_some_and(Vec::is_empty) {
