@@ -6,12 +6,14 @@ use crate::{
     source::{FolderSource, Mark, Source},
 };
 use selvedge_compile::{
-    Compiled, Compiler, Options,
+    Compiled, Compiler, Options, Status,
     snapshot::{Protocol, Snapshot, TlsMode},
 };
 use selvedge_model::{Diagnostic, Resources, Severity};
 use serde::Serialize;
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -62,6 +64,19 @@ pub struct Current {
     pub installed: i64,
     /// From the first byte read to the table swapped.
     pub took: Duration,
+}
+
+impl Current {
+    /// The status of resources, with what the system has refused to listeners.
+    pub fn status(&self) -> Cow<'_, Status> {
+        // What is not transient is about something else than the socket.
+        let unopened = self.problems.iter().filter(|problem| problem.transient);
+        let unopened: BTreeMap<_, _> = unopened.map(|it| (it.listener.as_str(), it.message.as_str())).collect();
+        match unopened.is_empty() {
+            true => Cow::Borrowed(&self.compiled.status),
+            false => Cow::Owned(self.compiled.status.unopened(&self.compiled.snapshot, &unopened)),
+        }
+    }
 }
 
 /// The loop. [`Engine::start`] does the first round, [`Engine::run`] all others.

@@ -17,8 +17,8 @@ use std::{
 /// All resources of some folders and files, kept in step with the disk.
 ///
 /// What a broken document defined before stays (last-good) until the document is mended or removed; when a document is
-/// so broken that it has no name, everything stays that its file defined before; when a whole folder vanishes, all of it
-/// stays. A file that is deleted takes its resources along.
+/// so broken that it has no name, everything stays that its file defined before; when a whole folder vanishes, or holds
+/// nothing any more, all of it stays. A file that is deleted takes its resources along, unless it was the last.
 pub struct Folder {
     roots: Vec<PathBuf>,
     limits: Limits,
@@ -31,6 +31,8 @@ pub struct Folder {
     contested: bool,
     duplicates: Vec<Diagnostic>,
     unreadable: Vec<Diagnostic>,
+    /// What was taken out in this round, until it is clear that something is left.
+    lost: BTreeMap<PathBuf, File>,
 }
 
 #[derive(Default)]
@@ -40,6 +42,8 @@ struct File {
     content: Collected,
     /// Resources that stay from before because their documents are broken now.
     kept: BTreeSet<ResourceKey>,
+    /// It is gone or empty, and stays as it was because nothing else is left of its root.
+    emptied: bool,
     /// What was handed over instead of being read from disk.
     text: Option<Arc<[u8]>>,
 }
@@ -63,6 +67,7 @@ impl Folder {
             contested: false,
             duplicates: Vec::new(),
             unreadable: Vec::new(),
+            lost: BTreeMap::new(),
         }
     }
 
@@ -117,8 +122,47 @@ impl Folder {
                 touched.push((path, keys));
             }
         }
+        touched.extend(self.keep_emptied());
         self.apply(&touched);
         !touched.is_empty() || unreadable != self.unreadable
+    }
+
+    /// Takes back what this round has taken out, where nothing is left of a root; and lets go of it once there is
+    /// something again. Returns the files let go of, with the keys they had.
+    fn keep_emptied(&mut self) -> Vec<(PathBuf, BTreeSet<ResourceKey>)> {
+        let mut touched = Vec::new();
+        for root in self.roots.clone() {
+            let lives = |file: &File| !file.emptied && !file.content.resources.is_empty();
+            if self.files.iter().any(|(path, file)| path.starts_with(&root) && lives(file)) {
+                let stale = self.files.iter().filter(|(path, file)| path.starts_with(&root) && file.emptied);
+                let stale: Vec<PathBuf> = stale.map(|(path, _)| path.clone()).collect();
+                touched.extend(stale.into_iter().filter_map(|path| self.forget(&path).map(|keys| (path, keys))));
+                continue;
+            }
+            for (path, lost) in self.lost.extract_if(.., |path, _| path.starts_with(&root)) {
+                let stamp = self.files.remove(&path).and_then(|now| now.stamp);
+                let content = Collected { diagnostics: Vec::new(), ..lost.content };
+                let kept = content.resources.iter().map(|resource| resource.key()).collect();
+                self.files.insert(path, File { stamp, content, kept, emptied: true, text: None });
+            }
+        }
+        self.lost.clear();
+        touched
+    }
+
+    /// One for each root of which nothing is left.
+    fn emptied(&self) -> impl Iterator<Item = Diagnostic> {
+        self.roots.iter().filter_map(|root| {
+            let kept = self.files.iter().filter(|(path, file)| file.emptied && path.starts_with(root));
+            let resources: usize = kept.map(|(_, file)| file.content.resources.len()).sum();
+            let counted = if resources == 1 { "1 resource".to_owned() } else { format!("{resources} resources") };
+            let message = format!("it held {counted} and holds none now: what it said before stays in effect");
+            (resources > 0).then(|| {
+                Diagnostic::file_error(Code::Emptied, top_of(root), message).help(
+                    "put the files back; to have nothing served, end the process, or leave one resource that serves nothing, such as a Namespace",
+                )
+            })
+        })
     }
 
     pub fn resources(&self) -> &Resources {
@@ -144,7 +188,7 @@ impl Folder {
     /// What is wrong with files, by path.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let files = self.files.values().flat_map(|f| f.content.diagnostics.iter());
-        self.unreadable.iter().chain(files).chain(&self.duplicates).cloned().collect()
+        self.unreadable.iter().chain(files).chain(&self.duplicates).cloned().chain(self.emptied()).collect()
     }
 
     /// Whether some resource is served that the files no longer (readably) say.
@@ -213,8 +257,9 @@ impl Folder {
                 self.cannot_read(&path, &error);
             }
         }
-        let stays =
-            |path: &PathBuf, file: &File| file.text.is_some() || present.contains(path) || doubtful.contains(path);
+        let stays = |path: &PathBuf, file: &File| {
+            file.text.is_some() || file.emptied || present.contains(path) || doubtful.contains(path)
+        };
         let gone: Vec<PathBuf> =
             self.files.iter().filter(|(path, file)| !stays(path, file)).map(|(p, _)| p.clone()).collect();
         let gone = gone.into_iter().filter_map(|path| self.forget(&path).map(|keys| (path, keys))).collect();
@@ -232,7 +277,16 @@ impl Folder {
         let file = self.files.remove(path)?;
         let name = path.to_string_lossy();
         self.reader.retain(|other| other != name);
-        Some(file.keys())
+        let keys = file.keys();
+        self.lose(path, file);
+        Some(keys)
+    }
+
+    /// Remembers what a file said that says nothing more, until the end of this round.
+    fn lose(&mut self, path: &Path, file: File) {
+        if !file.emptied && file.text.is_none() && !file.content.resources.is_empty() {
+            self.lost.insert(path.to_owned(), file);
+        }
     }
 
     /// Reads one file again if it has changed. Returns the keys it had before.
@@ -242,7 +296,9 @@ impl Folder {
             Err(_) => {
                 // Gone, unless it cannot be seen because its folder is gone too.
                 let root_there = self.roots.iter().filter(|r| path.starts_with(r)).all(|r| r.exists());
-                return (root_there && path.symlink_metadata().is_err()).then(|| self.forget(path)).flatten();
+                let emptied = self.files.get(path).is_some_and(|file| file.emptied);
+                let gone = root_there && !emptied && path.symlink_metadata().is_err();
+                return gone.then(|| self.forget(path)).flatten();
             }
         };
         if !forced && self.files.get(path).is_some_and(|f| f.stamp == Some(stamp)) {
@@ -255,8 +311,12 @@ impl Folder {
             Err(error) => Parsed { loaded: Vec::new(), diagnostics: vec![unread(path, &error)] },
         };
         let file = File::new(Some(stamp), parsed, &previous.content);
+        let (keys, empty) = (previous.keys(), file.content.resources.is_empty());
         self.files.insert(path.to_path_buf(), file);
-        Some(previous.keys())
+        if empty {
+            self.lose(path, File { emptied: false, ..previous });
+        }
+        Some(keys)
     }
 
     /// Takes the new content of files into the whole.
@@ -340,7 +400,7 @@ impl File {
             kept.insert(resource.key());
             content.resources.upsert(resource);
         }
-        Self { stamp, content, kept, text: None }
+        Self { stamp, content, kept, ..Self::default() }
     }
 
     fn keys(&self) -> BTreeSet<ResourceKey> {
@@ -481,9 +541,76 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(folder.read(&Changes::Files([path].into())));
         assert_eq!(maps(&folder), "a=1");
-        fs::remove_file(disk.root().join("a.yaml")).unwrap();
+    }
+
+    #[test]
+    fn a_folder_that_is_emptied_keeps_everything() {
+        let disk = Disk::new();
+        let first = disk.write("a.yaml", &map("a", "1"));
+        let second = disk.write("sub/b.yaml", &map("b", "1"));
+        let state = |folder: &Folder| (maps(folder), folder.is_last_good(), codes(folder));
+        let sound = |maps: &str| (maps.to_owned(), false, Vec::new());
+        let kept = |maps: &str| (maps.to_owned(), true, vec![Code::Emptied]);
+        let mut folder = disk.folder();
+        // A deleted file takes its resources along as long as another is left.
+        fs::remove_file(&first).unwrap();
+        assert!(folder.read(&Changes::Files([first.clone()].into())));
+        assert_eq!(state(&folder), sound("b=1"));
+        fs::remove_file(&second).unwrap();
+        assert!(folder.read(&Changes::Files([second.clone()].into())));
+        assert_eq!(state(&folder), kept("b=1"));
+        assert!(!folder.read(&Changes::Everything), "still nothing: nothing new");
+        assert_eq!(state(&folder), kept("b=1"));
+        let told = folder.diagnostics().remove(0).to_string();
+        assert!(told.contains("conf:1:1: error[SELV0012]: it held 1 resource and holds none now"), "{told}");
+        // A file without resources is nothing either.
+        disk.write("c.yaml", "# nothing\n");
+        folder.read(&Changes::Everything);
+        assert_eq!(state(&folder), kept("b=1"));
+        // Something else is there: what was kept goes.
+        disk.write("a.yaml", &map("a", "2"));
         assert!(folder.read(&Changes::Everything));
-        assert_eq!((maps(&folder).as_str(), folder.is_last_good()), ("", false));
+        assert_eq!(state(&folder), sound("a=2"));
+        // All at once, and back.
+        fs::remove_file(&first).unwrap();
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(state(&folder), kept("a=2"));
+        disk.write("a.yaml", &map("a", "2"));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(state(&folder), sound("a=2"));
+        // A file that is emptied is kept in the same way.
+        disk.write("a.yaml", "");
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(state(&folder), kept("a=2"));
+        assert!(!folder.read(&Changes::Everything), "it has not changed again");
+        disk.write("a.yaml", &map("a", "3"));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(state(&folder), sound("a=3"));
+    }
+
+    #[test]
+    fn of_several_folders_one_that_is_emptied_is_kept() {
+        let disk = Disk::new();
+        disk.write("one/a.yaml", &map("a", "1"));
+        disk.write("two/b.yaml", &map("b", "1"));
+        let roots = ["one", "two"].map(|name| disk.root().join(name));
+        let mut folder = Folder::new(roots.to_vec());
+        folder.read(&Changes::Everything);
+        fs::remove_file(disk.root().join("one/a.yaml")).unwrap();
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!((maps(&folder).as_str(), codes(&folder)), ("a=1 b=1", vec![Code::Emptied]));
+        // What was moved elsewhere is taken from there.
+        disk.write("two/a.yaml", &map("a", "2"));
+        assert!(folder.read(&Changes::Everything));
+        assert_eq!(maps(&folder), "a=2 b=1");
+    }
+
+    #[test]
+    fn a_folder_that_is_empty_from_the_first_is_served_so() {
+        let disk = Disk::new();
+        fs::create_dir_all(disk.root()).unwrap();
+        let folder = disk.folder();
+        assert_eq!((maps(&folder).as_str(), folder.is_last_good(), codes(&folder)), ("", false, vec![]));
     }
 
     #[test]
