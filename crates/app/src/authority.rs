@@ -284,7 +284,7 @@ pub struct TokenArgs {
 pub enum TokenCommand {
     /// Print a new token, with which a node gets its first certificate.
     Create {
-        /// For whom.
+        /// Who the node may then prove to be.
         #[arg(long, value_name = "NAMESPACE/SERVICEACCOUNT")]
         identity: String,
         /// How long it is good.
@@ -297,7 +297,10 @@ pub enum TokenCommand {
     /// List tokens; their secrets are not known any more.
     List,
     /// Delete a token, by the ID that the list shows.
-    Delete { id: String },
+    Delete {
+        /// As `token list` shows it.
+        id: String,
+    },
 }
 
 #[derive(Debug, Clone, ClapArgs)]
@@ -316,6 +319,7 @@ pub enum CaCommand {
     Roots,
     /// Take a new intermediate, or begin to take a new root.
     Rotate {
+        /// What is to be new.
         what: Rotated,
         /// A root: sign under it at once, without waiting until all nodes know it.
         #[arg(long)]
@@ -326,7 +330,7 @@ pub enum CaCommand {
         /// SPIFFE ID or NAMESPACE/SERVICEACCOUNT.
         #[arg(long, required_unless_present = "serial", conflicts_with = "serial")]
         identity: Option<String>,
-        /// In hexadecimal.
+        /// Serial number of one certificate, in hexadecimal.
         #[arg(long)]
         serial: Option<String>,
     },

@@ -44,8 +44,10 @@ pub struct GetArgs {
 
 #[derive(Debug, Clone, ClapArgs)]
 pub struct DeleteArgs {
+    /// Kind of the resource, such as HTTPRoute.
     #[arg(value_name = "KIND")]
     pub kind: String,
+    /// Which one; without NAMESPACE it is that of the namespace `default`.
     #[arg(value_name = "NAMESPACE/NAME")]
     pub name: String,
     #[command(flatten)]

@@ -28,7 +28,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Selvedge: the API gateway and the service mesh in one binary.
 #[derive(Debug, Parser)]
-#[command(version, about, propagate_version = true)]
+#[command(
+    version,
+    about,
+    propagate_version = true,
+    after_help = "To begin:
+  selvedge demo                  everything at once, on this machine
+  selvedge check -f DIR          what is wrong with a folder of resources
+  selvedge run -f DIR            serve it
+`selvedge COMMAND --help` says more of a command."
+)]
 struct Cli {
     /// What to log: error, warn, info, debug, trace, or filters such as `info,selvedge_proxy=debug`.
     #[arg(long, global = true, env = "SELVEDGE_LOG", default_value = "info")]
@@ -75,7 +84,7 @@ enum Command {
     Schema(offline::schema::Args),
     /// Hand the connections of a machine, container or network namespace to the proxy, or no longer.
     Capture(capture::Args),
-    /// Try it: a small shop on this machine with the gateway in front, and commands to paste.
+    /// Try it: a small shop on this machine, its services in a mesh and the gateway in front, and commands to paste.
     Demo(demo::Args),
 }
 

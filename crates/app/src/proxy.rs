@@ -115,8 +115,11 @@ impl PortArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Role {
+    /// Serves Gateways, at the edge.
     Gateway,
+    /// Stands beside one workload.
     Sidecar,
+    /// Stands beside all workloads of a machine.
     Node,
 }
 

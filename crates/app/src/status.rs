@@ -16,6 +16,10 @@ use std::{
 use tokio::net::TcpStream;
 
 #[derive(Debug, Clone, ClapArgs)]
+#[command(
+    after_help = "A `selvedge run` without --listen has no proxies to show: what it serves, and what is wrong with it, says \
+                  `curl http://127.0.0.1:15000/status` (its --admin)."
+)]
 pub struct Args {
     /// Admin listener of the control plane: HOST:PORT, or http://HOST:PORT. Of several, all: a proxy that has gone from one
     /// to another is then not shown as gone.

@@ -144,7 +144,10 @@ fn what_misses_a_broken_resource_blames_it() {
     let gateway = GATEWAY.replace("spec: {ports:", "spec: {prots:");
     let out = check(&[("a.yaml", &gateway), ("b.yaml", &route(TO_CART))]);
     out.says(1, "  help: did you mean `ports`?");
-    out.says(1, "  help: Service shop/cart is there but has errors: mend it first");
+    out.says(
+        1,
+        "  help: Service shop/cart is there but has errors: mend it first, the first of them at conf/a.yaml:12:8: unknown field `prots`",
+    );
 }
 
 /// A Gateway with TLS and the Secret of its certificate.
@@ -367,4 +370,52 @@ fn only_what_can_be_upgraded_is_asked_to() {
 
     let out = selvedge(dir.path(), &["upgrade", "--pid", &i32::MAX.to_string()], "");
     assert!(out.code == 1 && out.stderr.contains("there is no process"), "{}", out.stderr);
+}
+
+#[test]
+fn odd_values_are_told_with_their_places() {
+    let policy = |target: &str, spec: &str| {
+        format!(
+            "apiVersion: selvedge.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  targetRefs: [{target}]\n  {spec}\n"
+        )
+    };
+    let gateway = "{kind: Gateway, name: edge}";
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: c, namespace: shop, labels: {kubernetes.io/service-name: crat}}\naddressType: IPv4\n";
+    let cases = [
+        (
+            route(&format!("{TO_CART}    sessionPersistence: {{sessionName: my session}}\n")),
+            1,
+            "conf/b.yaml:8:39: error[SELV0106] HTTPRoute shop/cart spec.rules[0].sessionPersistence.sessionName: `my session` is not a name that a cookie can have: write letters,",
+        ),
+        (
+            policy(gateway, "telemetry: {tracing: {otlp: \"collector:4317\"}}"),
+            1,
+            "conf/b.yaml:6:31: error[SELV0106] TrafficPolicy shop/p spec.telemetry.tracing.otlp: `collector:4317` does not begin with http:// or https://; write `http://HOST:4317` or `https://HOST:4317`",
+        ),
+        (
+            policy(gateway, "hedging: {maxAttempts: 3}"),
+            0,
+            "conf/b.yaml:6:3: warning[SELV0402] TrafficPolicy shop/p spec.hedging: nothing is hedged without `delay`,",
+        ),
+        (
+            policy("{kind: Service, name: cart}", "healthChecks: [{expectedStatuses: [2xx]}]"),
+            1,
+            "  help: did you mean `200-299`?",
+        ),
+        (
+            route("  - backendRefs: [{name: cart, port: 80, weight: 0}]\n"),
+            0,
+            "conf/b.yaml:7:5: warning[SELV0227] HTTPRoute shop/cart spec.rules[0].backendRefs: all backends of the rule have weight 0: requests are answered with 500",
+        ),
+        (
+            slice.to_owned(),
+            0,
+            "conf/b.yaml:3:75: warning[SELV0228] EndpointSlice shop/c metadata.labels[\"kubernetes.io/service-name\"]: Service shop/crat does not exist, so that these endpoints get no traffic; did you mean cart?",
+        ),
+    ];
+    for (text, code, line) in cases {
+        let out = check(&[("a.yaml", GATEWAY), ("b.yaml", &text)]);
+        assert!(out.stdout.lines().any(|l| l.starts_with(line)), "no `{line}` in:\n{}", out.stdout);
+        assert_eq!(out.code, code, "{}", out.stdout);
+    }
 }

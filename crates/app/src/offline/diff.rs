@@ -9,12 +9,14 @@ use std::{fmt::Write, io, path::PathBuf, process::ExitCode, slice};
 
 #[derive(Debug, Clone, ClapArgs)]
 #[command(
+    override_usage = "selvedge diff [OPTIONS] --file <OLD> --file <NEW>",
     after_help = "Exits with 0 when traffic would meet the same, 1 when something would change, 2 when one of the two has errors."
 )]
 pub struct Args {
     /// Folder or file of resources, or `-` for standard input: first the old, then the new.
     #[arg(short = 'f', long = "file", required = true, value_name = "DIR")]
     pub files: Vec<PathBuf>,
+    /// How the answer is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }

@@ -17,11 +17,14 @@ use std::{
 };
 
 #[derive(Debug, Clone, ClapArgs)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "selvedge explain [OPTIONS] --file <DIR> [METHOD] <URL>\n       selvedge explain <CODE>",
+    after_help = "Examples:
   selvedge explain -f conf GET https://shop.example/cart -H 'x-canary: 1' --from 10.0.0.1
   selvedge explain -f conf https://shop.example/admin --from-identity spiffe://cluster.local/ns/shop/sa/cart
   selvedge explain -f conf --workload shop/web GET http://orders/cart
-  selvedge explain SELV0204")]
+  selvedge explain SELV0204"
+)]
 pub struct Args {
     /// Folder or file of YAML or JSON resources, or `-` for standard input; may be given several times.
     #[arg(short = 'f', long = "file", value_name = "DIR")]
@@ -41,6 +44,7 @@ pub struct Args {
     /// Identity of the client, as mutual TLS would prove it.
     #[arg(long, value_name = "SPIFFE ID")]
     pub from_identity: Option<SpiffeId>,
+    /// How the answer is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }

@@ -68,9 +68,9 @@ pub fn read_for(paths: &[PathBuf], position: Position) -> Result<Input> {
         Position::Workloads(_) => compile(folder.resources(), &options),
     };
     let mut about_resources = compiled.diagnostics.clone();
-    blame_broken(&mut about_resources, &folder.broken().cloned().collect());
-    folder.locate(&mut about_resources);
     let mut diagnostics = folder.diagnostics();
+    blame_broken(&mut about_resources, &folder.broken().cloned().collect(), &diagnostics);
+    folder.locate(&mut about_resources);
     diagnostics.append(&mut about_resources);
     sort(&mut diagnostics);
     Ok(Input { folder, compiled, diagnostics })
@@ -99,11 +99,16 @@ fn limited(reader: impl Read) -> io::Result<Vec<u8>> {
 }
 
 /// What "does not exist" may be there and merely broken, which is then the thing to mend.
-fn blame_broken(diagnostics: &mut [Diagnostic], broken: &BTreeSet<ResourceKey>) {
+fn blame_broken(diagnostics: &mut [Diagnostic], broken: &BTreeSet<ResourceKey>, of_files: &[Diagnostic]) {
     for diagnostic in diagnostics.iter_mut().filter(|d| d.code != Code::DuplicateResource) {
         let culprit = broken.iter().find(|key| diagnostic.message.contains(&format!("{key} does not exist")));
         if let Some(key) = culprit {
-            diagnostic.help = Some(format!("{key} is there but has errors: mend it first"));
+            let first = of_files.iter().find(|it| it.is_error() && it.resource.as_ref() == Some(key));
+            let which = first.map_or_else(String::new, |it| {
+                let place = it.location.as_ref().map(|at| format!("{at}: ")).unwrap_or_default();
+                format!(", the first of them at {place}{}", it.message)
+            });
+            diagnostic.help = Some(format!("{key} is there but has errors: mend it first{which}"));
         }
     }
 }

@@ -14,10 +14,13 @@ use selvedge_wire::spiffe::SpiffeId;
 use std::{fmt::Write, io, net::IpAddr, path::PathBuf, process::ExitCode};
 
 #[derive(Debug, Clone, ClapArgs)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "selvedge may [OPTIONS] --file <DIR> <CALLER> [METHOD] <URL>",
+    after_help = "Examples:
   selvedge may -f conf spiffe://cluster.local/ns/shop/sa/cart GET http://orders.shop/orders/7
   selvedge may -f conf spiffe://cluster.local/ns/shop/sa/cart tcp://db.shop:5432
-  selvedge may -f conf anybody http://orders.shop/ --from 10.0.0.1")]
+  selvedge may -f conf anybody http://orders.shop/ --from 10.0.0.1"
+)]
 pub struct Args {
     /// Folder or file of YAML or JSON resources, or `-` for standard input; may be given several times.
     #[arg(short = 'f', long = "file", value_name = "DIR", required = true)]
@@ -34,6 +37,7 @@ pub struct Args {
     /// Address of the caller.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
+    /// How the answer is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
 }

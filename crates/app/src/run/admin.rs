@@ -171,7 +171,7 @@ pub fn status(current: Option<&Current>) -> selvedge_admin::Status {
         ..status
     }
     .with_diagnostics(&current.diagnostics)
-    .with_resources(&current.compiled.status)
+    .with_resources(&current.status())
 }
 
 fn describe(listener: &OpenListener) -> selvedge_admin::Listener {
