@@ -1,11 +1,12 @@
 """A small HTTP/1.1 backend whose handlers write raw bytes, so that it can also misbehave; and builders for resources."""
+import concurrent.futures
 import json
 import socket
 import ssl
 import threading
 import time
 
-from conftest import route, service
+from conftest import route, service, wait_for
 
 
 class Request:
@@ -62,7 +63,7 @@ class Backend:
         self.socket = socket.create_server((host, port), family=family, backlog=512)
         self.port = self.socket.getsockname()[1]
         self.requests, self.connections, self.closed, self.prefaces = [], 0, 0, []
-        self.state = {}
+        self.state, self.gate = {}, threading.Event()
         self.lock = threading.Lock()
         threading.Thread(target=self.run, daemon=True).start()
 
@@ -104,6 +105,11 @@ class Backend:
                 pass
             connection.close()
 
+    def close(self):
+        """Nobody listens any more."""
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
     def targets(self, prefix):
         with self.lock:
             return [r for r in self.requests if r.target.startswith(prefix)]
@@ -120,6 +126,31 @@ def sleeping(seconds):
         time.sleep(seconds)
         return echo(backend, request, connection)
     return handle
+
+
+def stuck(backend, request, connection):
+    """Never answers: it waits until its client has closed the connection."""
+    connection.recv(1)
+    return None
+
+
+def held(backend, request, connection):
+    """Answers once the test opens the gate."""
+    backend.gate.wait(60)
+    return echo(backend, request, connection)
+
+
+def refused_while_held(backend, ask, count):
+    """The answers to `count` requests at a time; the one that the backend holds is let through last."""
+    backend.gate.clear()
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(ask) for _ in range(count)]
+        try:
+            wait_for(lambda: sum(one.done() for one in asked) == count - 1, "the others being answered")
+            asked.sort(key=lambda one: not one.done())
+        finally:
+            backend.gate.set()
+        return [one.result() for one in asked]
 
 
 def policy(name, kind, target, spec, section=None):

@@ -3,9 +3,12 @@
 SELVEDGE_BIN names the binary (default: target/debug/selvedge). Everything listens on loopback, on ports that the
 kernel chose.
 """
+import contextlib
 import json
+import math
 import os
 import pathlib
+import resource
 import shutil
 import socket
 import subprocess
@@ -17,26 +20,44 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = os.environ.get("SELVEDGE_BIN", str(ROOT / "target/debug/selvedge"))
+RESERVED = []
+
+# Ports that are kept, and the servers of all tests.
+with contextlib.suppress(ValueError, OSError):
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536) if most >= 0 else 65_536, most))
 
 
 def free_port():
-    """A port of 127.0.0.1, free for TCP and UDP, that the kernel gives to nobody else for a minute: a closed connection
-    waits there (TIME_WAIT), and such a port is only for who asks for it by its number."""
-    with socket.socket() as listener, socket.socket(type=socket.SOCK_DGRAM) as datagrams, socket.socket() as client:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(1)
-        address = listener.getsockname()
-        try:
-            datagrams.bind(address)
-        except OSError:  # somebody's UDP
-            return free_port()
-        client.connect(address)
-        listener.accept()[0].close()
-        return address[1]
+    """A port of all addresses for whoever asks for it by its number: the kernel gives it to nobody else while this process
+    lives. It refuses connections until somebody listens."""
+    while True:
+        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+        reserved = socket.socket(family)
+        # Who listens must say the same, as servers do.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        reserved.bind(("", 0))
+        port = reserved.getsockname()[1]
+        with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            try:
+                datagrams.bind(("127.0.0.1", port))
+            except OSError:  # somebody's UDP
+                continue
+        RESERVED.append(reserved)
+        return port
 
 
-def wait_for(check, what, seconds=15):
+def by_chance(count, share, total):
+    """Whether `count` of `total` may have come by chance where each comes with probability `share`; what is farther off
+    comes once in 10^11 times (Chernoff's bound)."""
+    found = count / total
+    apart = sum(p * math.log(p / q) for p, q in ((found, share), (1 - found, 1 - share)) if p > 0)
+    return total * apart < 26
+
+
+def wait_for(check, what, seconds=60):
     end = time.monotonic() + seconds
     last = None
     while time.monotonic() < end:
@@ -70,7 +91,7 @@ class Gateway:
         wait_for(lambda: self.get("/ready"), "the gateway being ready")
 
     def get(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}{path}", timeout=30) as answer:
             return answer.read().decode()
 
     def status(self):
@@ -124,14 +145,14 @@ spec:
 """
 
 
-def curl(*args, check=True, timeout=20):
-    done = subprocess.run(["curl", "-sS", "--max-time", "15", *map(str, args)], capture_output=True, timeout=timeout)
+def curl(*args, check=True, timeout=70):
+    done = subprocess.run(["curl", "-sS", "--max-time", "60", *map(str, args)], capture_output=True, timeout=timeout)
     if check:
         assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(errors="replace")
 
 
-def raw(port, data, seconds=5):
+def raw(port, data, seconds=30):
     """Sends bytes and returns everything that comes back until the connection closes (or nothing more comes)."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as s:
         s.sendall(data)
@@ -145,12 +166,13 @@ def raw(port, data, seconds=5):
 
 
 class Recorder:
-    """A raw TCP backend: keeps every byte it receives and answers each complete request with 200 and its number."""
+    """A raw TCP backend: keeps every byte it receives, and answers each complete request with 200."""
 
     def __init__(self, address="127.0.0.1"):
         self.socket = socket.create_server((address, 0))
         self.port = self.socket.getsockname()[1]
-        self.received = []
+        # By connection, and in the order of arrival.
+        self.received, self.arrived, self.lock = [], [], threading.Lock()
         threading.Thread(target=self.run, daemon=True).start()
 
     def run(self):
@@ -162,21 +184,46 @@ class Recorder:
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection):
-        data = b""
-        index = len(self.received)
-        self.received.append(data)
-        with connection:
-            try:
-                while chunk := connection.recv(65536):
-                    data += chunk
-                    self.received[index] = data
-                    body = b"ok"
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-            except OSError:
-                pass
+        with self.lock:
+            index = len(self.received)
+            self.received.append(b"")
+        begun = b""
+        with connection, contextlib.suppress(OSError):
+            while chunk := connection.recv(65536):
+                with self.lock:
+                    self.received[index] += chunk
+                    self.arrived.append(chunk)
+                begun += chunk
+                while (rest := after_request(begun)) is not None:
+                    begun = rest
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 
     def all(self):
-        return b"".join(self.received)
+        with self.lock:
+            return b"".join(self.arrived)
+
+    def forget(self):
+        with self.lock:
+            self.arrived.clear()
+
+
+def after_request(data):
+    """What follows the first request, as a gateway writes it; None: it is not complete."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    fields = dict(line.lower().split(b":", 1) for line in head.split(b"\r\n")[1:] if b":" in line)
+    if b"chunked" in fields.get(b"transfer-encoding", b""):
+        while True:
+            size, end, rest = rest.partition(b"\r\n")
+            length = int(size.split(b";")[0], 16) if end else 0
+            if not end or len(rest) < length + 2:
+                return None
+            rest = rest[length + 2:]
+            if length == 0:
+                return rest
+    length = int(fields.get(b"content-length", 0))
+    return rest[length:] if len(rest) >= length else None
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ In network namespaces (root) connections are captured, and nothing of the host's
 namespaces is in a namespace too. On loopback (anybody) each workload has an address of 127/8 for itself, and clients use
 their proxy as an HTTP proxy.
 """
+import contextlib
 import ctypes
 import http.client
 import itertools
@@ -79,7 +80,12 @@ class Loopback:
     captured = False
 
     def __init__(self):
-        self.prefix = f"127.{100 + os.getpid() % 100}.{next(NUMBERS) % 256}"
+        while True:
+            self.prefix = f"127.{64 + os.getpid() % 128}.{next(NUMBERS) % 256}"
+            with contextlib.suppress(OSError):
+                # Another run may be counting here too.
+                self.claim = socket.create_server((f"{self.prefix}.1", 15999))
+                break
         self.control = f"{self.prefix}.1"
         self.names = {}
 
@@ -93,7 +99,7 @@ class Loopback:
         return self.names[name]
 
     def close(self):
-        pass
+        self.claim.close()
 
 
 class Spaces:
@@ -192,7 +198,7 @@ class Mesh:
         process.admin = admin
         self.proxies[name] = process
         if wait:
-            wait_for(lambda: self.admin_get(name, "/ready"), f"proxy {name} being ready; {self.folder}/{name}.log", 30)
+            wait_for(lambda: self.admin_get(name, "/ready"), f"proxy {name} being ready; {self.folder}/{name}.log")
         return process
 
     def peer(self, name, *args, label=None):
@@ -200,7 +206,7 @@ class Mesh:
         process = self.spawn(label or f"{name}-app", name, sys.executable, PEER, *args)
         return process
 
-    def run(self, where, *command, check=True, timeout=30, **kwargs):
+    def run(self, where, *command, check=True, timeout=100, **kwargs):
         space = self.net.space(where)
         prefix = ["ip", "netns", "exec", space] if space else []
         done = subprocess.run(
@@ -211,7 +217,7 @@ class Mesh:
     def ask(self, *args):
         """`selvedge ca`, `selvedge token` at the control plane."""
         command = [BIN, *map(str, args), "--state", str(self.state)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
     def token(self, account, *args):
         """For `account` of namespace `shop`, or NAMESPACE/ACCOUNT."""
@@ -246,6 +252,13 @@ class Mesh:
     def remove(self, name):
         (self.folder / "conf" / f"{name}.yaml").unlink(missing_ok=True)
 
+    def settle(self):
+        """Waits until the control plane has read all that was written before, and its proxies have what follows from it."""
+        mark = f"settled-{next(NUMBERS)}"
+        self.write("settled", f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {mark}}}\n")
+        wait_for(lambda: mark in self.get(None, self.net.control, self.admin, "/config"), "the control plane reading its files")
+        self.in_sync(*[name for name, process in self.proxies.items() if process.poll() is None])
+
     # Looking
 
     def status(self):
@@ -260,13 +273,14 @@ class Mesh:
         wait_for(so, f"{names} in sync")
 
     def admin_get(self, name, path):
-        host, port = self.proxies[name].admin
+        return self.get(name, *self.proxies[name].admin, path)
 
+    def get(self, where, host, port, path):
         def get():
-            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=30) as answer:
                 return answer.read().decode()
 
-        return inside(self.net.space(name), get)
+        return inside(self.net.space(where), get)
 
     def metric(self, name, metric, *parts):
         """Sum of the samples of a metric whose labels contain all of `parts`."""
@@ -274,7 +288,7 @@ class Mesh:
         fits = lambda line: line.split("{")[0].split(" ")[0] == metric and all(part in line for part in parts)
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if fits(line))
 
-    def curl(self, name, *args, check=False, timeout=15):
+    def curl(self, name, *args, check=False, timeout=60):
         proxy = [] if self.net.captured else ["-x", f"http://127.0.0.1:{self.http_proxies[name]}"]
         return self.run(name, "curl", "-sS", "--max-time", timeout, *proxy, *args, check=check)
 
@@ -307,7 +321,7 @@ class Load:
         while not self.ending:
             try:
                 if connection is None:
-                    connection = http.client.HTTPConnection(*self.to, timeout=10)
+                    connection = http.client.HTTPConnection(*self.to, timeout=60)
                 target = f"http://{self.host}/load" if self.absolute else "/load"
                 connection.request("GET", target, headers={"host": self.host})
                 answer = connection.getresponse()
@@ -323,14 +337,14 @@ class Load:
                 connection = connection and connection.close()
             time.sleep(0.005)
 
-    def more(self, count, seconds=20):
+    def more(self, count, seconds=60):
         goal = self.done + count
         wait_for(lambda: self.done >= goal, f"{count} more requests (failed: {self.failed[:5]})", seconds)
 
     def stop(self):
         self.ending = True
         for thread in self.threads:
-            thread.join(15)
+            thread.join(70)
         return self
 
     def none_failed(self):
@@ -346,20 +360,23 @@ class Wire:
             return socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 
         self.socket = inside(net.hub, listen)
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: no frame may be left out
         self.socket.settimeout(0.1)
         self.bytes, self.ending = bytearray(), False
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def run(self):
-        while not self.ending:
+        while True:
+            # What had passed when the end was asked for is in the socket by then.
+            last = self.ending
             try:
                 self.bytes += self.socket.recv(70_000)
             except TimeoutError:
-                pass
+                if last:
+                    return
 
     def stop(self):
-        time.sleep(0.1)  # for what is on its way to this thread
         self.ending = True
         self.thread.join()
         self.socket.close()

@@ -33,9 +33,9 @@ def shop(tmp_path_factory):
         mesh.peer("apps", "smtp", "::", 2525, label="smtp")
         mesh.peer("apps", "grpc", "0.0.0.0", 50051, label="grpc")
         for name in ["web", "guest", "apps", "apps2"]:
-            wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
-        wait_for(lambda: mesh.code("web", "http://10.96.0.2/") == "200", "the first request", 20)
-        wait_for(lambda: mesh.code("web", "http://10.96.0.3/") == "200", "the first request", 20)
+            wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 90)
+        wait_for(lambda: mesh.code("web", "http://10.96.0.2/") == "200", "the first request")
+        wait_for(lambda: mesh.code("web", "http://10.96.0.3/") == "200", "the first request")
         yield mesh
     finally:
         if mesh:
@@ -77,6 +77,7 @@ def extra(shop):
     yield write
     for name in names:
         shop.remove(name)
+    shop.settle()
 
 
 def start_local(folder, *control_args, callers=("web",), servers=("app",), ttl="24h", zones={}, **kwargs):
@@ -93,9 +94,9 @@ def start_local(folder, *control_args, callers=("web",), servers=("app",), ttl="
         for name in [*callers, *servers]:
             mesh.proxy(name, *(["--zone", zones[name]] if name in zones else []), wait=False, **kwargs)
         for name in [*callers, *servers]:
-            wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 40)
+            wait_for(lambda: mesh.admin_get(name, "/ready"), f"{name} being ready; {mesh.folder}/{name}.log", 90)
         for name in callers:
-            wait_for(lambda: mesh.code(name, "http://app.shop/") == "200", "the first request", 20)
+            wait_for(lambda: mesh.code(name, "http://app.shop/") == "200", "the first request")
     except BaseException:
         mesh.stop()
         raise

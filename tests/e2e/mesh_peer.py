@@ -15,7 +15,7 @@ from concurrent import futures
 
 
 class Http(http.server.BaseHTTPRequestHandler):
-    """Tells what it got, as JSON. /slow waits for a second; /fail/N fails N times with 503; /ws echoes lines."""
+    """Tells what it got, as JSON. /slow waits for a second, /slow/N for N; /fail/N fails N times with 503; /ws echoes lines."""
 
     protocol_version = "HTTP/1.1"
     name = ""
@@ -29,7 +29,7 @@ class Http(http.server.BaseHTTPRequestHandler):
             return self.echo()
         status = 200
         if self.path.startswith("/slow"):
-            time.sleep(1)
+            time.sleep(float(self.path.split("/")[2]) if self.path.count("/") > 1 else 1)
         if self.path.startswith("/fail/"):
             with self.lock:
                 left = self.failures.setdefault(self.path, int(self.path.split("/")[2]))

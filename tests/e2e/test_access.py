@@ -76,7 +76,7 @@ def edge(tmp_path_factory):
 
 def ask(port, target, *headers):
     head = f"GET {target} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n".encode("latin1")
-    return raw(port, head + b"".join(h + b"\r\n" for h in headers) + b"\r\n", seconds=3)
+    return raw(port, head + b"".join(h + b"\r\n" for h in headers) + b"\r\n")
 
 
 def status(answer):
@@ -90,7 +90,7 @@ def test_denied_requests_are_told_nothing_and_reach_nobody(edge):
     assert answer.split(b"\r\n\r\n", 1)[1] == b"access denied\n"
     assert b"policy" not in answer.lower()
     assert len(edge.recorder.all()) == before
-    assert 'selvedge_access_denied_total{policy="default/deny"}' in edge.gateway.get("/metrics")
+    wait_for(lambda: 'selvedge_access_denied_total{policy="default/deny"}' in edge.gateway.get("/metrics"), "the denial being counted")
 
 
 # What is sent, and whether it is the admin page to some backend, whichever way it reads paths.
@@ -216,21 +216,21 @@ def test_a_changed_policy_reaches_what_is_in_progress(streams):
     http, tcp = streams.ports["http"], streams.ports["tcp"]
     ws = websockets.sync.client.connect(f"ws://127.0.0.1:{http}/ws")
     ws.send("a")
-    assert ws.recv(5) == "a"
+    assert ws.recv(60) == "a"
     channel = grpc.insecure_channel(f"127.0.0.1:{http}")
     asked = threading.Event()
 
     def requests():
         yield b"1"
-        asked.wait(30)
+        asked.wait(100)
 
     call = channel.stream_stream("/t.Echo/Bidi")(requests())
     assert next(call) == b"<1>"
-    connection = socket.create_connection(("127.0.0.1", tcp), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", tcp), timeout=60)
     connection.sendall(b"x")
     assert connection.recv(10) == b"x"
     # The backend takes the request and does not answer.
-    waiting = socket.create_connection(("127.0.0.1", http), timeout=5)
+    waiting = socket.create_connection(("127.0.0.1", http), timeout=60)
     waiting.sendall(b"GET /slow HTTP/1.1\r\nHost: shop.example\r\n\r\n")
     taken, _ = streams.slow.accept()
     assert taken.recv(4096)
@@ -239,14 +239,14 @@ def test_a_changed_policy_reaches_what_is_in_progress(streams):
     streams.policies(DENY_OTHERS, {"action": "Deny", "rules": [{"from": [{"ipBlocks": ["198.51.100.7"]}]}]})
     wait_for(lambda: "default/p1" in streams.gateway.get("/config") or "default/p1" in streams.gateway.get("/status"), "the second policy being there")
     ws.send("b")
-    assert ws.recv(5) == "b"
+    assert ws.recv(60) == "b"
     connection.sendall(b"y")
     assert connection.recv(10) == b"y"
 
     streams.policies(DENY_US)
     effective(streams, True)
     with pytest.raises(websockets.exceptions.ConnectionClosed):
-        ws.recv(5)
+        ws.recv(60)
     with pytest.raises(ConnectionResetError):
         while connection.recv(10):
             pass
@@ -257,7 +257,7 @@ def test_a_changed_policy_reaches_what_is_in_progress(streams):
     assert waiting.recv(4096).startswith(b"HTTP/1.1 403 ")
     # And whoever comes anew.
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
-        with socket.create_connection(("127.0.0.1", tcp), timeout=5) as fresh:
+        with socket.create_connection(("127.0.0.1", tcp), timeout=60) as fresh:
             fresh.sendall(b"x")
             assert not fresh.recv(10)
             raise AssertionError("served")

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from backend import Backend
-from conftest import ROOT, Gateway, free_port, wait_for
+from conftest import ROOT, Gateway, by_chance, free_port, wait_for
 
 CASES = ROOT / "crates/compile/testdata"
 LISTENER = re.compile(r"(- \{name: ([\w-]+), port: )(\d+)(?=[^}]*protocol: (HTTP|HTTPS|TLS|TCP|UDP))")
@@ -40,9 +40,9 @@ class Served:
 
     def ask(self, path, host="any.example", method="GET", port=80, sni=None, **headers):
         """Status, head and, when a backend answered, what it saw."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports[port], timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[port], timeout=60)
         if sni is not None:
-            plain = socket.create_connection(("127.0.0.1", self.ports[port]), timeout=10)
+            plain = socket.create_connection(("127.0.0.1", self.ports[port]), timeout=60)
             connection.sock = ssl._create_unverified_context().wrap_socket(plain, server_hostname=sni)
         connection.request(method, path, headers={"Host": host, **{n.replace("_", "-"): v for n, v in headers.items()}})
         answer = connection.getresponse()
@@ -179,15 +179,14 @@ def test_filters_of_backends_follow_the_weights(serve):
         seen = served.ask("/")[2]
         assert (["b", "1"] in seen["headers"]) == (seen["backend"] == "web")
         count[seen["backend"]] += 1
-    assert 20 <= count["web"] <= 85, count
+    assert by_chance(count["web"], 0.25, 200), count
 
 
 def test_weights(serve):
     served = serve("http_route_weight")
     count = collections.Counter(served.ask("/a")[2]["backend"] for _ in range(500))
-    # Five standard deviations around 350.
-    assert 300 <= count["web"] <= 400 and count["web2"] == 500 - count["web"], count
-    assert {served.ask("/b")[0] for _ in range(40)} == {200, 500}
+    assert by_chance(count["web"], 0.7, 500) and count["web2"] == 500 - count["web"], count
+    assert {served.ask("/b")[0] for _ in range(60)} == {200, 500}
     assert served.ask("/c")[0] == 500
 
 
@@ -198,9 +197,9 @@ def test_mirrors(serve):
     wait_for(lambda: len(served.b["web2"].targets("/one")) == 20, "each request being mirrored once")
     for _ in range(300):
         assert served.ask("/many")[2]["backend"] == "web"
-    # 1 + 0.2 + 1/3 of a copy each.
-    wait_for(lambda: len(served.b["web2"].targets("/many")) >= 400, "copies to several")
-    assert 400 <= len(served.b["web2"].targets("/many")) <= 520
+    # 1 + 0.2 + 1/3 of a copy each, of which the one comes always and the others by chance, seven standard deviations wide.
+    wait_for(lambda: len(served.b["web2"].targets("/many")) >= 385, "copies to several")
+    assert 385 <= len(served.b["web2"].targets("/many")) <= 535
     assert served.ask("/none")[0] == 200
 
 
@@ -246,9 +245,9 @@ def test_tcp_weights(serve):
     served = serve("tcp_route_weighted_routing", Named)
     count = collections.Counter()
     for _ in range(200):
-        with socket.create_connection(("127.0.0.1", served.ports[5300]), timeout=10) as s:
+        with socket.create_connection(("127.0.0.1", served.ports[5300]), timeout=60) as s:
             count[s.recv(10)] += 1
-    assert 130 <= count[b"db"] <= 185 and count[b"db2"] == 200 - count[b"db"], count
+    assert by_chance(count[b"db"], 0.8, 200) and count[b"db2"] == 200 - count[b"db"], count
 
 
 def test_udp_weights(serve):
@@ -256,7 +255,7 @@ def test_udp_weights(serve):
     count = collections.Counter()
     for _ in range(200):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            s.settimeout(10)
+            s.settimeout(60)
             s.sendto(b"?", ("127.0.0.1", served.ports[5300]))
             count[s.recv(10)] += 1
-    assert 130 <= count[b"dns"] <= 185 and count[b"dns2"] == 200 - count[b"dns"], count
+    assert by_chance(count[b"dns"], 0.8, 200) and count[b"dns2"] == 200 - count[b"dns"], count

@@ -15,18 +15,20 @@ import time
 
 import grpc
 import pytest
-from backend import Backend, answer, backend_service, echo, gateway_resource, policy, simple, sleeping
-from conftest import Gateway, curl, free_port, raw, wait_for
+from backend import Backend, answer, backend_service, echo, gateway_resource, held, policy, refused_while_held, simple, stuck
+from conftest import Gateway, by_chance, curl, free_port, raw, wait_for
 
 TEXT = "a line that compresses well\n" * 500
 
 
 def drip(backend, request, connection):
-    """A head at once, then a byte every 100 ms; `/stall` stops after the first."""
-    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 30\r\n\r\n")
-    for i in range(30):
+    """A head at once, then a byte every 100 ms for 50 s; `/stall` stops after the first."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\n")
+    for i in range(500):
         connection.sendall(b"x")
-        time.sleep(5 if "stall" in request.target else 0.1)
+        if "stall" in request.target:
+            return stuck(backend, request, connection)
+        time.sleep(0.1)
     return b""
 
 
@@ -83,17 +85,15 @@ def die_after(count):
 
 
 def late(backend, request, connection):
-    """Answers the first two requests of each path too late."""
+    """Answers the third request of each path."""
     with backend.lock:
         count = backend.state[request.target] = backend.state.get(request.target, 0) + 1
-    if count <= 2:
-        time.sleep(0.6)
-    return answer(str(count))
+    return stuck(backend, request, connection) if count <= 2 else answer(str(count))
 
 
 def waiting(backend, request, connection):
     """Waits for the gateway to close the connection."""
-    connection.settimeout(10)
+    connection.settimeout(100)
     try:
         if connection.recv(1) == b"":
             backend.state["cancelled"] = True
@@ -105,10 +105,10 @@ def waiting(backend, request, connection):
 @pytest.fixture(scope="module")
 def edge(tmp_path_factory):
     b = {name: Backend(name, handle) for name, handle in {
-        "echo": None, "other": None, "slow": sleeping(1.5), "sleepy": sleeping(0.6), "drip": drip, "media": media,
+        "echo": None, "other": None, "slow": stuck, "sleepy": lambda b, r, c: (stuck if r.method == "GET" else echo)(b, r, c), "drip": drip, "media": media,
         "flaky": nth([503, 503, 200]), "always": nth([503]), "mirror1": None, "mirror2": None, "extras": extras,
-        "late": late, "short-lived": die_after(3), "waiting": waiting, "hold": sleeping(1.0),
-        "after": lambda b, r, c: answer("later", "503 Busy", retry_after="1") if not b.state.setdefault("n", 0) and not b.state.update(n=1) else answer("ok"),
+        "late": late, "short-lived": die_after(3), "waiting": waiting, "hold": held,
+        "after": lambda b, r, c: answer("later", "503 Busy", retry_after="40") if not b.state.setdefault("n", 0) and not b.state.update(n=1) else answer("ok"),
         "reset": lambda b, r, c: None}.items()}
     p = {name: free_port() for name in ("http", "hops", "rfc7239", "few", "strict")}
     text = gateway_resource([{"name": n, "port": port, "protocol": "HTTP"} for n, port in p.items()])
@@ -121,18 +121,18 @@ def edge(tmp_path_factory):
     text += backend_service("conn", [b["hold"]], {"connections": {"maxConnections": 1, "maxPendingRequests": 0}})
     text += backend_service("short", [b["echo"]], {"connections": {"maxRequestsPerConnection": 2}})
     text += simple("echo", "echo") + simple("req", "slow", timeouts={"request": "300ms"})
-    text += simple("backend", "slow", timeouts={"request": "5s", "backendRequest": "300ms"})
+    text += simple("backend", "slow", timeouts={"request": "60s", "backendRequest": "300ms"})
     text += simple("drip", "drip", timeouts={"request": "500ms"}) + simple("dripb", "drip", timeouts={"backendRequest": "500ms"})
     text += simple("stall", "drip", spec={"timeouts": {"streamIdle": "400ms"}})
     text += simple("flaky", "flaky", spec={"retry": {"attempts": 3, "codes": [503], "backoff": {"base": "1ms", "max": "2ms"}}})
     text += simple("postok", "flaky", spec={"retry": {"attempts": 3, "codes": [503], "methods": ["GET", "POST"], "maxBodyBytes": 1000}})
     for attempts in (1, 2):
-        text += simple(f"late{attempts}", "late", retry={"attempts": attempts, "backoff": "1ms"}, timeouts={"backendRequest": "200ms"})
+        text += simple(f"late{attempts}", "late", retry={"attempts": attempts, "backoff": "1ms"}, timeouts={"backendRequest": "2s"})
     text += simple("always", "always", spec={"retry": {"attempts": 2, "codes": [503]}})
     text += simple("budget", "always", spec={"retry": {"attempts": 5, "codes": [503], "backoff": {"base": "1ms", "max": "1ms"},
                                              "budget": {"percent": 0, "minRetriesPerSecond": 1, "minConcurrency": 0}}})
     text += simple("after", "after", spec={"retry": {"attempts": 1, "codes": [503], "backoff": {"base": "1ms", "max": "300ms"}}})
-    text += simple("pertry", "slow-fast", spec={"retry": {"attempts": 2, "perTryTimeout": "300ms", "retryOn": ["reset"]}})
+    text += simple("pertry", "slow-fast", spec={"retry": {"attempts": 2, "perTryTimeout": "1s", "retryOn": ["reset"]}})
     text += simple("deadlive", "dead-live") + simple("hedge", "sleepy-fast", spec={"hedging": {"delay": "100ms", "maxAttempts": 2}})
     mirror = lambda name, **more: {"type": "RequestMirror", "requestMirror": {"backendRef": {"name": name, "port": 80}, **more}}
     text += simple("mirror", "echo", filters=[mirror("mirror1"), mirror("mirror2", percent=100)])
@@ -180,16 +180,16 @@ VERSIONS = pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowl
 def test_timeouts_answer_504(edge, path, version):
     start = time.monotonic()
     assert status(edge, path, version) == 504
-    assert 0.25 < time.monotonic() - start < 1.2
+    assert 0.25 < time.monotonic() - start < 20
 
 
 @VERSIONS
 @pytest.mark.parametrize("path", ["/drip", "/dripb", "/stall"])
 def test_timeouts_cut_bodies(edge, path, version):
     start = time.monotonic()
-    done = subprocess.run(["curl", "-sS", version, "--max-time", "10", edge.url + path], capture_output=True, timeout=20)
+    done = subprocess.run(["curl", "-sS", version, "--max-time", "60", edge.url + path], capture_output=True, timeout=70)
     assert done.returncode in (18, 92, 56), (done.returncode, done.stderr)
-    assert 0.2 < time.monotonic() - start < 2.5
+    assert 0.2 < time.monotonic() - start < 30
 
 
 def test_retries(edge):
@@ -216,20 +216,23 @@ def test_retries_after_timeouts_of_backends(edge):
 def test_retry_after_is_respected_up_to_the_longest_pause(edge):
     start = time.monotonic()
     assert status(edge, "/after") == 200
-    assert 0.29 < time.monotonic() - start < 0.9
+    assert 0.29 < time.monotonic() - start < 20
 
 
 def test_retry_budget(edge):
+    start = time.monotonic()
     for _ in range(20):
         assert status(edge, "/budget/x") == 503
-    assert 20 <= len(edge.b["always"].targets("/budget/x")) <= 60
+    # One a second, of ten seconds at once; without a budget there would be a hundred.
+    spent = len(edge.b["always"].targets("/budget/x")) - 20
+    assert 0 <= spent <= 10 * (2 + (time.monotonic() - start) // 10), spent
 
 
 def test_per_try_timeout_moves_on(edge):
     for _ in range(4):
         start = time.monotonic()
         assert status(edge, "/pertry") == 200
-        assert time.monotonic() - start < 1.2
+        assert time.monotonic() - start < 20
 
 
 def test_dead_endpoints_cost_no_request(edge):
@@ -241,7 +244,7 @@ def test_hedging(edge):
     for _ in range(4):
         start = time.monotonic()
         assert json.loads(curl(edge.url + "/hedge/get"))["backend"] == "echo"
-        assert time.monotonic() - start < 0.5
+        assert time.monotonic() - start < 20
     before = len(edge.b["sleepy"].targets("/hedge/post")) + len(edge.b["echo"].targets("/hedge/post"))
     for _ in range(2):
         assert status(edge, "/hedge/post", "-d", "x") == 200
@@ -269,10 +272,10 @@ def test_faults(edge):
     assert time.monotonic() - start >= 0.3
     assert status(edge, "/abort") == 418
     counts = collections.Counter(status(edge, "/half") for _ in range(60))
-    assert 10 < counts[418] < 50 and counts[200] + counts[418] == 60
+    assert by_chance(counts[418], 0.5, 60) and counts[200] + counts[418] == 60, counts
 
 
-def call(edge, method, timeout=5):
+def call(edge, method, timeout=60):
     with grpc.insecure_channel(f"127.0.0.1:{edge.port}") as channel:
         with pytest.raises(grpc.RpcError) as error:
             channel.unary_unary(method)(b"request", timeout=timeout)
@@ -326,7 +329,7 @@ def test_compression_leaves_alone(edge, path):
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
 def test_compression_is_small(tmp_path, coding):
     """Memory of responses whose readers have stopped: their encoders stay, and must be small."""
-    port, folder, count, stuck = free_port(), tmp_path / "small", 40, []
+    port, folder, count, stuck = free_port(), tmp_path / "small", 12, []
     folder.mkdir()
     folder.joinpath("gateway.yaml").write_text(
         gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}]) + backend_service("big", [Backend("big", big)])
@@ -381,17 +384,15 @@ def test_request_body_limit_without_length(edge):
     assert status(edge, "/limited", "-H", "Transfer-Encoding: chunked", "-d", "x" * 900) == 200
     assert status(edge, "/limited", "-H", "Transfer-Encoding: chunked", "-d", "x" * 5000) == 413
     done = subprocess.run(["curl", "-sS", "--http2-prior-knowledge", "-T", "-", "-X", "POST", "-o", "/dev/null", "-w", "%{http_code}", edge.url + "/limited"],
-                          input=b"x" * 5000, capture_output=True, timeout=20)
+                          input=b"x" * 5000, capture_output=True, timeout=70)
     assert done.stdout == b"413", done
 
 
 @pytest.mark.parametrize("path", ["/one", "/conn"])
 def test_circuit_limits(edge, path):
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: curl("-i", edge.url + path), range(4)))
-    refused = [a for a in answers if a.startswith("HTTP/1.1 503")]
-    assert len(refused) == 3, answers
-    assert all("retry-after: 1" in a for a in refused)
+    *refused, through = refused_while_held(edge.b["hold"], lambda: curl("-i", edge.url + path), 4)
+    assert len(refused) == 3 and all(a.startswith("HTTP/1.1 503") and "retry-after: 1" in a for a in refused), refused
+    assert through.startswith("HTTP/1.1 200"), through
     wait_for(lambda: status(edge, path) == 200, "the circuit closing again")
 
 
@@ -422,12 +423,12 @@ def test_early_hints(edge, version):
 
 
 def test_expect_continue(edge):
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as s:
         s.sendall(b"POST /echo HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
         assert s.recv(1000).startswith(b"HTTP/1.1 100 ")
         s.sendall(b"abc")
         assert s.recv(1000).startswith(b"HTTP/1.1 200 ")
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as s:
         s.sendall(b"POST /nothing-here HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
         assert s.recv(1000).startswith(b"HTTP/1.1 404 ")
 
@@ -435,7 +436,7 @@ def test_expect_continue(edge):
 @VERSIONS
 def test_response_trailers(edge, version):
     args = [version] if "http2" in version else [version, "-H", "TE: trailers"]
-    out = subprocess.run(["curl", "-sSv", "--raw", *args, edge.url + "/extras/trailers"], capture_output=True, timeout=20)
+    out = subprocess.run(["curl", "-sSv", "--raw", *args, edge.url + "/extras/trailers"], capture_output=True, timeout=70)
     assert b"x-sum: 42" in (out.stdout + out.stderr).lower()
 
 
@@ -457,15 +458,15 @@ def test_head(edge, version):
 def test_a_client_that_leaves_cancels_its_request(edge, version):
     backend = edge.b["waiting"]
     backend.state.clear()
-    subprocess.run(["curl", "-sS", version, "--max-time", "0.4", edge.url + "/waiting/x"], capture_output=True, timeout=20)
-    wait_for(lambda: backend.state.get("cancelled"), "the cancellation at the backend", 5)
+    subprocess.run(["curl", "-sS", version, "--max-time", "1", edge.url + "/waiting/x"], capture_output=True, timeout=70)
+    wait_for(lambda: backend.state.get("cancelled"), "the cancellation at the backend")
 
 
 def test_a_client_that_leaves_in_its_body_cancels_its_request(edge):
     """The backend reads nothing of it, so neither does the gateway: what tells of the end lies behind bytes that wait."""
-    s = socket.create_connection(("127.0.0.1", edge.port), timeout=5)
+    s = socket.create_connection(("127.0.0.1", edge.port), timeout=60)
     s.sendall(b"POST /unread/x HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
-    s.settimeout(0.5)
+    s.settimeout(1)
     try:
         while True:
             s.sendall(b"x" * 65536)
@@ -477,7 +478,7 @@ def test_a_client_that_leaves_in_its_body_cancels_its_request(edge):
     # By a reset: an end would wait in the client's kernel until somebody reads.
     s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     s.close()
-    wait_for(lambda: open_now() == 0, "the cancellation", 5)
+    wait_for(lambda: open_now() == 0, "the cancellation")
 
 
 def seen_headers(edge, path, *args, port="http"):
@@ -535,7 +536,7 @@ def test_listener_limits(edge):
 
 def test_connections_of_a_listener(edge):
     port = edge.ports["few"]
-    held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(2)]
+    held = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(2)]
     for s in held:
         s.sendall(b"GET /few HTTP/1.1\r\nhost: a\r\n\r\n")
         assert s.recv(100).startswith(b"HTTP/1.1 200")
@@ -556,7 +557,7 @@ def test_rapid_reset(edge):
     import h2.connection
     import h2.events
 
-    attacker = socket.create_connection(("127.0.0.1", edge.port), timeout=5)
+    attacker = socket.create_connection(("127.0.0.1", edge.port), timeout=60)
     client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
     client.initiate_connection()
     headers = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", "/echo")]
@@ -569,7 +570,7 @@ def test_rapid_reset(edge):
             if i % 100 == 99:
                 attacker.sendall(client.data_to_send())
                 assert i % 2000 != 99 or status(edge, "/echo") == 200
-        attacker.settimeout(10)
+        attacker.settimeout(60)
         while data := attacker.recv(65536):
             cut = cut or any(isinstance(e, h2.events.ConnectionTerminated) for e in client.receive_data(data))
             if cut:

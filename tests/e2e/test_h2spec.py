@@ -35,7 +35,7 @@ def edge(tmp_path_factory):
 @pytest.mark.parametrize("strict", [[], ["--strict"]], ids=["plain", "strict"])
 @pytest.mark.parametrize("listener, tls", [("http", []), ("https", ["-t", "-k"])])
 def test_h2spec(edge, listener, tls, strict):
-    done = subprocess.run([H2SPEC, "-h", "127.0.0.1", "-p", str(edge.p[listener]), "-o", "5", *tls, *strict], capture_output=True, timeout=280)
+    done = subprocess.run([H2SPEC, "-h", "127.0.0.1", "-p", str(edge.p[listener]), "-o", "10", *tls, *strict], capture_output=True, timeout=280)
     out = done.stdout.decode()
     found = re.search(r"(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed", out)
     assert found and int(found[4]) == 0 and int(found[2]) > 100, out[-3000:]

@@ -4,10 +4,9 @@ import gzip
 import json
 import re
 import subprocess
-import time
 
 import pytest
-from conftest import Gateway, curl, free_port, raw, route, service
+from conftest import Gateway, by_chance, curl, free_port, raw, route, service, wait_for
 
 PREFIX = {"path": {"type": "PathPrefix", "value": "/"}}
 
@@ -102,8 +101,8 @@ def test_versions(gateway, version):
 
 
 def test_canary_weights(gateway):
-    counts = collections.Counter(backend(gateway, "/canary") for _ in range(200))
-    assert 2 <= counts["v2"] <= 45
+    counts = collections.Counter(backend(gateway, "/canary") for _ in range(300))
+    assert by_chance(counts["v2"], 0.1, 300), counts
     assert backend(gateway, "/canary", "-H", "x-canary: always") == "v2"
 
 
@@ -205,15 +204,14 @@ def test_request_id_trace_and_client_address(gateway):
 def test_explain_agrees(gateway):
     from conftest import BIN
     done = subprocess.run([BIN, "explain", "-f", str(gateway.folder), "GET", f"{gateway.url}/canary", "-H", "x-canary: always"],
-                          capture_output=True, timeout=10)
+                          capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert b"default/v2:80" in done.stdout
 
 
 def test_metrics_and_admin(gateway):
     curl(gateway.url + "/")
-    metrics = gateway.get("/metrics")
-    assert "selvedge_" in metrics and 'main#' in metrics
+    wait_for(lambda: "main#" in gateway.get("/metrics"), "a rule being counted")
     clusters = json.loads(gateway.get("/clusters"))
     assert "default/v1:80" in json.dumps(clusters)
     assert "BEGIN" not in gateway.get("/config")
@@ -222,24 +220,12 @@ def test_metrics_and_admin(gateway):
 def test_reload_is_seen_and_bad_files_are_not(gateway, nginx):
     extra = gateway.folder / "extra.yaml"
     extra.write_text(route("extra", [{"matches": [path("/extra", "Exact")], "backendRefs": to(("v2", 1))}]))
-    for _ in range(200):
-        if backend(gateway, "/extra") == "v2":
-            break
-        time.sleep(0.01)
-    assert backend(gateway, "/extra") == "v2"
+    wait_for(lambda: backend(gateway, "/extra") == "v2", "the new route")
     extra.write_text("kind: HTTPRoute\nspec: [")
-    for _ in range(200):
-        if gateway.status()["last_good"]:
-            break
-        time.sleep(0.01)
-    assert gateway.status()["last_good"]
+    wait_for(lambda: gateway.status()["last_good"], "the last good being served")
     assert backend(gateway, "/extra") == "v2"
     extra.unlink()
-    for _ in range(200):
-        if backend(gateway, "/extra") == "v1":
-            break
-        time.sleep(0.01)
-    assert backend(gateway, "/extra") == "v1"
+    wait_for(lambda: backend(gateway, "/extra") == "v1", "the route being gone")
 
 
 def test_pipelining_and_keep_alive(gateway):

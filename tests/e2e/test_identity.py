@@ -25,7 +25,7 @@ def path_of(socket):
 class Fleet:
     """`selvedge control` with a CA whose certificates live for seconds, and proxies that join."""
 
-    def __init__(self, folder, *control_args, ttl="6s"):
+    def __init__(self, folder, *control_args, ttl="10s"):
         self.folder, self.control_args = folder, control_args
         self.state = folder / "control"
         self.port = free_port()
@@ -53,7 +53,7 @@ class Fleet:
 
     def ask(self, *args):
         command = [BIN, *args, "--state", str(self.state)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
     def token(self, *args):
         made = self.ask("token", "create", "--identity", "shop/orders", *args)
@@ -105,7 +105,7 @@ def test_the_pypi_client_fetches_and_is_told_of_each_rotation(fleet):
     contexts, failures = [], []
     with WorkloadApiClient(path_of(socket)) as client:
         watch = client.stream_x509_contexts(contexts.append, failures.append)
-        wait_for(lambda: len(contexts) >= 4, "three rotations being pushed", 30)
+        wait_for(lambda: len(contexts) >= 4, "three rotations being pushed", 90)
         watch.cancel()
         bundles = client.fetch_x509_bundles()
         roots = bundles.get_bundle_for_trust_domain(first.spiffe_id.trust_domain).x509_authorities
@@ -127,7 +127,7 @@ def test_without_the_header_and_for_other_users_there_is_nothing(fleet):
     with grpc.insecure_channel(path_of(socket)) as channel:
         fetch = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")
         with pytest.raises(grpc.RpcError) as refused:
-            next(fetch(b"", timeout=5))
+            next(fetch(b"", timeout=60))
         assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     if os.getuid() != 65534:
         with pytest.raises(FetchX509SvidError) as refused:
@@ -151,7 +151,7 @@ def test_tokens_say_what_is_wrong_with_them(fleet):
     done = subprocess.run(
         [BIN, "proxy", "--control", f"https://127.0.0.1:{fleet.port}", "--role", "sidecar", "--workload", "shop/orders",
          "--identity", "shop/orders", "--join-token-file", damaged, "--no-state", "--admin", "off"],
-        capture_output=True, text=True, timeout=20)
+        capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "copy it again" in done.stderr
     (fleet.folder / "other").mkdir()
     other = Fleet(fleet.folder / "other")
@@ -172,10 +172,10 @@ def test_control_killed_and_started_again_and_a_restart_without_it(fleet):
     fleet.running[-1].kill()
     fleet.running[-1].wait()
     socket = fleet.proxy("proxy", fleet.folder / "no-token", trust_domain="mesh.example")
-    kept = wait_for(lambda: svid(socket), "the saved SVID", 4)
+    kept = wait_for(lambda: svid(socket), "the saved SVID")
     assert kept.leaf.not_valid_after_utc >= first.leaf.not_valid_after_utc
     fleet.start_control()
-    renewed = wait_for(lambda: (s := svid(socket)).leaf.serial_number != kept.leaf.serial_number and s, "renewal", 30)
+    renewed = wait_for(lambda: (s := svid(socket)).leaf.serial_number != kept.leaf.serial_number and s, "renewal")
     assert str(renewed.spiffe_id) == ID
     assert renewed.cert_chain[1].issuer == first.cert_chain[1].issuer, "the CA is the same after a kill"
 
@@ -189,14 +189,14 @@ def test_roots_rotate_and_identities_are_revoked_while_all_goes_on(fleet):
             return len(client.fetch_x509_bundles().get_bundle_for_trust_domain(svid(socket).spiffe_id.trust_domain).x509_authorities)
 
     assert fleet.ask("ca", "rotate", "root").returncode == 0
-    wait_for(lambda: roots() == 2, "the next root being in the bundle", 5)
+    wait_for(lambda: roots() == 2, "the next root being in the bundle")
     again = fleet.ask("ca", "rotate", "root")
     assert again.returncode == 1 and "is being rotated already" in again.stderr
-    wait_for(lambda: "next" not in fleet.ask("ca", "show").stdout, "the next root signing", 30)
+    wait_for(lambda: "next" not in fleet.ask("ca", "show").stdout, "the next root signing")
     before = svid(socket).leaf.serial_number
-    wait_for(lambda: svid(socket).leaf.serial_number != before, "a certificate under the new root", 20)
+    wait_for(lambda: svid(socket).leaf.serial_number != before, "a certificate under the new root")
     assert fleet.ask("ca", "revoke", "--identity", "shop/orders").returncode == 0
-    wait_for(lambda: "revoked" in fleet.log("proxy"), "the proxy hearing of its revocation", 5)
+    wait_for(lambda: "revoked" in fleet.log("proxy"), "the proxy hearing of its revocation")
 
 
 def test_openssl_verifies_what_the_ca_issues(fleet, tmp_path):

@@ -14,13 +14,14 @@ def mode(shop):
     """Sets mutual TLS for the whole mesh; permissive again after the test."""
     yield lambda name, **more: shop.write("mesh", mesh_resource(name, **more))
     shop.write("mesh", mesh_resource())
+    shop.settle()
     wait_for(lambda: clear(shop) == "200", "clear text being taken again")
 
 
 def clear(shop):
     """Straight to the application's address, from a machine that is not in the mesh."""
     url = f"http://{shop.net.address('apps')}:8080/clear"
-    return shop.run("outside", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", 5, url, check=False).stdout
+    return shop.run("outside", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", 60, url, check=False).stdout
 
 
 def test_clear_text_from_outside_by_mode(shop, mode):
@@ -30,7 +31,7 @@ def test_clear_text_from_outside_by_mode(shop, mode):
     wait_for(lambda: clear(shop) == "200" and shop.metric("apps", "selvedge_mtls_audit_total") > audited, "audit counting")
     mode("Strict")
     wait_for(lambda: clear(shop) == "000", "strict refusing")
-    assert shop.metric("apps", "selvedge_mesh_refused_total", 'reason="clear_text"') >= 1
+    wait_for(lambda: shop.metric("apps", "selvedge_mesh_refused_total", 'reason="clear_text"') >= 1, "the refusal being counted")
     assert shop.code("web", "http://10.96.0.2/") == "200", "members go on"
     assert clear(shop) == "000"
 
@@ -71,7 +72,7 @@ def test_by_identity_path_and_method_as_may_says(shop, extra):
         if code != ("200" if allowed else "403") or (said.returncode == 0) != allowed:
             wrong.append((caller, method, path, allowed, code, said.stdout))
     assert not wrong, wrong
-    assert shop.metric("apps", "selvedge_access_denied_total", 'policy="shop/secret"') >= 1
+    wait_for(lambda: shop.metric("apps", "selvedge_access_denied_total", 'policy="shop/secret"') >= 1, "the denials being counted")
 
 
 def test_default_deny_lets_nobody_through_without_a_policy(shop, mode, extra):
@@ -86,7 +87,7 @@ def open_line(shop, caller, address, first, answer):
     """A connection on which `first` was answered; held open."""
 
     def connect():
-        s = socket.create_connection(address, timeout=10)
+        s = socket.create_connection(address, timeout=60)
         s.sendall(first)
         assert answer in s.recv(4096)
         return s
@@ -111,7 +112,7 @@ def test_a_change_reaches_live_redis_connections_and_upgrades(shop, extra):
     lines = {name: open_line(shop, name, ("10.96.0.2", 80), upgrade, b"101") for name in ("web", "guest")}
     extra(policy("Deny", [{"from": [{"identities": [GUEST]}]}], name="guest"))
     for s in [redis["guest"], lines["guest"]]:
-        s.settimeout(10)
+        s.settimeout(60)
         assert ended(s), "a live connection goes on although it is denied"
     redis["web"].sendall(b"PING\r\n")
     assert b"+PONG" in redis["web"].recv(100), "those that are allowed go on"

@@ -19,6 +19,7 @@ from mesh_fixtures import local
 from spiffe import WorkloadApiClient
 
 
+@pytest.mark.timeout(400)
 def test_a_hundred_rotations_under_load(local):
     mesh = local(callers=("web", "guest"), servers=("app", "app2"), ttl="4s")
     loads = [mesh.load(name, "app.shop") for name in ("web", "guest")]
@@ -28,7 +29,7 @@ def test_a_hundred_rotations_under_load(local):
         return sum(mesh.metric(name, "selvedge_identity_renewals_total") for name in proxies)
 
     goal = renewals() + 100
-    wait_for(lambda: time.sleep(0.5) or renewals() >= goal, "a hundred rotations", 85)
+    wait_for(lambda: time.sleep(0.5) or renewals() >= goal, "a hundred rotations", 300)
     for load in loads:
         load.more(20)
         load.none_failed()
@@ -45,9 +46,9 @@ def test_the_root_rotates_under_load(local):
     assert done.returncode == 0, done.stderr
     wait_for(lambda: len(roots()) == 2, "the next root being in the bundle")
     # It signs when everybody has had time to learn of it; the old one stays until nothing under it can be valid.
-    wait_for(lambda: time.sleep(0.2) or {r for r, phase in roots().items() if phase == "active"} - {before}, "the next root signing", 30)
+    wait_for(lambda: time.sleep(0.2) or {r for r, phase in roots().items() if phase == "active"} - {before}, "the next root signing")
     then = renewed()
-    wait_for(lambda: time.sleep(0.2) or all(now >= t + 2 for now, t in zip(renewed(), then)), "certificates under the next root", 30)
+    wait_for(lambda: time.sleep(0.2) or all(now >= t + 2 for now, t in zip(renewed(), then)), "certificates under the next root")
     load.more(200)
     load.none_failed()
 
@@ -56,7 +57,7 @@ def test_revocation_ends_what_lives(local):
     mesh = local(callers=("web", "guest"))
     lines = {}
     for name in ("web", "guest"):
-        s = socket.create_connection(("127.0.0.1", mesh.http_proxies[name]), timeout=10)
+        s = socket.create_connection(("127.0.0.1", mesh.http_proxies[name]), timeout=60)
         s.sendall(b"GET http://app.shop/ws HTTP/1.1\r\nhost: app.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
                   b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
         assert b" 101 " in s.recv(4096)
@@ -125,7 +126,7 @@ def hbone(address, files, authority):
     context.set_alpn_protocols(["h2"])
     if files:
         context.load_cert_chain(*files)
-    with socket.create_connection((address, 15008), timeout=10) as raw, context.wrap_socket(raw) as s:
+    with socket.create_connection((address, 15008), timeout=60) as raw, context.wrap_socket(raw) as s:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False))
         connection.initiate_connection()
         connection.send_headers(1, [(":method", "CONNECT"), (":authority", authority)])
@@ -180,7 +181,7 @@ def test_whoever_is_not_of_the_mesh_is_refused_at_the_handshake(local, tmp_path)
         try:
             went_through.append((why, hbone(address, files, target)))
         except (ssl.SSLError, OSError):
-            wait_for(lambda: mesh.metric("app", "selvedge_mesh_refused_total", 'reason="handshake"') > before, f"{why} being counted", 5)
+            wait_for(lambda: mesh.metric("app", "selvedge_mesh_refused_total", 'reason="handshake"') > before, f"{why} being counted")
     assert not went_through, went_through
     assert hbone(address, good, target)[0] == "200"
 
@@ -203,15 +204,15 @@ def test_curl_and_openssl_with_an_svid_from_our_ca(local, tmp_path):
     status, body = hbone(address, (cert, key), f"{address}:8080")
     assert status == "200" and str(svid.spiffe_id).encode() in body
     curl = ["curl", "-sS", "-v", "--http2", "--tlsv1.3", "-k", "-o", "/dev/null", "-w", "%{http_code}", f"https://{address}:15008/"]
-    done = subprocess.run([*curl, "--cert", cert, "--key", key], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([*curl, "--cert", cert, "--key", key], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stdout[0] == "4", (done.stdout, done.stderr)
     assert "TLS_AES" in done.stderr or "TLSv1.3" in done.stderr
-    done = subprocess.run(curl, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(curl, capture_output=True, text=True, timeout=100)
     assert done.returncode != 0, "without a certificate nothing is answered"
     done = subprocess.run(
         ["openssl", "s_client", "-connect", f"{address}:15008", "-cert", cert, "-key", key, "-CAfile", tmp_path / "roots.pem",
          "-cert_chain", cert, "-verify_return_error", "-alpn", "h2", "-tls1_3"],
-        input="", capture_output=True, text=True, timeout=20)
+        input="", capture_output=True, text=True, timeout=100)
     assert "Verify return code: 0 (ok)" in done.stdout and "ALPN protocol: h2" in done.stdout, done.stdout + done.stderr
-    done = subprocess.run(["openssl", "s_client", "-connect", f"{address}:15008", "-tls1_2"], input="", capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["openssl", "s_client", "-connect", f"{address}:15008", "-tls1_2"], input="", capture_output=True, text=True, timeout=100)
     assert "alert" in done.stderr, "TLS 1.2 is refused"

@@ -10,7 +10,7 @@ from mesh_fixtures import extra, local, shop
 
 def ends(connection):
     """Whether a TCP connection is closed or reset, without having said anything."""
-    connection.settimeout(10)
+    connection.settimeout(60)
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -27,8 +27,8 @@ def permissive(shop):
     """Back to what others expect, after the test."""
     yield shop
     shop.write("mesh", mesh_resource())
-    shop.in_sync("web", "apps", "apps2")
-    wait_for(lambda: shop.run("outside", "curl", "-sS", "-m", "5", f"http://{shop.net.address('apps')}:8080/", check=False).returncode == 0,
+    shop.settle()
+    wait_for(lambda: shop.run("outside", "curl", "-sS", "-m", "60", f"http://{shop.net.address('apps')}:8080/", check=False).returncode == 0,
              "clear text being served again")
 
 
@@ -37,11 +37,11 @@ def test_strict_ends_connections_in_clear_text(permissive):
     to = shop.net.address("apps")
 
     def open_both():
-        kept = http.client.HTTPConnection(to, 8080, timeout=10)
+        kept = http.client.HTTPConnection(to, 8080, timeout=60)
         kept.request("GET", "/")
         answer = kept.getresponse()
         answer.read()
-        mail = socket.create_connection((to, 2525), timeout=10)
+        mail = socket.create_connection((to, 2525), timeout=60)
         assert mail.recv(4) == b"220 "
         while not mail.recv(1) == b"\n":
             pass
@@ -50,7 +50,7 @@ def test_strict_ends_connections_in_clear_text(permissive):
     status, kept, mail = in_space(shop, "outside", open_both)
     assert status == 200
     # The same through the mesh goes on.
-    member = in_space(shop, "web", lambda: socket.create_connection(("10.96.0.6", 25), timeout=10))
+    member = in_space(shop, "web", lambda: socket.create_connection(("10.96.0.6", 25), timeout=60))
     assert member.recv(4) == b"220 "
     shop.write("mesh", mesh_resource("Strict"))
     assert ends(mail), "bytes in clear text"
@@ -67,7 +67,7 @@ def test_a_silent_client_is_refused_soon_where_mutual_tls_is_demanded(permissive
     to = (shop.net.address("apps"), 2525)
 
     def refused():
-        connection = socket.create_connection(to, timeout=10)
+        connection = socket.create_connection(to, timeout=60)
         connection.settimeout(4)
         try:
             return connection.recv(1) == b""
@@ -80,7 +80,7 @@ def test_a_silent_client_is_refused_soon_where_mutual_tls_is_demanded(permissive
 def test_registry_only_ends_connections_to_the_unknown(permissive):
     shop = permissive
     server = in_space(shop, "outside", lambda: socket.create_server((shop.net.address("outside"), 7000)))
-    client = in_space(shop, "web", lambda: socket.create_connection((shop.net.address("outside"), 7000), timeout=10))
+    client = in_space(shop, "web", lambda: socket.create_connection((shop.net.address("outside"), 7000), timeout=60))
     client.sendall(b"x")
     taken, _ = server.accept()
     assert taken.recv(1) == b"x"

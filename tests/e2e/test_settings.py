@@ -1,5 +1,6 @@
 """Settings of TrafficPolicies that no other file covers, each seen to have its effect."""
 import collections
+import http.client
 import json
 import os
 import re
@@ -26,9 +27,8 @@ def broken(backend, request, connection):
 def cut(backend, request, connection):
     """Resets the connection in the middle of a body."""
     connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\npart")
-    backend.state["sent"] = True
-    # The gateway has passed on what it has before it hears of the reset.
-    time.sleep(0.2)
+    # The client has what was sent before: a reset may overtake it.
+    backend.gate.wait(60)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
     return None
@@ -86,11 +86,11 @@ ports: [{{name: main, port: {backend.port}}}]
 def edge(tmp_path_factory):
     b = {"echo": Backend("echo"), "broken": Backend("broken", broken), "cut": Backend("cut", cut), "aged": Backend("aged"),
          "old": Backend("old"), "new": Backend("new"), "za": Backend("za"), "zb": Backend("zb"),
-         "told": Backend("told", preface=1)}
+         "told": Backend("told", preface=1), "lone": Backend("lone")}
     windows = {}
     p = {name: free_port() for name in ("http", "cidrs", "others", "slashes", "aged")}
     text = gateway_resource([{"name": n, "port": port, "protocol": "HTTP"} for n, port in p.items()])
-    for name in ("echo", "broken", "cut"):
+    for name in ("echo", "broken", "cut", "lone"):
         text += backend_service(name, [b[name]])
         text += simple(name, name)
     text += backend_service("recycled", [b["aged"]], {"connections": {"maxAge": "300ms"}}) + simple("recycled", "recycled")
@@ -103,7 +103,7 @@ def edge(tmp_path_factory):
     text += backend_service("concurrent", [b["broken"]]) + simple("concurrent", "concurrent", spec={"retry": {**again, "budget": {**none, "minConcurrency": 1}}})
     text += simple("nothing", "concurrent", spec={"retry": {**again, "budget": {**none, "minConcurrency": 0}}})
     for name, spec in (("cidrs", {"listener": {"trustedCidrs": ["127.0.0.0/8", "10.0.0.0/8"]}}), ("others", {"listener": {"trustedCidrs": ["192.0.2.0/24"]}}),
-                       ("slashes", {"listener": {"normalization": {"escapedSlashes": "Redirect"}}}), ("aged", {"listener": {"timeouts": {"maxConnectionAge": "500ms"}}})):
+                       ("slashes", {"listener": {"normalization": {"escapedSlashes": "Redirect"}}}), ("aged", {"listener": {"timeouts": {"maxConnectionAge": "2s"}}})):
         text += simple(name, "echo", name) + policy(f"on-{name}", "Gateway", "edge", spec, name)
         text += policy(f"log-{name}", "Gateway", "edge", {"telemetry": {"accessLog": {"format": "Text", "template": "%REQ(:PATH)% from %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%\n"}}}, name)
     text += zoned("near", {"a": b["za"], "b": b["zb"]}) + simple("near", "near")
@@ -183,10 +183,10 @@ def test_windows_towards_backends(edge):
 
 
 def test_age_of_client_connections(edge):
-    with socket.create_connection(("127.0.0.1", edge.ports["aged"]), timeout=10) as s:
+    with socket.create_connection(("127.0.0.1", edge.ports["aged"]), timeout=60) as s:
         ask = b"GET /aged HTTP/1.1\r\nHost: a\r\n\r\n"
         answers = []
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             s.sendall(ask)
             answers.append(s.recv(65536))
@@ -195,7 +195,7 @@ def test_age_of_client_connections(edge):
         # Each request was answered, the last one with the word that it was the last.
         assert len(answers) > 1 and all(a.startswith(b"HTTP/1.1 200") for a in answers)
         assert s.recv(100) == b""
-    with socket.create_connection(("127.0.0.1", edge.ports["aged"]), timeout=10) as s:
+    with socket.create_connection(("127.0.0.1", edge.ports["aged"]), timeout=60) as s:
         state = h2.connection.H2Connection()
         state.initiate_connection()
         s.sendall(state.data_to_send())
@@ -207,16 +207,15 @@ def test_age_of_client_connections(edge):
 
 
 def test_age_of_backend_connections(edge):
-    before = edge.b["aged"].connections
-    end = time.monotonic() + 1.2
-    while time.monotonic() < end:
-        assert status(edge.url + "/recycled") == 200
-    assert 3 <= edge.b["aged"].connections - before <= 8
+    before, begun = edge.b["aged"].connections, time.monotonic()
+    made = lambda: edge.b["aged"].connections - before
+    wait_for(lambda: status(edge.url + "/recycled") == 200 and made() >= 4, "new connections")
+    assert made() <= 2 + (time.monotonic() - begun) / 0.3
 
 
 def test_zones(edge):
     assert {who(edge, "/near") for _ in range(12)} == {"za"}
-    assert {who(edge, "/anywhere") for _ in range(24)} == {"za", "zb"}
+    assert {who(edge, "/anywhere") for _ in range(40)} == {"za", "zb"}
     assert status(edge.url + "/only") == 503
 
 
@@ -226,35 +225,46 @@ def test_new_endpoints_start_slowly(edge):
     edge.slow("old", "new")
     wait_for(lambda: f":{edge.b['new'].port}" in edge.get("/clusters"), "the second endpoint")
     begun = time.monotonic()
-    counts = collections.Counter(who(edge, "/slow") for _ in range(40))
-    assert time.monotonic() - begun < 2.5 and 1 <= counts["new"] <= 12, counts
+    connection = http.client.HTTPConnection("127.0.0.1", edge.ports["http"], timeout=60)
+
+    def ask():
+        connection.request("GET", "/slow", headers={"Host": "a"})
+        return json.loads(connection.getresponse().read())["backend"]
+
+    counts = collections.Counter(ask() for _ in range(40))
+    # Its weight grows from a tenth to that of the other, in five seconds.
+    weight = min(1, max(0.1, (time.monotonic() - begun + 0.5) / 5))
+    assert 1 <= counts["new"] <= 2 + 40 * weight / (1 + weight), counts
     wait_for(lambda: abs(sum(who(edge, "/slow") == "new" for _ in range(20)) - 10) <= 1, "equal shares in the end")
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
 def test_a_backend_that_resets_in_a_body(edge, version):
-    done = subprocess.run(["curl", "-sS", version, "--max-time", "8", edge.url + "/cut"], capture_output=True, timeout=20)
+    edge.b["cut"].gate.clear()
+    ask = subprocess.Popen(["curl", "-sSN", version, "--max-time", "60", edge.url + "/cut"], stdout=subprocess.PIPE)
+    seen = ask.stdout.read(4)
+    edge.b["cut"].gate.set()
+    seen += ask.stdout.read()
     # 18: fewer bytes than announced; 56: reset; 92: the stream was reset. Never taken for a whole answer.
-    assert done.returncode in (18, 56, 92) and done.stdout == b"part", done
+    assert ask.wait(70) in (18, 56, 92) and seen == b"part", (ask.returncode, seen)
     assert who(edge, "/echo") == "echo"
 
 
 def test_a_client_that_resets_in_a_body(edge):
-    before = edge.b["echo"].closed
-    s = socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=5)
-    s.sendall(b"POST /echo/cut HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\npart")
-    wait_for(lambda: edge.b["echo"].connections, "the request being on its way")
-    time.sleep(0.1)
+    lone = edge.b["lone"]
+    s = socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=60)
+    s.sendall(b"POST /lone HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\npart")
+    wait_for(lambda: lone.connections == 1, "the request being on its way")
     s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     s.close()
     # The backend is told, and sees no whole request.
-    wait_for(lambda: edge.b["echo"].closed > before, "the backend's connection being closed")
-    assert not [r for r in edge.b["echo"].targets("/echo/cut") if len(r.body) == 1000]
+    wait_for(lambda: lone.closed == 1, "the backend's connection being closed")
+    assert not [r for r in lone.targets("/lone") if len(r.body) == 1000]
     assert who(edge, "/echo") == "echo"
 
 
 def test_mirrors_are_told_the_client(edge):
-    with socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=60) as s:
         own = s.getsockname()[1]
         s.sendall(b"GET /mirrored HTTP/1.1\r\nHost: a\r\n\r\n")
         assert s.recv(65536).startswith(b"HTTP/1.1 200")
@@ -267,7 +277,7 @@ def test_service_managers_are_told(tmp_path, monkeypatch, abstract):
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     path = f"\0selvedge-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     manager.bind(path)
-    manager.settimeout(20)
+    manager.settimeout(60)
     monkeypatch.setenv("NOTIFY_SOCKET", path.replace("\0", "@"))
     folder = tmp_path / "notified"
     folder.mkdir()

@@ -209,27 +209,27 @@ def test_grpc(edge, secure):
         channel = grpc.insecure_channel(f"127.0.0.1:{edge.ports['http']}")
     with channel:
         unary = channel.unary_unary("/t.Echo/Unary")
-        answer, call = unary.with_call(b"hello", timeout=5)
+        answer, call = unary.with_call(b"hello", timeout=60)
         assert answer == b"echo hello"
         assert ("x-initial", "i") in call.initial_metadata() and ("x-trailing", "t") in call.trailing_metadata()
         with pytest.raises(grpc.RpcError) as failure:
-            unary(b"fail", timeout=5)
+            unary(b"fail", timeout=60)
         assert (failure.value.code(), failure.value.details()) == (grpc.StatusCode.FAILED_PRECONDITION, "as asked: ä")
-        assert list(channel.unary_stream("/t.Echo/Stream")(b"", timeout=5)) == [b"0", b"1", b"2", b"3", b"4"]
+        assert list(channel.unary_stream("/t.Echo/Stream")(b"", timeout=60)) == [b"0", b"1", b"2", b"3", b"4"]
         # Both ways at once: an answer comes before the next message is sent.
         asked, told = threading.Semaphore(1), []
 
         def messages():
             for i in range(5):
-                asked.acquire(timeout=5)
+                asked.acquire(timeout=60)
                 yield b"%d" % i
 
-        for answer in channel.stream_stream("/t.Echo/Bidi")(messages(), timeout=10):
+        for answer in channel.stream_stream("/t.Echo/Bidi")(messages(), timeout=60):
             told.append(answer)
             asked.release()
         assert told == [b"<0>", b"<1>", b"<2>", b"<3>", b"<4>"]
         with pytest.raises(grpc.RpcError) as failure:
-            channel.unary_unary("/t.Echo/Missing")(b"", timeout=5)
+            channel.unary_unary("/t.Echo/Missing")(b"", timeout=60)
         assert failure.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -237,11 +237,11 @@ def test_websocket(edge):
     with websockets.sync.client.connect(f"ws://127.0.0.1:{edge.ports['http']}/ws") as connection:
         for message in ("text", b"binary" * 10_000):
             connection.send(message)
-            assert connection.recv(timeout=5) == message
+            assert connection.recv(timeout=60) == message
     tcp = socket.create_connection(("127.0.0.1", edge.ports["https"]))
     with websockets.sync.client.connect(f"wss://shop.example:{edge.ports['https']}/ws", ssl=trusting(edge), sock=tcp) as connection:
         connection.send("over TLS")
-        assert connection.recv(timeout=5) == "over TLS"
+        assert connection.recv(timeout=60) == "over TLS"
 
 
 def test_websocket_over_http2(edge):
@@ -250,7 +250,7 @@ def test_websocket_over_http2(edge):
     import h2.events
     import h2.settings
 
-    with socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", edge.ports["http"]), timeout=60) as s:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
         connection.initiate_connection()
         s.sendall(connection.data_to_send())
@@ -335,7 +335,7 @@ def test_certificate_reload(edge):
 
 def echoed(connection, data):
     connection.sendall(data)
-    connection.settimeout(5)
+    connection.settimeout(60)
     out = b""
     while len(out) < len(data):
         chunk = connection.recv(65536)
@@ -356,7 +356,7 @@ def test_tcp_and_tls_routes(edge):
 
 def test_udp(edge):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(5)
+        s.settimeout(60)
         for i in range(3):
             s.sendto(b"%d" % i, ("127.0.0.1", edge.ports["udp"]))
             assert s.recv(100) == b"udp %d" % i

@@ -16,7 +16,7 @@ import h2.connection
 import h2.events
 import pytest
 from backend import Backend, answer, backend_service, echo, gateway_resource, policy, simple, sleeping
-from conftest import Gateway, curl, free_port, raw, wait_for
+from conftest import Gateway, by_chance, curl, free_port, raw, wait_for
 from test_streams import certificate, config_map, secret
 
 RAW = {
@@ -144,7 +144,7 @@ def edge(tmp_path_factory):
 
     b = {n: Backend(n) for n in ("a", "b", "c", "d", "v1", "v2")}
     b["raw"] = Backend("raw", misbehave)
-    b["idle"], b["busy"] = Backend("idle"), Backend("busy", sleeping(0.5))
+    b["idle"], b["busy"] = Backend("idle"), Backend("busy", sleeping(1))
     b["tls"], b["mtls"] = Backend("tls", context=context()), Backend("mtls", context=context(verify=True))
     b["pp1"], b["pp2"] = Backend("pp1", preface=1), Backend("pp2", preface=2)
     for n in ("s1", "s2", "o1", "o2", "n1", "n2"):
@@ -165,11 +165,11 @@ def edge(tmp_path_factory):
             full = f"{algorithm.lower()}-{name}"
             text += backend_service(full, four, balance(algorithm, hashKeys=[key])) + simple(full, full)
     text += backend_service("raw", [b["raw"]]) + simple("raw", "raw")
-    check = lambda kind, **more: {"healthChecks": [{"type": kind, "interval": "100ms", "timeout": "500ms", "unhealthyThreshold": 2, "healthyThreshold": 2, **more}]}
+    check = lambda kind, **more: {"healthChecks": [{"type": kind, "interval": "100ms", "timeout": "10s", "unhealthyThreshold": 2, "healthyThreshold": 2, **more}]}
     text += backend_service("checked", [b["s1"], b["s2"]], {**balance("RoundRobin", panicThreshold=0), **check("HTTP", path="/health")}) + simple("checked", "checked")
     text += backend_service("grpc", [b["g1"], b["g2"]], {**balance("RoundRobin", panicThreshold=0), **check("GRPC")}, "kubernetes.io/h2c") + simple("t.Who", "grpc")
     text += backend_service("outlier", [b["o1"], b["o2"]], {**balance("RoundRobin", panicThreshold=0), "outlierDetection": {
-        "consecutive5xx": 3, "interval": "200ms", "baseEjectionTime": "500ms", "maxEjectionPercent": 50}}) + simple("outlier", "outlier")
+        "consecutive5xx": 3, "interval": "200ms", "baseEjectionTime": "5s", "maxEjectionPercent": 50}}) + simple("outlier", "outlier")
     text += backend_service("panic", [b["n1"], b["n2"]], {**balance("RoundRobin", panicThreshold=60), **check("HTTP", path="/health")}) + simple("panic", "panic")
     text += backend_service("tls", [b["tls"]]) + simple("tls", "tls") + tls_policy("tls", "tls", "backend.example")
     text += backend_service("wrong", [b["tls"]]) + simple("wrong", "wrong") + tls_policy("wrong", "wrong", "other.example")
@@ -209,6 +209,18 @@ def status(edge, path, *args):
     return int(curl("-o", "/dev/null", "-w", "%{http_code}", *args, edge.url + path))
 
 
+def keeping(edge):
+    """Asks on one connection, so that not the starts of clients take the time: status and body of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", edge.port, timeout=60)
+
+    def ask(path, **headers):
+        connection.request("GET", path, headers={"Host": "a", **headers})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    return ask
+
+
 def test_round_robin_alternates(edge):
     seen = [who(edge, "/rr") for _ in range(12)]
     assert set(seen[:4]) == set("abcd")
@@ -216,14 +228,19 @@ def test_round_robin_alternates(edge):
 
 
 def test_random_reaches_all(edge):
-    counts = collections.Counter(who(edge, "/random") for _ in range(80))
-    assert set(counts) == set("abcd") and max(counts.values()) < 50
+    ask = keeping(edge)
+    counts = collections.Counter(json.loads(ask("/random")[1])["backend"] for _ in range(200))
+    assert set(counts) == set("abcd") and all(by_chance(n, 0.25, 200) for n in counts.values()), counts
 
 
 @pytest.mark.parametrize("path", ["/least", "/ewma"])
 def test_busy_endpoints_get_less(edge, path):
+    def some(_):
+        ask = keeping(edge)
+        return collections.Counter(json.loads(ask(path)[1])["backend"] for _ in range(15))
+
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        counts = collections.Counter(pool.map(lambda _: who(edge, path), range(60)))
+        counts = sum(pool.map(some, range(4)), collections.Counter())
     assert counts["idle"] > 2 * counts["busy"], counts
 
 
@@ -236,7 +253,8 @@ def test_hashes_stick(edge, algorithm, tmp_path):
         assert len({ask("query", path=f"?z=1&u={user}") for _ in range(8)}) == 1
         assert len({ask("path", path=f"/{user}") for _ in range(8)}) == 1
     assert len({ask("source") for _ in range(8)}) == 1
-    assert len({ask("header", "-H", f"x-user: {i}") for i in range(60)}) == 4
+    kept = keeping(edge)
+    assert len({json.loads(kept(f"/{algorithm}-header", **{"x-user": str(i)})[1])["backend"] for i in range(300)}) == 4
     jar = tmp_path / "jar"
     first = ask("made", "-c", jar)
     assert "stick" in jar.read_text()
@@ -247,8 +265,8 @@ def test_hashes_stick(edge, algorithm, tmp_path):
 @pytest.mark.parametrize("name", list(RAW))
 def test_misbehaving_upstreams(edge, name, version):
     _, wanted, cut = RAW[name]
-    done = subprocess.run(["curl", "-sS", version, "--max-time", "8", "-o", "/dev/null", "-w", "%{http_code}", edge.url + f"/raw/{name}"],
-                          capture_output=True, timeout=20)
+    done = subprocess.run(["curl", "-sS", version, "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}", edge.url + f"/raw/{name}"],
+                          capture_output=True, timeout=70)
     if cut:
         assert done.returncode in (18, 56, 92) or done.stdout == b"502", (done.returncode, done.stdout, done.stderr)
     else:
@@ -277,7 +295,7 @@ def test_health_checks_take_out_and_back_in(edge):
 
 def test_grpc_health_checks(edge):
     with grpc.insecure_channel(f"127.0.0.1:{edge.port}") as channel:
-        ask = lambda: channel.unary_unary("/t.Who/Am")(b"", timeout=5).decode()
+        ask = lambda: channel.unary_unary("/t.Who/Am")(b"", timeout=60).decode()
         ports = {str(edge.b["g1"].port), str(edge.b["g2"].port)}
         wait_for(lambda: {ask() for _ in range(4)} == ports, "both being used")
         edge.b["g1"].serving = False
@@ -289,7 +307,8 @@ def test_grpc_health_checks(edge):
 def test_outliers_are_ejected_and_come_back(edge):
     o1 = edge.b["o1"]
     o1.state["sick"] = True
-    codes = collections.Counter(status(edge, "/outlier") for _ in range(20))
+    ask = keeping(edge)
+    codes = collections.Counter(ask("/outlier")[0] for _ in range(20))
     assert 3 <= codes[500] <= 8, codes
     o1.state["sick"] = False
     wait_for(lambda: {who(edge, "/outlier") for _ in range(6)} == {"o1", "o2"}, "the outlier being back")
@@ -353,7 +372,7 @@ def test_weights_of_endpoints(tmp_path, algorithm):
     folder.mkdir()
     folder.joinpath("gateway.yaml").write_text(text)
     gateway = Gateway(folder, "--workers", "1")
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def ask(i):
         connection.request("GET", f"/w?u={i}", headers={"Host": "a"})
@@ -361,9 +380,10 @@ def test_weights_of_endpoints(tmp_path, algorithm):
 
     count = collections.Counter(ask(i) for i in range(400))
     assert gateway.stop() == 0
-    # 300 to 100; by chance within five standard deviations, by turns exactly.
-    slack = 2 if algorithm == "RoundRobin" else 45
-    assert abs(count["w2"] - 300) <= slack and count["w3"] == 400 - count["w2"] and not count["w4"], count
+    # 300 to 100: by turns exactly; on a ring the shares are by chance too.
+    near = {"RoundRobin": abs(count["w2"] - 300) <= 2, "RingHash": 200 < count["w2"] < 390}
+    assert near.get(algorithm, by_chance(count["w2"], 0.75, 400)), count
+    assert count["w3"] == 400 - count["w2"] and not count["w4"], count
 
 
 @pytest.mark.parametrize("alive", ["127.0.0.1", "::1"])
@@ -371,15 +391,14 @@ def test_weights_of_endpoints(tmp_path, algorithm):
 def test_names_with_one_dead_family(tmp_path, alive, silent):
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 both.test\n::1 both.test\n")
-    backend = Backend("alive", host=alive)
+    # Nobody else has that port at the other address.
+    backend = Backend("alive", host=alive, port=free_port())
     dead = "::1" if alive == "127.0.0.1" else "127.0.0.1"
     waiting = []
     if silent:
         # A queue that is full: the kernel drops whoever else wants to connect.
         family = socket.AF_INET6 if ":" in dead else socket.AF_INET
-        listening = socket.socket(family)
-        listening.bind((dead, backend.port))
-        listening.listen(0)
+        listening = socket.create_server((dead, backend.port), family=family, backlog=0)
         waiting.append(listening)
         for _ in range(4):
             one = socket.socket(family)
@@ -396,18 +415,19 @@ spec:
   type: ExternalName
   externalName: both.test
   ports: [{{name: main, port: {backend.port}}}]
-""" + simple("name", [{"name": "name", "port": backend.port}])
+""" + simple("name", [{"name": "name", "port": backend.port}]) + policy("name", "Service", "name", {"connections": {"connectTimeout": "40s"}})
     folder = tmp_path / "families"
     folder.mkdir()
     folder.joinpath("gateway.yaml").write_text(text)
     gateway = Gateway(folder, hosts=hosts)
     begin = time.monotonic()
     assert json.loads(curl(f"http://127.0.0.1:{port}/name"))["backend"] == "alive"
-    # The delay of the first attempt, and not the timeout of connecting (5 s).
-    assert time.monotonic() - begin < 2
+    # The delay of the first attempt, and not the timeout of connecting.
+    assert time.monotonic() - begin < 20
     endpoints = [e for c in json.loads(gateway.get("/clusters")) for e in c["endpoints"]]
     assert len(endpoints) == 1, "one endpoint with two addresses, not two of which one is dead"
     assert gateway.stop() == 0
+    backend.close()
     for one in waiting:
         one.close()
 
@@ -417,7 +437,7 @@ def test_names_are_resolved(edge):
 
 
 def test_proxy_protocol_out(edge):
-    with socket.create_connection(("127.0.0.1", edge.port), timeout=5) as s:
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as s:
         own = s.getsockname()[1]
         for path in (b"/pp1", b"/pp2"):
             s.sendall(b"GET " + path + b" HTTP/1.1\r\nhost: a\r\n\r\n")
