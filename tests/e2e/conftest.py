@@ -152,14 +152,16 @@ def curl(*args, check=True, timeout=70):
     return done.stdout.decode(errors="replace")
 
 
-def raw(port, data, seconds=30):
-    """Sends bytes and returns everything that comes back until the connection closes (or nothing more comes)."""
+def raw(port, data, seconds=60, quiet=60):
+    """Sends bytes and returns everything that comes back until the connection closes, or nothing comes for `seconds` at first,
+    and then for `quiet`."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as s:
         s.sendall(data)
         out = b""
         try:
             while chunk := s.recv(65536):
                 out += chunk
+                s.settimeout(quiet)
         except (TimeoutError, ConnectionResetError):
             pass
         return out

@@ -329,7 +329,7 @@ def test_compression_leaves_alone(edge, path):
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
 def test_compression_is_small(tmp_path, coding):
     """Memory of responses whose readers have stopped: their encoders stay, and must be small."""
-    port, folder, count, stuck = free_port(), tmp_path / "small", 12, []
+    port, folder, count, readers = free_port(), tmp_path / "small", 12, []
     folder.mkdir()
     folder.joinpath("gateway.yaml").write_text(
         gateway_resource([{"name": "http", "port": port, "protocol": "HTTP"}]) + backend_service("big", [Backend("big", big)])
@@ -351,14 +351,14 @@ def test_compression_is_small(tmp_path, coding):
         s.connect(("127.0.0.1", port))
         s.sendall(f"GET /big HTTP/1.1\r\nHost: a\r\nAccept-Encoding: {coding}\r\n\r\n".encode())
         assert f"content-encoding: {coding}" in s.recv(200).decode(errors="replace").lower()
-        stuck.append(s)
+        readers.append(s)
 
     begin()
     before = settled()
     for _ in range(count):
         begin()
     each = (settled() - before) / count
-    for s in stuck:
+    for s in readers:
         s.close()
     gateway.stop()
     print(f"{coding}: {each:.0f} KiB for each response")

@@ -83,7 +83,7 @@ spec:
 def test_refused(gateway, name):
     before = gateway.recorder.all()
     try:
-        answer = raw(gateway.port, REFUSED[name])
+        answer = raw(gateway.port, REFUSED[name], quiet=3)
     except (ConnectionResetError, BrokenPipeError):
         answer = b""
     status = answer.split(b" ")[1:2]

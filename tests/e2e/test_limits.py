@@ -176,7 +176,7 @@ def test_every_label_is_there_from_the_start(edge):
 ])
 def test_sizes(edge, label, request_bytes, status):
     with Hit(edge, label):
-        assert raw(edge.ports["tight"], request_bytes).split(b" ")[1] == status
+        assert raw(edge.ports["tight"], request_bytes, quiet=1).split(b" ")[1] == status
 
 
 def test_sizes_in_http2(edge):

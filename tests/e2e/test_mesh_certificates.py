@@ -21,7 +21,7 @@ from spiffe import WorkloadApiClient
 
 @pytest.mark.timeout(400)
 def test_a_hundred_rotations_under_load(local):
-    mesh = local(callers=("web", "guest"), servers=("app", "app2"), ttl="4s")
+    mesh = local(callers=("web", "guest"), servers=("app", "app2"), ttl="6s")
     loads = [mesh.load(name, "app.shop") for name in ("web", "guest")]
     proxies = list(mesh.proxies)
 
@@ -36,7 +36,7 @@ def test_a_hundred_rotations_under_load(local):
 
 
 def test_the_root_rotates_under_load(local):
-    mesh = local(servers=("app", "app2"), ttl="4s")
+    mesh = local(servers=("app", "app2"), ttl="6s")
     load = mesh.load("web", "app.shop", threads=4)
     load.more(50)
     roots = lambda: {(words := line.split())[1]: words[-1] for line in mesh.ask("ca", "show").stdout.splitlines() if line.startswith("root")}

@@ -23,7 +23,7 @@ use tokio::{
     runtime::Handle,
 };
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn snapshot(text: &str, workload: &str, ports: Ports) -> Snapshot {
     let parsed = parse("mesh.yaml", text.as_bytes(), &Limits::default());

@@ -11,7 +11,7 @@ use std::{
 };
 use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 const RENEWED: &str = "a new certificate is in use";
 
 /// Killed at the end.
@@ -78,7 +78,7 @@ impl Home {
         fs::write(&secret, passphrase).expect("written");
         let mut command = self.selvedge();
         command
-            .args(["control", "--etcd", &self.etcd.url(), "--admin", "off", "--svid-ttl", "6s"])
+            .args(["control", "--etcd", &self.etcd.url(), "--admin", "off", "--svid-ttl", "10s"])
             .args(["--name", name, "--listen", &listen.to_string()])
             .arg("--ca-passphrase-file")
             .arg(secret)

@@ -20,7 +20,7 @@ use tokio::{
     sync::{Notify, watch},
 };
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn gateway(port: u16) -> Resource {
     let yaml = format!(

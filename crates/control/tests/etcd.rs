@@ -31,7 +31,7 @@ async fn ready(etcd: &Etcd) -> Channel {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("etcd answers")
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("etcd answers")
 }
 
 fn service(name: &str, port: u16) -> Resource {
@@ -55,7 +55,7 @@ fn engine(client: Arc<Client>) -> watch::Receiver<Arc<Current>> {
 }
 
 async fn until(current: &mut watch::Receiver<Arc<Current>>, what: &str, so: impl FnMut(&Arc<Current>) -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(20), current.wait_for(so)).await;
+    let waited = tokio::time::timeout(Duration::from_secs(60), current.wait_for(so)).await;
     waited.unwrap_or_else(|_| panic!("never: {what}")).expect("the engine runs");
 }
 
@@ -140,7 +140,7 @@ async fn one_leads_and_what_joined_through_it_ends_with_it() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
     };
     wait("both are there", Box::new(|w1, w2| w1.is_some() && w2.is_some())).await;
     assert!(!*two_leads.borrow());
@@ -151,7 +151,7 @@ async fn one_leads_and_what_joined_through_it_ends_with_it() {
     one.joined(key("w1"), None);
     first.abort();
     wait("the rest of the first has ended", Box::new(|w1, w2| w1.is_some() && w2.is_none())).await;
-    tokio::time::timeout(Duration::from_secs(20), two_leads.wait_for(|leads| *leads)).await.expect("in time").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), two_leads.wait_for(|leads| *leads)).await.expect("in time").unwrap();
 }
 
 const MESH: &str = "mesh.example";

@@ -10,10 +10,11 @@ use selvedge_control::{
 };
 use selvedge_identity::{Expect, Identities};
 use selvedge_model::{Limits, Resource, Resources, parse};
+use selvedge_testkit::selvedge::free_port;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, task::JoinHandle};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn resource(yaml: &str) -> Resource {
     let parsed = parse("test", yaml.as_bytes(), &Limits::default());
@@ -76,7 +77,7 @@ impl Control {
     }
 
     async fn any(resources: &[Resource]) -> Self {
-        Self::start("127.0.0.1:0".parse().unwrap(), resources).await
+        Self::start(free_port(), resources).await
     }
 
     fn url(&self) -> String {
@@ -267,5 +268,6 @@ async fn a_sidecar_gets_what_it_uses_and_sees_workloads_come_and_go() {
     let began = std::time::Instant::now();
     drop(joining);
     proxy.until("dead", |r| r.workload("shop", "joins").is_none()).await;
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // At once; a connection that says nothing any more would be given up after five seconds at the earliest.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }

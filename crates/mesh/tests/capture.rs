@@ -316,7 +316,7 @@ fn connections_from_before_live_on() {
         let mut stream = pair.here().within(connect).expect("inside").expect("a connection");
         let mut say = |byte| {
             stream.write_all(&[byte]).expect("written");
-            assert_eq!(hears.recv_timeout(Duration::from_secs(5)), Ok(byte));
+            assert_eq!(hears.recv_timeout(Duration::from_secs(60)), Ok(byte));
         };
         say(1);
         apply(pair, &Wish::default(), tools);

@@ -325,9 +325,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_connection_says_where() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
+        let address = selvedge_testkit::tcp::closed_port().await;
         let error = plan(Connections::default()).connect(address.into(), None).await.err().unwrap();
         assert_eq!(error.kind, Kind::Connect);
         assert!(error.to_string().starts_with(&format!("cannot connect to {address}: ")), "{error}");

@@ -350,7 +350,7 @@ mod tests {
     async fn ask(client: &UdpSocket, bytes: &[u8]) -> Option<Vec<u8>> {
         client.send(bytes).await.expect("send");
         let mut buf = vec![0; MAX_DATAGRAM];
-        let length = timeout(Duration::from_secs(5), client.recv(&mut buf)).await.ok()?.ok()?;
+        let length = timeout(Duration::from_secs(60), client.recv(&mut buf)).await.ok()?.ok()?;
         Some(buf[..length].to_vec())
     }
 
@@ -410,7 +410,7 @@ mod tests {
         assert!(ask(&first, b"x").await.is_some());
         // Dropped until the first session has ended by silence.
         let mut buf = [0; 8];
-        let answered = timeout(Duration::from_secs(10), async {
+        let answered = timeout(Duration::from_secs(60), async {
             loop {
                 second.send(b"y").await.expect("send");
                 if timeout(Duration::from_millis(20), second.recv(&mut buf)).await.is_ok() {
@@ -423,14 +423,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_dead_endpoint_ends_the_session() {
-        let gone = bind("127.0.0.1:0").await.local_addr().expect("an address");
+        let (gone, _held) = selvedge_testkit::tcp::closed_udp_port().await;
         let server = Server::udp_echo("ok").await;
         let bench = Bench::new(vec![config("default/dns:53", &[gone, server.address])]);
         let port = listen(&bench, "127.0.0.1:0", route([(1, Some(0))]), Duration::from_secs(60), 10).await;
         for _ in 0..8 {
             let client = client(("127.0.0.1", port)).await;
             let mut buf = [0; 8];
-            let answered = timeout(Duration::from_secs(10), async {
+            let answered = timeout(Duration::from_secs(60), async {
                 loop {
                     client.send(b"").await.expect("send");
                     if timeout(Duration::from_millis(20), client.recv(&mut buf)).await.is_ok() {
@@ -450,6 +450,6 @@ mod tests {
         let client = client(("127.0.0.1", port)).await;
         assert!(ask(&client, b"x").await.is_some());
         bench.drainer.start();
-        timeout(Duration::from_secs(5), bench.drainer.done()).await.expect("everything has ended");
+        timeout(Duration::from_secs(60), bench.drainer.done()).await.expect("everything has ended");
     }
 }

@@ -146,16 +146,16 @@ async fn an_endpoint_hears_of_the_request_timeout_it_caused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_idle_timeout_of_a_route_holds_instead_of_the_listeners() {
-    let to = upstream(Some(Duration::from_millis(400))).await;
+    let (silent, slow) = (upstream(None).await, upstream(Some(Duration::from_millis(400))).await);
     let impatient = || HttpOptions {
         stream_idle_timeout: Duration::from_millis(100),
         request_timeout: Duration::ZERO,
         ..HttpOptions::default()
     };
-    let (_proxy, local) = edge(to, times(None, None), impatient());
+    let (_proxy, local) = edge(silent, times(None, None), impatient());
     let answer = ask(local, GET).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
-    let (_proxy, local) = edge(to, times(None, Some(Duration::from_secs(60))), impatient());
+    let (_proxy, local) = edge(slow, times(None, Some(Duration::from_secs(60))), impatient());
     let answer = ask(local, GET).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok"), "{answer}");
 }

@@ -48,7 +48,7 @@ async fn conforms(tls: Option<TlsAcceptor>, arguments: &[&str]) {
         }
     };
     let mut spec = h2spec();
-    spec.args(["-h", "127.0.0.1", "-p", &port, "-o", "3", "--strict"]).args(arguments).kill_on_drop(true);
+    spec.args(["-h", "127.0.0.1", "-p", &port, "-o", "10", "--strict"]).args(arguments).kill_on_drop(true);
     tokio::select! {
         output = spec.output() => {
             let output = output.unwrap();

@@ -45,7 +45,8 @@ impl Drop for Backend {
 impl Backend {
     /// On a port of the system's choice. It answers with its name.
     pub async fn start(name: &str) -> Self {
-        Self::start_at("127.0.0.1:0".parse().expect("an address"), name).await
+        // Nobody else's when it has ended, so that another can begin there.
+        Self::start_at(crate::selvedge::free_port(), name).await
     }
 
     pub async fn start_at(address: SocketAddr, name: &str) -> Self {

@@ -9,7 +9,7 @@ use std::{
 use tempfile::TempDir;
 
 /// How long it may take until it accepts connections.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// One member, with its data in a folder of its own. Dropping it kills it.
 pub struct Etcd {

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// How long it may take to say something.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// One that writes its log to `NAME.log`, behind what was there.
 pub struct Process {

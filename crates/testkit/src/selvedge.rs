@@ -3,30 +3,40 @@
 use crate::http1;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
-    fs,
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 /// How long anything may take.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(60);
 /// How often something is looked at that cannot be waited for.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A loopback address whose port is free for TCP and UDP, and that the kernel gives to nobody else for a minute: a
-/// closed connection waits there (TIME_WAIT), and such a port is only for who asks for it by its number.
+/// A loopback address whose port, on all addresses, is for who asks for it by its number, as often as it likes: the kernel
+/// gives it to nobody else while this process lives. It refuses connections until somebody listens.
 pub fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("an address");
+    static RESERVED: Mutex<Vec<TcpSocket>> = Mutex::new(Vec::new());
+    let any = |socket: io::Result<TcpSocket>, address: IpAddr| {
+        let socket = socket?;
+        // Who listens must say the same, as servers do.
+        socket.set_reuseaddr(true)?;
+        socket.bind((address, 0).into())?;
+        Ok::<_, io::Error>(socket)
+    };
+    let reserved = any(TcpSocket::new_v6(), Ipv6Addr::UNSPECIFIED.into())
+        .or_else(|_| any(TcpSocket::new_v4(), Ipv4Addr::UNSPECIFIED.into()))
+        .expect("a free port");
+    let address = (Ipv4Addr::LOCALHOST, reserved.local_addr().expect("an address").port()).into();
     if UdpSocket::bind(address).is_err() {
         return free_port();
     }
-    let client = TcpStream::connect(address).expect("a connection to oneself");
-    drop(listener.accept().expect("a connection to oneself"));
-    drop(client);
+    RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
     address
 }
 

@@ -86,8 +86,16 @@ pub async fn pair() -> (TcpStream, TcpStream) {
     (connected, accepted)
 }
 
-/// A loopback address on which nothing listens.
+/// A loopback address at which UDP is refused, as long as the socket is held that has the port for itself.
+pub async fn closed_udp_port() -> (SocketAddr, UdpSocket) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let address = socket.local_addr().expect("an address");
+    // It takes datagrams of its own only.
+    socket.connect(address).await.expect("an address");
+    (address, socket)
+}
+
+/// A loopback address on which nothing listens, and nobody will.
 pub async fn closed_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    listener.local_addr().expect("an address")
+    crate::selvedge::free_port()
 }

@@ -37,12 +37,12 @@ async fn a_slow_answer_is_completed() {
     assert!(!idle.get(HOST, "/").await.expect("an answer").is_last());
     selvedge.signal(Signal::TERM);
     selvedge.logged("draining seconds=30", 1).await;
+    // A client that is in the middle of its work is told.
+    assert!(idle.get(HOST, "/").await.expect("an answer").is_last());
     // Not ready, and no longer there for new connections.
     let (status, reason) = selvedge.admin_get("/ready").await.expect("an answer");
     assert!(status == 503 && reason.contains("draining"), "{status} {reason}");
     selvedge.until("a closed port", async || Connection::open(front).await.is_err()).await;
-    // A client that is in the middle of its work is told.
-    assert!(idle.get(HOST, "/").await.expect("an answer").is_last());
     backend.release.send_replace(true);
     assert_eq!(slow.chunk().await.expect("a chunk"), Some(b"last".to_vec()));
     assert_eq!(slow.chunk().await.expect("the end"), None);
@@ -73,7 +73,7 @@ async fn a_second_signal_ends_at_once() {
 #[tokio::test]
 async fn load_balancers_have_time_to_notice() {
     let backend = Backend::start("app").await;
-    let (mut selvedge, front) = start(&backend, &["--drain-delay", "1"]).await;
+    let (mut selvedge, front) = start(&backend, &["--drain-delay", "5"]).await;
     let (status, _) = selvedge.admin_send("POST", "/drain", "").await.expect("an answer");
     assert_eq!(status, 202);
     selvedge.logged("no longer ready", 1).await;

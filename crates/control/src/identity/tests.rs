@@ -193,9 +193,7 @@ async fn another_control_plane() {
 async fn one_control_plane_of_two_is_away() {
     let control = Control::new(DOMAIN).await;
     let token = control.token(&id("orders"), 1).await;
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let away = format!("https://{}", closed.local_addr().unwrap());
-    drop(closed);
+    let away = format!("https://{}", selvedge_testkit::selvedge::free_port());
     let identities = Arc::<Identities>::default();
     let joining = Joining { control: vec![away.clone(), control.url.clone()], tokens: JoinTokens::Given(vec![token]) };
     let issuer = RemoteIssuer::new(DOMAIN, joining, Arc::clone(&identities)).unwrap();

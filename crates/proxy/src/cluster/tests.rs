@@ -92,7 +92,8 @@ impl Drop for Server {
 }
 
 async fn server(h2: bool) -> Server {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // Nobody else's when the server is gone.
+    let listener = TcpListener::bind(selvedge_testkit::selvedge::free_port()).await.unwrap();
     let address = listener.local_addr().unwrap();
     let shop = Arc::new(Shop { requests: AtomicUsize::new(0), release: Semaphore::new(0) });
     let (accepted, drainer) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Drainer::default())));
@@ -180,7 +181,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             yield_now().await;
         }
     };
-    timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 #[test]
@@ -772,7 +773,7 @@ async fn checks_by_http_grpc_and_tcp() {
 #[tokio::test]
 async fn unhealthy_endpoints_are_left_out() {
     let good = server(false).await;
-    let bad = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let bad = selvedge_testkit::tcp::closed_port().await;
     let clusters = clusters();
     let mut config = config(&[good.address, bad]);
     config.load_balancing.panic_threshold = 0;

@@ -627,8 +627,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_collector_that_stays_away_costs_spans_and_nothing_else() {
-        // Bound and never accepted from would hang; a port that was closed again refuses.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = selvedge_testkit::selvedge::free_port().port();
         let telemetry = Telemetry::new(WorkerCount(1));
         let _table = exchange(&telemetry, &format!("http://127.0.0.1:{port}"));
         telemetry.outputs().flush().await;

@@ -109,7 +109,7 @@ impl Far {
         let hbone = Server::tcp(move |tcp| {
             let (identities, seen, drain) = (ids.clone(), counts.clone(), drains.lock().unwrap().subscribe());
             async move {
-                let deadline = Instant::now() + Duration::from_secs(5);
+                let deadline = Instant::now() + Duration::from_secs(60);
                 let offer = [alpn::HBONE];
                 let Ok(member) = mesh::accept(&identities, &id(own), &offer, (tcp, Default::default()), deadline).await
                 else {
@@ -125,7 +125,7 @@ impl Far {
         let mutual = Server::tcp(move |tcp| {
             let (identities, seen) = (ids.clone(), counts.clone());
             async move {
-                let deadline = Instant::now() + Duration::from_secs(5);
+                let deadline = Instant::now() + Duration::from_secs(60);
                 let offer = [alpn::MUTUAL_TLS];
                 let Ok(member) = mesh::accept(&identities, &id(own), &offer, (tcp, Default::default()), deadline).await
                 else {
@@ -249,5 +249,5 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             yield_now().await;
         }
     };
-    timeout(Duration::from_secs(10), wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    timeout(Duration::from_secs(60), wait).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }

@@ -138,7 +138,7 @@ async fn a_fixed_port_detects_what_is_spoken() {
     let start = Instant::now();
     let mut stream = TcpStream::connect(to).await.expect("a connection");
     until(&mut stream, "220 mail\r\n").await;
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!(exchange(to, "\x16\x03\x01 no hello").await.expect("an echo"), "220 mail\r\n\x16\x03\x01 no hello");
 }
 

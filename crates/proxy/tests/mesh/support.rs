@@ -224,9 +224,17 @@ pub fn metrics(proxy: &Proxy) -> String {
     proxy.shared().telemetry.registry.encode(Format::negotiate(None))
 }
 
-/// Whether some line of the metrics begins like this.
+/// Whether some line of the metrics begins like this, soon: what has happened may be seen before it is counted. Tests have
+/// more than one thread, so that one may wait.
 pub fn counted(proxy: &Proxy, line: &str) -> bool {
-    metrics(proxy).lines().any(|l| l.starts_with(line))
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !metrics(proxy).lines().any(|l| l.starts_with(line)) {
+        if std::time::Instant::now() > limit {
+            return false;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    true
 }
 
 pub fn id(account: &str) -> SpiffeId {
