@@ -2,6 +2,7 @@
 
 use futures_util::{SinkExt, StreamExt};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+use selvedge_testkit::selvedge::free_ports;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
@@ -29,10 +30,10 @@ struct Demo {
 }
 
 impl Demo {
-    /// Starts at a block of ports that was free a moment ago; another test may be quicker, so more than one is tried.
+    /// Starts at a block of ports that is for it alone.
     fn start(extra: &[&str]) -> Self {
         for _ in 0..10 {
-            let base = free_block();
+            let base = free_ports(BLOCK);
             let mut child = demo(base).args(extra).stdout(Stdio::piped()).spawn().expect("the demo starts");
             let mut rest = BufReader::new(child.stdout.take().expect("its output"));
             let mut summary = Vec::new();
@@ -86,18 +87,6 @@ fn demo(base: u16) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(["demo", "--port-base", &base.to_string()]).env_remove("SELVEDGE_LOG");
     command
-}
-
-fn free_block() -> u16 {
-    loop {
-        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let base = probe.local_addr().expect("its address").port();
-        drop(probe);
-        let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if base < 65_000 && (base..base + BLOCK).all(free) {
-            return base;
-        }
-    }
 }
 
 /// Sends a request as it is and reads until the gateway closes.
@@ -326,7 +315,7 @@ fn nothing_stays_when_a_process_of_the_demo_or_the_demo_itself_dies() {
 
 #[test]
 fn programs_in_network_namespaces_are_captured() {
-    let base = free_block();
+    let base = free_ports(BLOCK);
     let namespaces =
         || Command::new("ip").args(["netns", "list"]).output().map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
     let root = rustix::process::geteuid().is_root();

@@ -21,23 +21,49 @@ const LOOK: Duration = Duration::from_millis(10);
 /// A loopback address whose port, on all addresses, is for who asks for it by its number, as often as it likes: the kernel
 /// gives it to nobody else while this process lives. It refuses connections until somebody listens.
 pub fn free_port() -> SocketAddr {
-    static RESERVED: Mutex<Vec<TcpSocket>> = Mutex::new(Vec::new());
+    loop {
+        let reserved = bound(0, true).expect("a free port");
+        let address = (Ipv4Addr::LOCALHOST, reserved.local_addr().expect("an address").port()).into();
+        if UdpSocket::bind(address).is_ok() {
+            RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
+            return address;
+        }
+    }
+}
+
+/// The first of so many TCP ports in a row, each as by [`free_port`].
+pub fn free_ports(count: u16) -> u16 {
+    loop {
+        let first = free_port().port();
+        let mut all = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
+        let reserve = |port| {
+            // Of its own it would share the port with others who only reserve it.
+            drop(bound(port, false)?);
+            bound(port, true)
+        };
+        if let Some(end) = first.checked_add(count)
+            && let Ok(others) = (first + 1..end).map(reserve).collect::<io::Result<Vec<_>>>()
+        {
+            all.extend(others);
+            return first;
+        }
+    }
+}
+
+static RESERVED: Mutex<Vec<TcpSocket>> = Mutex::new(Vec::new());
+
+/// A socket with this port of all addresses. `reuse`: whoever says the same may listen there, as servers do.
+fn bound(port: u16, reuse: bool) -> io::Result<TcpSocket> {
     let any = |socket: io::Result<TcpSocket>, address: IpAddr| {
         let socket = socket?;
-        // Who listens must say the same, as servers do.
-        socket.set_reuseaddr(true)?;
-        socket.bind((address, 0).into())?;
-        Ok::<_, io::Error>(socket)
+        socket.set_reuseaddr(reuse)?;
+        socket.bind((address, port).into())?;
+        Ok(socket)
     };
-    let reserved = any(TcpSocket::new_v6(), Ipv6Addr::UNSPECIFIED.into())
-        .or_else(|_| any(TcpSocket::new_v4(), Ipv4Addr::UNSPECIFIED.into()))
-        .expect("a free port");
-    let address = (Ipv4Addr::LOCALHOST, reserved.local_addr().expect("an address").port()).into();
-    if UdpSocket::bind(address).is_err() {
-        return free_port();
+    match TcpSocket::new_v6() {
+        Ok(socket) => any(Ok(socket), Ipv6Addr::UNSPECIFIED.into()),
+        Err(_) => any(TcpSocket::new_v4(), Ipv4Addr::UNSPECIFIED.into()),
     }
-    RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(reserved);
-    address
 }
 
 /// What to start.
