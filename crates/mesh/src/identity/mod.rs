@@ -98,6 +98,9 @@ struct Kept {
     alarmed: Alarm,
     /// A saved certificate that ended while this process was away: it may still prove who we are to the issuer.
     lapsed: Option<Arc<Svid>>,
+    /// The key that was asked for last, as long as nothing has come for it: should it be the answer that was lost, then the
+    /// join token is used up, and for this key alone it still counts.
+    asked: Option<Arc<KeyPair>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -143,7 +146,8 @@ impl Keeper {
             }
         }
         let task = tokio::spawn(Arc::clone(&self.shared).keep(id.clone()));
-        let entry = Kept { life, renewals: 0, last_error: None, alarmed: Alarm::None, lapsed, task: Some(task) };
+        let (last_error, alarmed) = (None, Alarm::None);
+        let entry = Kept { life, renewals: 0, last_error, alarmed, lapsed, asked: None, task: Some(task) };
         kept.insert(id.clone(), entry);
     }
 
@@ -325,10 +329,15 @@ impl Shared {
     /// A certificate for a new key, verified as a peer would verify it.
     async fn ask(&self, id: &SpiffeId) -> Result<Svid, NotIssued> {
         let ours = |error: selvedge_identity::Error| NotIssued::Later(error.to_string());
-        let key = KeyPair::generate().map_err(ours)?;
+        let key = match self.with(id, |kept| kept.asked.clone()).flatten() {
+            Some(key) => key,
+            None => Arc::new(KeyPair::generate().map_err(ours)?),
+        };
+        self.with(id, |kept| kept.asked = Some(Arc::clone(&key)));
         let request = key.request(id).map_err(ours)?;
         let current = self.identities.get(id).or_else(|| self.with(id, |kept| kept.lapsed.clone()).flatten());
         let Issued { chain, trust } = self.issuer.issue(id, current, request).await?;
+        self.with(id, |kept| kept.asked = None);
         self.trust(&trust, true);
         let svid = Svid::new(chain, key.private_key())
             .map_err(|e| NotIssued::Later(format!("what was issued cannot be used: {e}")))?;

@@ -143,6 +143,47 @@ impl Node {
     }
 }
 
+/// Issues, and loses its first answer.
+struct Lossy {
+    inner: LocalIssuer,
+    keys: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Issuer for Lossy {
+    fn issue(&self, id: &SpiffeId, current: Option<Arc<Svid>>, request: Vec<u8>) -> Issuing {
+        // A point on P-256, uncompressed, in a bit string.
+        let at = request.windows(4).position(|w| w == [3, 66, 0, 4]).expect("a public key");
+        let mut keys = self.keys.lock().unwrap();
+        keys.push(request[at..at + 68].to_vec());
+        let (lost, issuing) = (keys.len() == 1, self.inner.issue(id, current, request));
+        Box::pin(async move {
+            let issued = issuing.await?;
+            if lost { Err(NotIssued::Later("no answer within 10 s".to_owned())) } else { Ok(issued) }
+        })
+    }
+
+    fn trust(&self) -> watch::Receiver<Option<Arc<Trust>>> {
+        self.inner.trust()
+    }
+}
+
+/// A join token is used up by the first answer; for the same key it counts again.
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_asked_for_with_the_same_key() {
+    let time = Time::new();
+    let ca = new_ca(20, &time).await;
+    let issuer = Arc::new(Lossy { inner: LocalIssuer::new(Arc::clone(&ca)), keys: Mutex::default() });
+    let node = Node::new(issuer.clone(), &time, None);
+    node.keeper.keep(&id("orders"));
+    node.keeper.ready(&id("orders")).await;
+    while node.status().renewals < 2 {
+        tokio::time::sleep(seconds(1)).await;
+    }
+    let keys = issuer.keys.lock().unwrap().clone();
+    assert_eq!(keys[0], keys[1], "the same again");
+    assert_ne!(keys[1], keys[2], "each certificate has a key of its own");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hundred_rotations_and_never_a_gap() {
     let time = Time::new();
