@@ -5,7 +5,7 @@ import struct
 import time
 
 import pytest
-from backend import Backend, backend_service, echo, gateway_resource, policy, simple
+from backend import Backend, backend_service, echo, gateway_resource, policy, simple, stuck
 from conftest import Gateway, free_port, wait_for
 
 GET = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -15,7 +15,7 @@ def behave(backend, request, connection):
     if "late" in request.target:
         time.sleep(1)
     if "stuck" in request.target:
-        time.sleep(20)
+        return stuck(backend, request, connection)
     if request.header("upgrade"):
         connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
                            b"sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
@@ -32,10 +32,11 @@ def edge(tmp_path_factory):
     ports = {name: free_port() for name in names}
     logs = tmp_path_factory.mktemp("logs")
     text = gateway_resource([{"name": n, "port": ports[n], "protocol": "TCP" if n == "tcp" else "HTTP"} for n in names])
-    text += policy("on-http", "Gateway", "edge", {"telemetry": {"accessLog": {"path": str(logs / "http")}}}, "http")
+    text += policy("on-http", "Gateway", "edge", {"listener": {"timeouts": {"halfClose": "60s"}}, "telemetry": {"accessLog": {"path": str(logs / "http")}}}, "http")
     text += policy("on-brief", "Gateway", "edge", {
         "listener": {"timeouts": {"halfClose": "200ms"}}, "telemetry": {"accessLog": {"path": str(logs / "brief")}}}, "brief")
-    text += backend_service("b", [Backend("b", behave)])
+    backend = Backend("b", behave)
+    text += backend_service("b", [backend])
     for name in ("http", "brief"):
         text += simple(f"late-{name}", "b", name) + simple(f"stuck-{name}", "b", name) + simple(f"now-{name}", "b", name)
     text += """
@@ -50,14 +51,14 @@ spec: {parentRefs: [{name: edge, sectionName: tcp}], rules: [{backendRefs: [{nam
     running = Gateway(folder)
     errors = [d for d in running.status()["diagnostics"] if d["severity"] == "error"]
     assert not errors, errors[:3]
-    running.ports, running.logs = ports, logs
+    running.ports, running.logs, running.backend = ports, logs, backend
     yield running
     assert running.stop() in (0, 3)
 
 
 def shut(edge, name, request):
     """Sends, shuts the sending side, and gives what comes back."""
-    with socket.create_connection(("127.0.0.1", edge.ports[name]), timeout=10) as s:
+    with socket.create_connection(("127.0.0.1", edge.ports[name]), timeout=60) as s:
         s.sendall(request)
         s.shutdown(socket.SHUT_WR)
         out = b""
@@ -69,7 +70,8 @@ def shut(edge, name, request):
 def logged(edge, name, mark):
     def find():
         file = edge.logs / name
-        return [json.loads(line) for line in file.read_text().splitlines() if mark in line] if file.exists() else []
+        # The last line may be half written.
+        return [json.loads(line) for line in file.read_text().split("\n")[:-1] if mark in line] if file.exists() else []
     return wait_for(find, f"a log line with {mark}")
 
 
@@ -98,19 +100,20 @@ def test_a_client_that_has_left_is_waited_for_so_long(edge):
     for mark in ("/half", "/left"):
         [line] = logged(edge, "brief", mark)
         assert line["status"] == 0 and "DC" in line["flags"] and line["duration_ms"] < 5000, line
-    assert half_closes(edge) == before + 2
+    wait_for(lambda: half_closes(edge) == before + 2, "both being counted")
 
 
 def test_a_reset_ends_a_request_at_once(edge):
     for name, shuts in (("alive", False), ("shut", True)):
         with socket.create_connection(("127.0.0.1", edge.ports["http"])) as s:
             s.sendall(GET % f"stuck-http/{name}".encode())
+            wait_for(lambda: edge.backend.targets(f"/stuck-http/{name}"), "the request being there")
             if shuts:
                 s.shutdown(socket.SHUT_WR)
                 time.sleep(0.2)
             s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         [line] = logged(edge, "http", f"/{name}")
-        assert line["status"] == 0 and "DC" in line["flags"] and line["duration_ms"] < 3000, line
+        assert line["status"] == 0 and "DC" in line["flags"] and line["duration_ms"] < 30_000, line
 
 
 def test_tunnels_and_tcp_routes_end_in_halves(edge):
