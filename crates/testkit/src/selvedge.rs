@@ -54,16 +54,13 @@ static RESERVED: Mutex<Vec<TcpSocket>> = Mutex::new(Vec::new());
 
 /// A socket with this port of all addresses. `reuse`: whoever says the same may listen there, as servers do.
 fn bound(port: u16, reuse: bool) -> io::Result<TcpSocket> {
-    let any = |socket: io::Result<TcpSocket>, address: IpAddr| {
-        let socket = socket?;
+    let at = |socket: TcpSocket, any: IpAddr| -> io::Result<TcpSocket> {
         socket.set_reuseaddr(reuse)?;
-        socket.bind((address, port).into())?;
+        socket.bind((any, port).into())?;
         Ok(socket)
     };
-    match TcpSocket::new_v6() {
-        Ok(socket) => any(Ok(socket), Ipv6Addr::UNSPECIFIED.into()),
-        Err(_) => any(TcpSocket::new_v4(), Ipv4Addr::UNSPECIFIED.into()),
-    }
+    let v6 = TcpSocket::new_v6().and_then(|socket| at(socket, Ipv6Addr::UNSPECIFIED.into()));
+    v6.or_else(|_| at(TcpSocket::new_v4()?, Ipv4Addr::UNSPECIFIED.into()))
 }
 
 /// What to start.
