@@ -9,6 +9,7 @@
 //! | `bundle` | [`Bundle`], [`Bundles`]: roots and revocations by trust domain |
 //! | `verify` | whether a peer is who it must be: [`Expect`], [`Peer`], [`Refused`] |
 //! | `leaf` | what the certificate of an identity says |
+//! | `life` | when to renew a certificate, and when to raise the alarm: [`Life`] |
 //! | `issuer` | [`Issuer`]: where SVIDs come from |
 //! | `pin` | the first connection to a control plane, by its root's SHA-256 |
 //! | `join` | certificates of other CAs that a node joins with: [`JoinCa`], [`JoinCertificate`] |
@@ -23,6 +24,7 @@ mod issuer;
 mod join;
 mod key;
 mod leaf;
+mod life;
 mod pin;
 mod store;
 mod svid;
@@ -36,6 +38,7 @@ pub use issuer::{Issued, Issuer, Issuing, NotIssued, Trust, control_id};
 pub use join::{JoinCa, JoinCertificate, joining_config};
 pub use key::KeyPair;
 pub use leaf::Serial;
+pub use life::{Alarm, Life, Span};
 pub use pin::pinned_config;
 pub use store::Identities;
 pub use svid::Svid;

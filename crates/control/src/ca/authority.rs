@@ -97,15 +97,14 @@ impl Authority {
         fingerprint(self.certificate())
     }
 
-    /// An X.509 SVID for the key in `request` (X509-SVID sections 2 to 4). It begins two minutes ago and ends with this
-    /// authority at the latest. It begins at `earliest` (seconds since 1970), if that is later.
+    /// An X.509 SVID for the key in `request` (X509-SVID sections 2 to 4). It begins two minutes before `from`, and ends with
+    /// this authority at the latest.
     pub fn sign(
         &self,
         request: &Request,
         id: &SpiffeId,
         life: Duration,
-        earliest: u64,
-        now: SystemTime,
+        (from, now): (SystemTime, SystemTime),
     ) -> Result<Leaf, Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = organisation();
@@ -116,9 +115,8 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let serial = random_serial()?;
         params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
-        let now = seconds(now);
-        let not_after = now.saturating_add(life.as_secs()).min(self.not_after);
-        let not_before = validity(&mut params, now.max(earliest.saturating_add(SKEW.as_secs())), not_after);
+        let not_after = seconds(now).saturating_add(life.as_secs()).min(self.not_after);
+        let not_before = validity(&mut params, seconds(from), not_after);
         let certificate = params.signed_by(request.key(), &self.issuer).map_err(Error::crypto)?;
         let mut chain = vec![certificate.der().to_vec()];
         chain.extend(self.chain.iter().cloned());

@@ -295,6 +295,18 @@ impl Core {
         life: Option<Duration>,
         now: SystemTime,
     ) -> Result<Leaf, Error> {
+        self.issue_as_of(id, request, life, (now, now))
+    }
+
+    /// The same, where revocations are known as of a time before `now`. The certificate begins then: who is revoked in the
+    /// meantime does not escape that by a renewal where it is not yet known.
+    pub fn issue_as_of(
+        &self,
+        id: &SpiffeId,
+        request: &Request,
+        life: Option<Duration>,
+        (as_of, now): (SystemTime, SystemTime),
+    ) -> Result<Leaf, Error> {
         if id.trust_domain() != self.domain || id.path().is_empty() {
             return Err(Error::Foreign { id: id.to_string(), domain: self.domain.clone() });
         }
@@ -304,7 +316,8 @@ impl Core {
         let revoked = self.revocations.iter().filter(|r| r.identity.as_deref() == Some(id.as_str())).map(|r| r.at);
         let soon = seconds(now) + SKEW.as_secs();
         let earliest = revoked.filter(|from| *from <= soon).max().unwrap_or(0);
-        self.signer(now)?.authority.sign(request, id, life, earliest, now)
+        let from = as_of.min(now).max(at(earliest) + SKEW);
+        self.signer(now)?.authority.sign(request, id, life, (from, now))
     }
 
     /// The root that a certificate issued now leads to.
@@ -499,7 +512,7 @@ impl Core {
             self.activate_next_root(now, true)?;
             return Ok(true);
         }
-        if !preparing && worn(root.not_before, root.not_after, now) {
+        if !preparing && self.needs_successor(&root, now) {
             self.prepare_root(now)?;
             changed = true;
         }
@@ -514,6 +527,15 @@ impl Core {
             }
         }
         Ok(changed)
+    }
+
+    /// Whether the next root must be made now, so that it is known for all of the overlap before the old one can no longer sign:
+    /// with short lives the last third of a root is too short for that. The overlap counts twice, for control planes that are
+    /// away just then.
+    fn needs_successor(&self, root: &Root, now: SystemTime) -> bool {
+        let life = root.not_after.saturating_sub(root.not_before + SKEW.as_secs());
+        let time = (self.lifetimes.svid + 2 * self.lifetimes.overlap).as_secs().min(life / 2);
+        worn(root.not_before, root.not_after, now) || seconds(now) + time >= root.not_after
     }
 
     fn drop_ended(&mut self, now: SystemTime) -> bool {

@@ -11,7 +11,7 @@ use super::{
     seal::Sealed,
     state::State,
     store::{Batch, Key, Store, StoreError},
-    time::seconds,
+    time::{at, seconds},
     tokens::{Listed, Order, Refused, Token, Tokens},
 };
 use selvedge_identity::{JoinCertificate, Serial};
@@ -120,6 +120,8 @@ pub struct Issued {
 /// The CA of a trust domain. Shared by reference; all methods may be called at the same time.
 pub struct Ca {
     core: RwLock<Arc<Core>>,
+    /// As of when it is what the store holds, in seconds since 1970.
+    as_of: AtomicU64,
     /// Held while a step is made and stored: the sealed state as it is in the store.
     stored: tokio::sync::Mutex<Option<Vec<u8>>>,
     store: Sealed,
@@ -178,6 +180,7 @@ impl Ca {
         let ca = Self {
             bundles: watch::Sender::new(Arc::clone(core.bundle())),
             core: RwLock::new(Arc::new(core.clone())),
+            as_of: AtomicU64::new(seconds(now)),
             stored: tokio::sync::Mutex::new(before),
             tokens: Tokens::new(store.clone()),
             store,
@@ -244,7 +247,10 @@ impl Ca {
         // All that can fail comes before the token is used up.
         let id = self.tokens.look(&token, wanted, now).await?;
         let request = Request::read(csr, &id)?;
-        let leaf = self.core().issue(&id, &request, None, now)?;
+        // Nor may it be taken for who had the identity before, and was revoked a moment ago.
+        self.refresh(&mut *self.stored.lock().await).await?;
+        let core = self.core();
+        let leaf = self.sign(&core, &id, &request, now)?;
         let key = rcgen::PublicKeyData::subject_public_key_info(request.key());
         self.tokens.redeem(&token, Some(&id), &key, now).await?;
         info!(%id, serial = %leaf.serial, token = token.id(), "a node has joined");
@@ -275,7 +281,7 @@ impl Ca {
         let (core, now) = (self.core(), self.now());
         core.may_renew(&current.id, &current.serial, current.not_before, current.not_after, now)?;
         let request = Request::read(csr, &current.id)?;
-        let leaf = core.issue(&current.id, &request, None, now)?;
+        let leaf = self.sign(&core, &current.id, &request, now)?;
         info!(id = %current.id, serial = %leaf.serial, "a certificate was renewed");
         Ok(self.issued(current.id.clone(), leaf))
     }
@@ -285,7 +291,7 @@ impl Ca {
         let (core, now) = (self.core(), self.now());
         core.may_return(&current.id, &current.serial, current.not_before, current.not_after, now)?;
         let request = Request::read(csr, &current.id)?;
-        let leaf = core.issue(&current.id, &request, None, now)?;
+        let leaf = self.sign(&core, &current.id, &request, now)?;
         info!(id = %current.id, serial = %leaf.serial, ended = current.not_after, "a node has come back after the end of its certificate");
         Ok(self.issued(current.id.clone(), leaf))
     }
@@ -293,7 +299,7 @@ impl Ca {
     /// A certificate for something in this process, of any identity.
     pub fn issue_local(&self, id: &SpiffeId, csr: &[u8]) -> Result<Issued, Error> {
         let request = Request::read(csr, id)?;
-        let leaf = self.core().issue(id, &request, None, self.now())?;
+        let leaf = self.sign(&self.core(), id, &request, self.now())?;
         Ok(self.issued(id.clone(), leaf))
     }
 
@@ -302,9 +308,16 @@ impl Ca {
     pub fn issue_own(&self, id: &SpiffeId, csr: &[u8]) -> Result<Issued, Error> {
         let (core, now) = (self.core(), self.now());
         let request = Request::read(csr, id)?;
-        let mut leaf = core.issue(id, &request, None, now)?;
+        let mut leaf = self.sign(&core, id, &request, now)?;
         leaf.chain.push(core.root_of_issue(now)?.clone());
         Ok(self.issued(id.clone(), leaf))
+    }
+
+    /// Dated as of when revocations are known here, but by half of a life at most, so that it is not due for renewal at once.
+    fn sign(&self, core: &Core, id: &SpiffeId, request: &Request, now: SystemTime) -> Result<Leaf, Error> {
+        let oldest = now.checked_sub(self.options.lifetimes.svid / 2).unwrap_or(SystemTime::UNIX_EPOCH);
+        let as_of = at(self.as_of.load(Ordering::Relaxed)).max(oldest);
+        core.issue_as_of(id, request, None, (as_of, now))
     }
 
     fn issued(&self, id: SpiffeId, leaf: Leaf) -> Issued {
@@ -501,10 +514,12 @@ impl Ca {
 
     /// Takes over what another control plane has stored.
     async fn refresh(&self, stored: &mut Option<Vec<u8>>) -> Result<(), Error> {
-        let Some((state, sealed)) = self.store.read::<State>(STATE).await? else { return Ok(()) };
-        if Some(&sealed) == stored.as_ref() {
+        let began = seconds(self.now());
+        let other = self.store.read_other::<State>(STATE, stored.as_ref()).await?;
+        let Some((state, sealed)) = other else {
+            self.as_of.store(began, Ordering::Relaxed);
             return Ok(());
-        }
+        };
         let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let files = self.options.files.as_ref().zip(contents.as_ref()).map(|(f, c)| f.parse(c)).transpose()?;
         let (domain, lifetimes) = (&self.trust_domain, self.options.lifetimes);
@@ -512,6 +527,7 @@ impl Ca {
         let core = Core::adopt(&state, domain, lifetimes, files.as_ref(), Some(&self.core()), self.now())?;
         *stored = Some(sealed);
         self.publish(core);
+        self.as_of.store(began, Ordering::Relaxed);
         Ok(())
     }
 

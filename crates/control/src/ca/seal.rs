@@ -136,6 +136,18 @@ impl Sealed {
         Ok(Some((self.unseal(key, &sealed)?, sealed)))
     }
 
+    /// As [`Self::read`], unless the record is still as it was.
+    pub async fn read_other<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        before: Option<&Vec<u8>>,
+    ) -> Result<Option<(T, Vec<u8>)>, Error> {
+        match self.store.read(key).await? {
+            Some(sealed) if Some(&sealed) != before => Ok(Some((self.unseal(key, &sealed)?, sealed))),
+            _ => Ok(None),
+        }
+    }
+
     /// All records below `prefix`.
     pub async fn list<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<(String, T)>, Error> {
         let all = self.store.list(prefix).await?;

@@ -1,7 +1,7 @@
 //! The simulation of certificates, in steps of a minute of virtual time. Keys and serials are random, as the CA takes them from
 //! the operating system; nothing that depends on them is in the history.
 
-use crate::authority::{Authority, Cert, LIVES, Member, START, drive, id, request, run};
+use crate::authority::{Authority, Cert, LIVES, Member, START, Verdicts, drive, id, names, request, run};
 use crate::rng::Rng;
 use selvedge_control::ca::{Bundle, Error, Issued, Memory, Order, Rotate, Token};
 use std::collections::BTreeMap;
@@ -42,6 +42,10 @@ pub struct Certificates {
     mends: Vec<(i64, Mend)>,
     /// Each bundle by its number.
     bundles: BTreeMap<u64, Arc<Bundle>>,
+    /// When a root was first in a bundle, by its name.
+    roots: BTreeMap<String, i64>,
+    /// Steps of the last hours in which no control plane could lead.
+    unled: Vec<i64>,
     tokens: Vec<(Token, i64)>,
     /// A clock of a control plane has jumped by then.
     jumped: i64,
@@ -62,8 +66,9 @@ impl Certificates {
         let control = selvedge_identity::control_id(crate::authority::DOMAIN).unwrap_or_else(|e| panic!("{e}"));
         let count = rng.between(1, 3);
         let nodes = rng.between(3, 5);
-        let node =
-            |n| Node { member: Member::new(id(&format!("n{n}"))), watches: 0, cut: false, revoked: None, reached: 0 };
+        let verdicts = Verdicts::default();
+        let member = |n| Member::new(id(&format!("n{n}")), &verdicts);
+        let node = |n| Node { member: member(n), watches: 0, cut: false, revoked: None, reached: 0 };
         let mut sim = Self {
             now: START,
             loud,
@@ -72,10 +77,14 @@ impl Certificates {
             failed: None,
             most: BTreeMap::new(),
             folder: tempfile::tempdir().unwrap_or_else(|e| panic!("{e}")),
-            controls: (0..count).map(|c| Authority::new(&memory, control.clone(), c == 0)).collect(),
+            controls: (0..count)
+                .map(|c| Authority::new(&memory, Member::new(control.clone(), &verdicts), c == 0))
+                .collect(),
             nodes: (0..nodes).map(node).collect(),
             mends: Vec::new(),
             bundles: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            unled: Vec::new(),
             tokens: Vec::new(),
             jumped: 0,
             rng,
@@ -92,6 +101,10 @@ impl Certificates {
 
     fn skew(&mut self) -> i64 {
         i64::try_from(self.rng.below(2 * TOLERATED + 1)).unwrap_or(0) - TOLERATED as i64
+    }
+
+    fn chance(&mut self) -> f64 {
+        self.rng.below(101) as f64 / 100.0
     }
 
     fn trace(&mut self, line: impl FnOnce() -> String) {
@@ -159,7 +172,7 @@ impl Certificates {
 
     /// A control plane's minute.
     fn control(&mut self, c: usize) {
-        let (now, chance) = (self.now, self.rng.between(0, 20) as i64);
+        let (now, chance) = (self.now, self.chance());
         let control = &mut self.controls[c];
         control.clock.store(now + control.member.skew, Ordering::Relaxed);
         let Some(ca) = &control.ca else { return };
@@ -168,14 +181,13 @@ impl Certificates {
         }
         let (before, bundle) = (control.member.sequence(), ca.bundle());
         control.member.set(&bundle);
-        let renew = control.member.cert.as_ref().is_none_or(|cert| {
-            now + control.member.skew >= control.member.due
-                || !cert.holds(now + control.member.skew)
-                || control.member.accepts(&cert.chain, now).is_err()
-        });
-        if renew && let Ok(issued) = ca.issue_own(&control.member.id, &request(&control.member.id)) {
-            let cert = Cert::new(&issued, now, true);
-            let _ = control.member.uses(cert, now, chance);
+        if control.member.wants_another(now) {
+            let issued = ca.issue_own(&control.member.id, &request(&control.member.id, self.lines));
+            let got =
+                issued.is_ok_and(|issued| control.member.uses(Cert::new(&issued, now, true), now, chance).is_ok());
+            if !got {
+                control.member.failed(now, chance);
+            }
         }
         if bundle.sequence < before {
             self.fail(format!("control {c} goes back from bundle {before} to {}", bundle.sequence));
@@ -185,6 +197,11 @@ impl Certificates {
 
     /// There is one bundle of each number.
     fn seen(&mut self, bundle: &Arc<Bundle>) {
+        if !self.bundles.contains_key(&bundle.sequence) {
+            for root in &bundle.roots {
+                self.roots.entry(names(root).1).or_insert(self.now);
+            }
+        }
         let first = self.bundles.entry(bundle.sequence).or_insert_with(|| bundle.clone());
         if (&first.roots, &first.revoked) != (&bundle.roots, &bundle.revoked) {
             let number = bundle.sequence;
@@ -212,9 +229,7 @@ impl Certificates {
         if self.nodes[n].member.cert.is_none() {
             return self.join(n);
         }
-        let (now, member) = (self.now, &self.nodes[n].member);
-        let useless = member.cert.as_ref().is_some_and(|c| member.accepts(&c.chain, now).is_err());
-        if now + member.skew >= member.due || useless {
+        if self.nodes[n].member.wants_another(self.now) {
             self.renew(n);
         }
     }
@@ -237,12 +252,12 @@ impl Certificates {
     fn greet(&self, n: usize, c: usize) -> Result<(), String> {
         let (node, control) = (&self.nodes[n].member, &self.controls[c].member);
         let (ours, theirs) = (node.cert.as_ref().ok_or("none")?, control.cert.as_ref().ok_or("none")?);
-        control.accepts(&ours.chain, self.now).map_err(|e| format!("control {c} refuses it: {e}"))?;
-        node.accepts(&theirs.chain, self.now).map_err(|e| format!("it refuses control {c}: {e}"))
+        control.accepts(ours, self.now).map_err(|e| format!("control {c} refuses it: {e}"))?;
+        node.accepts(theirs, self.now).map_err(|e| format!("it refuses control {c}: {e}"))
     }
 
     fn renew(&mut self, n: usize) {
-        let (first, chance) = (self.rng.index(self.controls.len()), self.rng.between(0, 20) as i64);
+        let (first, chance) = (self.rng.index(self.controls.len()), self.chance());
         let mut why = String::new();
         for turn in 0..self.controls.len() {
             let c = (first + turn) % self.controls.len();
@@ -253,7 +268,7 @@ impl Certificates {
                 continue;
             }
             let Some(ca) = &self.controls[c].ca else { continue };
-            let csr = request(&cert.current.id);
+            let csr = request(&cert.current.id, self.lines);
             let issued = if lapsed { ca.come_back(&cert.current, &csr) } else { ca.renew(&cert.current, &csr) };
             match issued {
                 Ok(issued) if self.nodes[n].revoked.is_some() && self.told(c, n) => {
@@ -267,11 +282,11 @@ impl Certificates {
                 Err(error) => why = error.to_string().chars().take(60).collect(),
             }
         }
-        let pause = STEP * (1 + self.rng.below(3) as i64);
-        self.nodes[n].member.due = self.now + self.nodes[n].member.skew + pause;
+        let now = self.now;
+        self.nodes[n].member.failed(now, chance);
         if self.nodes[n].revoked.is_some() || why.contains("ended") {
             // The administrator makes it join anew.
-            self.nodes[n].member.cert = None;
+            self.nodes[n].member.forget();
         }
         let short = why.split(':').next().unwrap_or_default().to_owned();
         self.trace(|| format!("n{n} gets no certificate: {short}"));
@@ -283,9 +298,10 @@ impl Certificates {
         self.controls[c].member.fresh > at
     }
 
-    fn got(&mut self, n: usize, c: usize, issued: &Issued, chance: i64) -> Result<(), String> {
+    fn got(&mut self, n: usize, c: usize, issued: &Issued, chance: f64) -> Result<(), String> {
         self.hear(n, c);
         let cert = Cert::new(issued, self.now, false);
+        self.overlaps(&cert);
         let now = self.now;
         let done = self.nodes[n].member.uses(cert, now, chance);
         self.count(if done.is_ok() { "certificates" } else { "certificates that cannot be used yet" });
@@ -307,7 +323,7 @@ impl Certificates {
         let expires = self.controls[makes].clock.load(Ordering::Relaxed) + life as i64;
         self.tokens.push((token.clone(), expires));
         let text = token.reveal();
-        let (ours, theirs) = (request(&who), request(&who));
+        let (ours, theirs) = (request(&who, life), request(&who, life + 1));
         // The answer is lost, and asked for again, with the same key: that is no other use.
         let mut asks: Vec<(usize, &[u8])> = vec![(at, &ours)];
         if self.rng.percent(60) {
@@ -329,7 +345,7 @@ impl Certificates {
         self.trace(|| format!("n{n} joins at {at}, made at {makes}: {accepted:?}"));
         if let Some(issued) = any {
             self.nodes[n].revoked = None;
-            let _ = self.got(n, at, &issued, 10);
+            let _ = self.got(n, at, &issued, 0.5);
         }
     }
 
@@ -340,7 +356,7 @@ impl Certificates {
         let control = &self.controls[c];
         let over = control.clock.load(Ordering::Relaxed) >= expires;
         let Some(ca) = &control.ca else { return };
-        if over && run(ca.join(&token.reveal(), None, &request(&id("n0")))).is_ok() {
+        if over && run(ca.join(&token.reveal(), None, &request(&id("n0"), 0))).is_ok() {
             self.fail(format!("control {c} accepts a token that expired"));
         }
         self.count("tokens tried again");
@@ -425,6 +441,9 @@ impl Certificates {
             return;
         }
         let next = self.controls.iter().position(able);
+        if next.is_none() && self.unled.last() != Some(&self.now) {
+            self.unled.push(self.now);
+        }
         for (c, control) in self.controls.iter().enumerate() {
             control.leads.send_replace(Some(c) == next);
         }
@@ -463,8 +482,6 @@ impl Certificates {
 
     fn check(&mut self) {
         let now = self.now;
-        // New roots are known for an hour before they sign; less when a clock has said that the hour is over.
-        let window = if now < self.jumped { 2 * STEP } else { LIVES.overlap.as_secs() as i64 - 5 * STEP };
         let mut wrong = Vec::new();
         let members = self.members();
         // A clock beyond what is tolerated may have made a root of its own.
@@ -473,12 +490,12 @@ impl Certificates {
             let Some(cert) = &member.cert else { continue };
             for (other, judge) in &members {
                 let clock = now + judge.skew;
-                let result = judge.accepts(&cert.chain, now);
+                let result = judge.accepts(cert, now);
                 if result.is_ok() && !cert.holds(clock) {
                     wrong.push(format!("{other} accepts a certificate of {name} that does not hold"));
                 }
-                let apart =
-                    |m: &Member| m.skew.unsigned_abs() > TOLERATED || m.bundle.is_none() || now - m.fresh > window;
+                let known = self.roots.get(&cert.root).copied().unwrap_or(i64::MAX);
+                let apart = |m: &Member| m.skew.unsigned_abs() > TOLERATED || m.bundle.is_none() || m.fresh <= known;
                 if lost || apart(member) || apart(judge) || !cert.holds(clock) || !cert.holds(now + member.skew) {
                     continue;
                 }
@@ -489,7 +506,7 @@ impl Certificates {
         }
         for (n, node) in self.nodes.iter().enumerate() {
             if let Some((cert, at)) = &node.revoked {
-                let told = |m: &Member| m.fresh > *at + STEP && m.accepts(&cert.chain, now).is_ok();
+                let told = |m: &Member| m.fresh > *at + STEP && m.accepts(cert, now).is_ok();
                 wrong.extend(
                     members
                         .iter()
@@ -509,6 +526,17 @@ impl Certificates {
         }
         if let Some(why) = wrong.into_iter().next() {
             self.fail(why);
+        }
+    }
+
+    /// New roots are known for an hour before they sign; less when a clock has said that the hour is over, or when nobody
+    /// could make the next one in time.
+    fn overlaps(&mut self, cert: &Cert) {
+        let known = self.roots.get(&cert.root).copied().unwrap_or(START);
+        let (first, since) = (known <= START + 10 * STEP, self.now - known);
+        let late = self.unled.iter().filter(|at| **at > self.now - 4 * HOUR).count() > 20;
+        if !first && !late && self.now >= self.jumped && since < LIVES.overlap.as_secs() as i64 - 5 * STEP {
+            self.fail(format!("a root signs {since} s after it is first heard of"));
         }
     }
 

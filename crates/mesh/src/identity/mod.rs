@@ -8,16 +8,13 @@
 //! when the clock is put right, it counts again without help. When a node really slept for longer than its certificate, it
 //! joins again with its token, if that one is still good; otherwise the message says that a new token is needed.
 
-mod life;
 mod saved;
 #[cfg(test)]
 mod tests;
 
-pub use life::Alarm;
-
-use life::{Life, Span};
 use saved::Folder;
-use selvedge_identity::{Expect, Identities, Issued, Issuer, KeyPair, NotIssued, Role, Svid, Trust};
+pub use selvedge_identity::Alarm;
+use selvedge_identity::{Expect, Identities, Issued, Issuer, KeyPair, Life, NotIssued, Role, Span, Svid, Trust};
 use selvedge_proxy::telemetry::{encode::Encoder, families::Family};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{

@@ -29,13 +29,14 @@ pub enum Alarm {
 
 /// From when until when a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) not_before: SystemTime,
-    pub(super) not_after: SystemTime,
+pub struct Span {
+    pub not_before: SystemTime,
+    pub not_after: SystemTime,
 }
 
 impl Span {
-    pub(super) fn holds(&self, now: SystemTime) -> bool {
+    /// Whether it is valid at `now`.
+    pub fn holds(&self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after
     }
 
@@ -51,7 +52,7 @@ impl Span {
     }
 
     /// How much of its life is over: 0 at the issue, 1 at the end and after.
-    pub(super) fn age(&self, now: SystemTime) -> f64 {
+    pub fn age(&self, now: SystemTime) -> f64 {
         let gone = now.duration_since(self.begin()).unwrap_or_default();
         let life = self.life();
         if life.is_zero() { 1.0 } else { (gone.as_secs_f64() / life.as_secs_f64()).min(1.0) }
@@ -60,7 +61,7 @@ impl Span {
 
 /// The certificate of one identity over time.
 #[derive(Debug, Default)]
-pub(super) struct Life {
+pub struct Life {
     held: Option<Span>,
     /// What part of the life passes before renewal: 0.5, a tenth of the life more or less.
     renew_at: f64,
@@ -74,7 +75,7 @@ pub(super) struct Life {
 impl Life {
     /// A certificate is in use from now on. `chance` is evenly between 0 and 1. Says whether anything was gained: one that
     /// ends when the last one does (its authority ends then) is no renewal, and the next is asked for as after a failure.
-    pub(super) fn renewed(&mut self, span: Span, now: SystemTime, chance: f64) -> bool {
+    pub fn renewed(&mut self, span: Span, now: SystemTime, chance: f64) -> bool {
         let gained = match self.held {
             Some(held) if held.holds(now) && !self.at_once => span.not_after > held.not_after,
             _ => true,
@@ -87,12 +88,12 @@ impl Life {
     }
 
     /// A certificate is in use from now on.
-    pub(super) fn holds(&mut self, span: Span, chance: f64) {
+    pub fn holds(&mut self, span: Span, chance: f64) {
         *self = Self { held: Some(span), renew_at: 0.4 + 0.2 * chance, ..Self::default() };
     }
 
     /// None was to be had at `now`.
-    pub(super) fn failed(&mut self, now: SystemTime, chance: f64) {
+    pub fn failed(&mut self, now: SystemTime, chance: f64) {
         let exponential = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
         let share = self.held.map_or(LONGEST_PAUSE, |h| h.life() / 20).max(SHORTEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
@@ -100,13 +101,13 @@ impl Life {
     }
 
     /// What is held does not count any more, although it has not ended.
-    pub(super) fn renew_now(&mut self) {
+    pub fn renew_now(&mut self) {
         self.at_once = true;
         self.pause = None;
     }
 
     /// When to ask for the next one; a past time means now.
-    pub(super) fn due(&self, now: SystemTime) -> SystemTime {
+    pub fn due(&self, now: SystemTime) -> SystemTime {
         let due = match self.held {
             Some(span) if span.holds(now) && !self.at_once => span.begin() + span.life().mul_f64(self.renew_at),
             _ => now,
@@ -118,7 +119,8 @@ impl Life {
         }
     }
 
-    pub(super) fn alarm(&self, now: SystemTime) -> Alarm {
+    /// How bad it is at `now`.
+    pub fn alarm(&self, now: SystemTime) -> Alarm {
         match self.held {
             None => Alarm::Without,
             Some(span) if !span.holds(now) => Alarm::Without,
@@ -131,11 +133,13 @@ impl Life {
         }
     }
 
-    pub(super) fn held(&self) -> Option<Span> {
+    /// From when until when the last certificate is valid.
+    pub fn held(&self) -> Option<Span> {
         self.held
     }
 
-    pub(super) fn failures(&self) -> u32 {
+    /// Tries in vain since the last certificate.
+    pub fn failures(&self) -> u32 {
         self.failures
     }
 }
