@@ -166,7 +166,7 @@ impl Core {
             Some(files) => core.change_to_files(files, now)?,
             None => core.leave_files(now)?,
         };
-        changed |= core.advance(now)?;
+        changed |= core.advance(now, false)?;
         if changed {
             core.count(now);
         }
@@ -250,7 +250,7 @@ impl Core {
     /// changed, so that it must be stored.
     pub fn tick(&mut self, now: SystemTime, sure: bool) -> Result<bool, Error> {
         let mut changed = sure && self.drop_ended(now);
-        changed |= self.advance(now)?;
+        changed |= self.advance(now, sure)?;
         let stale = !self.bundle.crls.is_empty() && seconds(now) >= self.signed + CRL_LIFE.as_secs() / 2;
         if changed || stale {
             self.renew_bundle(now)?;
@@ -283,7 +283,7 @@ impl Core {
                 }
             }
         }
-        self.advance(now)?;
+        self.advance(now, false)?;
         self.renew_bundle(now)
     }
 
@@ -429,7 +429,7 @@ impl Core {
     /// Takes an intermediate from files, in the place of what signs now.
     pub fn take_files(&mut self, files: &FromFiles, now: SystemTime) -> Result<(), Error> {
         self.change_to_files(files, now)?;
-        self.advance(now)?;
+        self.advance(now, false)?;
         self.renew_bundle(now)
     }
 
@@ -495,7 +495,8 @@ impl Core {
         self.activate_next_root(now, true)
     }
 
-    fn advance(&mut self, now: SystemTime) -> Result<bool, Error> {
+    /// `sure`: the time is right. A clock that was set back for a moment must not replace a root that everybody else can use.
+    fn advance(&mut self, now: SystemTime, sure: bool) -> Result<bool, Error> {
         let mut changed = self.activate_next_root(now, false)?;
         for root in self.roots.iter_mut().filter(|r| r.authority.is_none()) {
             if matches!(root.phase, Phase::Next { from } if from <= seconds(now)) {
@@ -505,6 +506,9 @@ impl Core {
         changed |= self.activate_next_intermediate(now);
         let Some(root) = self.active_root() else { return Ok(changed) };
         let preparing = self.roots.iter().any(|r| matches!(r.phase, Phase::Next { .. }));
+        if seconds(now) < root.not_before && !sure {
+            return Ok(changed);
+        }
         if !root.valid(now) {
             if !preparing {
                 self.prepare_root(now)?;

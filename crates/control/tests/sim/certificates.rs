@@ -304,6 +304,14 @@ impl Certificates {
         self.overlaps(&cert);
         let now = self.now;
         let done = self.nodes[n].member.uses(cert, now, chance);
+        let well = [&self.nodes[n].member, &self.controls[c].member].iter().all(|m| m.skew.unsigned_abs() <= TOLERATED);
+        if let Err(why) = &done
+            && well
+            && now >= self.jumped
+            && self.nodes[n].revoked.is_none()
+        {
+            self.fail(format!("n{n} cannot use what control {c} has issued to it: {why}"));
+        }
         self.count(if done.is_ok() { "certificates" } else { "certificates that cannot be used yet" });
         self.trace(|| format!("n{n} gets a certificate of control {c}, usable: {}", done.is_ok()));
         done
@@ -533,7 +541,7 @@ impl Certificates {
     /// could make the next one in time.
     fn overlaps(&mut self, cert: &Cert) {
         let known = self.roots.get(&cert.root).copied().unwrap_or(START);
-        let (first, since) = (known <= START + 10 * STEP, self.now - known);
+        let (first, since) = (self.roots.values().all(|at| *at >= known), self.now - known);
         let late = self.unled.iter().filter(|at| **at > self.now - 4 * HOUR).count() > 20;
         if !first && !late && self.now >= self.jumped && since < LIVES.overlap.as_secs() as i64 - 5 * STEP {
             self.fail(format!("a root signs {since} s after it is first heard of"));

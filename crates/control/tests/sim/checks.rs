@@ -5,7 +5,7 @@ use crate::plan::Millis;
 use crate::proxy::{Table, rejected, request};
 use crate::sim::Sim;
 use crate::world::ROOT;
-use selvedge_control::publish::scope::Role;
+use selvedge_control::publish::scope::{Role, Wanted};
 use selvedge_control::publish::version::Version;
 use selvedge_control::source::stream::machine::Outcome;
 use selvedge_model::{Kind, ResourceKey};
@@ -237,13 +237,20 @@ fn served(sim: &Sim, proxy: usize, before: &Table) -> Vec<String> {
 /// At the end, everything is as it should be.
 pub fn converged(sim: &mut Sim) {
     let mut wrong = Vec::new();
-    for proxy in 0..sim.proxies.len() {
+    let dead = sim.dead;
+    for proxy in (0..sim.proxies.len()).filter(|proxy| dead != Some(*proxy)) {
         wrong.extend(settled(sim, proxy).into_iter().map(|why| format!("p{proxy} {why}")));
     }
     let sidecars = sim.proxies.iter().filter(|p| p.spec.role == Role::Sidecar && !p.spec.rogue);
+    let dead = sim.dead.and_then(|dead| sim.proxies[dead].spec.workload.clone());
     for name in sidecars.filter_map(|p| p.spec.workload.as_deref()) {
-        let Some((namespace, name)) = name.split_once('/') else { continue };
-        let key = ResourceKey::new(Kind::Workload, namespace, name);
+        let Some((namespace, short)) = name.split_once('/') else { continue };
+        let key = ResourceKey::new(Kind::Workload, namespace, short);
+        if dead.as_deref() == Some(name) {
+            let knows = (0..sim.controls.len()).filter(|c| sim.controls[*c].knows(&key));
+            wrong.extend(knows.map(|control| format!("control {control} knows {key}, which is dead")));
+            continue;
+        }
         let lacks = (0..sim.controls.len()).filter(|c| !sim.controls[*c].knows(&key));
         wrong.extend(lacks.map(|control| format!("control {control} does not know {key}")));
     }
@@ -255,6 +262,32 @@ pub fn converged(sim: &mut Sim) {
     if let Some(why) = wrong.first() {
         sim.checks.fail(format!("not converged: {why}"));
     }
+}
+
+/// What nobody but this says: policies about who may come are where they are enforced, and what was asked for has its
+/// endpoints.
+fn needs(sim: &Sim, proxy: usize) -> Vec<ResourceKey> {
+    let own = &sim.proxies[proxy];
+    let gateways = own.has.keys().filter(|key| key.kind.name() == "Gateway").map(|key| key.namespace.as_str());
+    let workloads = own.spec.workload.iter().filter(|_| own.spec.role == Role::Sidecar);
+    let workloads = workloads.filter_map(|name| Some(name.split_once('/')?.0));
+    let mut guarded: BTreeSet<&str> = gateways.chain(workloads).collect();
+    if !guarded.is_empty() {
+        guarded.insert(ROOT);
+    }
+    let policies = |key: &&ResourceKey| key.kind.name() == "AccessPolicy" && guarded.contains(key.namespace.as_str());
+    let mut all: Vec<ResourceKey> = sim.editor.now.keys().filter(policies).cloned().collect();
+    for wanted in own.machine.wanted() {
+        let Wanted::Host(host) = wanted else { continue };
+        let mut labels = host.split('.');
+        let (Some(name), Some(namespace)) = (labels.next(), labels.next()) else { continue };
+        let service = ResourceKey::new(Kind::Service, namespace, name);
+        if sim.editor.now.contains_key(&service) {
+            all.extend([service, ResourceKey::new(Kind::EndpointSlice, namespace, name)]);
+        }
+    }
+    all.retain(|key| sim.editor.now.contains_key(key));
+    all
 }
 
 fn settled(sim: &mut Sim, proxy: usize) -> Vec<String> {
@@ -280,6 +313,8 @@ fn settled(sim: &mut Sim, proxy: usize) -> Vec<String> {
             wrong.push(format!("has {has:?} of {key}, and should have {should:?}"));
         }
     }
+    let lacks = needs(sim, proxy).into_iter().filter(|key| !own.has.contains_key(key));
+    wrong.extend(lacks.map(|key| format!("lacks {key}")));
     let table = Table::default();
     wrong.extend(served(sim, proxy, &table));
     let hub = &sim.controls[control].hub;
