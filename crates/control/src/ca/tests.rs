@@ -755,3 +755,44 @@ async fn coming_back_in_the_grace() {
     assert!(matches!(ca.come_back(&orders, &new_csr()), Err(Error::Expired { .. })));
     assert!(matches!(ca.come_back(&cart, &new_csr()), Err(Error::Expired { .. })));
 }
+
+/// A control plane that the store does not reach cannot know: what it renews is still what was revoked.
+#[tokio::test]
+async fn a_renewal_where_a_revocation_is_unknown_does_not_undo_it() {
+    let (store, hand) = (Arc::new(Memory::new()), Hand::new());
+    let open = async |leads: bool| {
+        let (store, leads) = (Arc::clone(&store) as _, watch::Sender::new(leads).subscribe());
+        Ca::open_shared(store, &passphrase(), options(Lifetimes::default()), hand.clock(), leads).await.unwrap()
+    };
+    let (one, two) = (open(true).await, open(false).await);
+    let current = |issued: Issued| {
+        let (leaf, id) = (issued.leaf, issued.id);
+        Current { id, serial: leaf.serial, not_before: leaf.not_before, not_after: leaf.not_after }
+    };
+    let held = current(one.issue_local(&id("orders"), &new_csr()).unwrap());
+    two.tick().await.unwrap();
+    hand.forward(HOUR);
+    one.revoke_identity(&id("orders")).await.unwrap();
+    hand.forward(HOUR);
+    let renewed = two.renew(&held, &new_csr()).unwrap();
+    assert_eq!(renewed.leaf.not_after, START + 26 * HOUR, "that it begins earlier makes it no shorter");
+    let renewed = current(renewed);
+    assert!(matches!(one.renew(&renewed, &new_csr()), Err(Error::Revoked { .. })));
+    two.tick().await.unwrap();
+    assert!(matches!(two.renew(&renewed, &new_csr()), Err(Error::Revoked { .. })));
+    // Who joins anew is somebody else, wherever that is.
+    let token = one.create_token(&order(HOUR, 1)).await.unwrap();
+    let again = current(two.join(&token.reveal(), None, &new_csr()).await.unwrap());
+    assert!(one.renew(&again, &new_csr()).is_ok());
+}
+
+#[test]
+fn a_clock_that_is_set_back_for_a_moment_replaces_no_root() {
+    let mut core = Core::create(DOMAIN, Lifetimes::default(), None, at(START)).unwrap();
+    let roots = core.bundle().roots.clone();
+    let early = at(START - HOUR);
+    core.tick(early, false).unwrap();
+    assert_eq!(core.bundle().roots, roots);
+    core.tick(early, true).unwrap();
+    assert_ne!(core.bundle().roots, roots, "it was made by a clock that was wrong");
+}

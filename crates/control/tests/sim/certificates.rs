@@ -370,9 +370,21 @@ impl Certificates {
         self.count("tokens tried again");
     }
 
+    /// Who has stolen a key asks for the next certificate, past the handshake that would refuse it.
+    fn steal(&mut self) {
+        let (n, c) = (self.rng.index(self.nodes.len()), self.rng.index(self.controls.len()));
+        let (Some((cert, _)), Some(ca)) = (&self.nodes[n].revoked, &self.controls[c].ca) else { return };
+        let csr = request(&cert.current.id, 1);
+        let given = ca.renew(&cert.current, &csr).is_ok() || ca.come_back(&cert.current, &csr).is_ok();
+        if given && self.told(c, n) {
+            self.fail(format!("control {c} gives another certificate for one of n{n} that is revoked"));
+        }
+    }
+
     fn fault(&mut self) {
         if self.rng.percent(20) {
             self.replay();
+            self.steal();
         }
         if !self.rng.percent(12) {
             return;
@@ -438,6 +450,11 @@ impl Certificates {
         if run(ca.revoke_identity(&cert.current.id)).is_ok() {
             self.nodes[n].revoked = Some((cert, self.now));
             self.count("revocations");
+            // Until its certificate has ended, so that it can come back by the grace alone.
+            if self.rng.percent(30) {
+                self.nodes[n].cut = true;
+                self.mends.push((self.now + self.rng.between(40, 110) as i64 * 60, Mend::Node(n)));
+            }
             self.trace(|| format!("n{n} is revoked at control {c}"));
         }
     }
