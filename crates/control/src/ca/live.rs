@@ -262,7 +262,7 @@ impl Ca {
         let (core, now) = (self.core(), self.now());
         core.may_join(id, &shown.serial, shown.not_before)?;
         let request = Request::read(csr, id)?;
-        let leaf = core.issue(id, &request, None, now)?;
+        let leaf = self.sign(&core, id, &request, now)?;
         info!(
             %id, serial = %leaf.serial, ca = shown.cas.join(", "), shown = shown.names(), shown_serial = %shown.serial,
             "a node has joined by a certificate of another CA"

@@ -40,11 +40,13 @@ pub const LIVES: Lifetimes = Lifetimes {
 pub struct Line {
     memory: Arc<Memory>,
     pub cut: AtomicBool,
+    /// It can be read, and takes no writes.
+    pub full: AtomicBool,
 }
 
 impl Line {
     pub fn new(memory: Arc<Memory>) -> Self {
-        Self { memory, cut: AtomicBool::new(false) }
+        Self { memory, cut: AtomicBool::new(false), full: AtomicBool::new(false) }
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -87,6 +89,9 @@ impl Store for Line {
         Box::pin(async move {
             Turn(false).await;
             self.check()?;
+            if self.full.load(Ordering::Relaxed) {
+                return Err(StoreError::Full { place: self.place() });
+            }
             self.memory.write(batch).await
         })
     }
@@ -366,6 +371,6 @@ impl Authority {
     }
 
     pub fn is_cut(&self) -> bool {
-        self.line.cut.load(Ordering::Relaxed)
+        self.line.cut.load(Ordering::Relaxed) || self.line.full.load(Ordering::Relaxed)
     }
 }

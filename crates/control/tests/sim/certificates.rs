@@ -24,6 +24,8 @@ struct Node {
     revoked: Option<(Cert, i64)>,
     /// A control plane that is up and that it reaches, for how many steps in a row.
     reached: i64,
+    /// When its clock was last wrong.
+    odd: i64,
 }
 
 /// See the module.
@@ -68,7 +70,7 @@ impl Certificates {
         let nodes = rng.between(3, 5);
         let verdicts = Verdicts::default();
         let member = |n| Member::new(id(&format!("n{n}")), &verdicts);
-        let node = |n| Node { member: member(n), watches: 0, cut: false, revoked: None, reached: 0 };
+        let node = |n| Node { member: member(n), watches: 0, cut: false, revoked: None, reached: 0, odd: 0 };
         let mut sim = Self {
             now: START,
             loud,
@@ -218,6 +220,9 @@ impl Certificates {
         let watched = self.nodes[n].watches;
         let any = (0..self.controls.len()).any(|c| self.reaches(n, c) && self.controls[c].member.cert.is_some());
         self.nodes[n].reached = if any { self.nodes[n].reached + 1 } else { 0 };
+        if self.nodes[n].member.skew.unsigned_abs() > TOLERATED {
+            self.nodes[n].odd = self.now;
+        }
         if self.reaches(n, watched) && self.nodes[n].member.cert.is_some() {
             // A stream is cut, and made again, only between those who accept each other.
             if self.rng.percent(80) && self.greet(n, watched).is_ok() {
@@ -257,6 +262,12 @@ impl Certificates {
     }
 
     fn renew(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        let ended = node.member.cert.as_ref().is_some_and(|cert| !cert.holds(self.now + node.member.skew));
+        let well = node.reached > 30 && self.now > node.odd.max(self.jumped) + HOUR && node.revoked.is_none();
+        if ended && well {
+            self.fail(format!("n{n} asks for a certificate only when the last one has ended"));
+        }
         let (first, chance) = (self.rng.index(self.controls.len()), self.chance());
         let mut why = String::new();
         for turn in 0..self.controls.len() {
@@ -412,14 +423,16 @@ impl Certificates {
                 }
             }
             5 | 6 => {
-                self.trace(|| format!("control {c} is cut off the store for {short} s"));
-                self.controls[c].line.cut.store(true, Ordering::Relaxed);
+                let full = self.rng.percent(40);
+                self.trace(|| format!("control {c} is cut off the store for {short} s, from writing alone: {full}"));
+                let line = &self.controls[c].line;
+                if full { &line.full } else { &line.cut }.store(true, Ordering::Relaxed);
                 self.lead();
                 self.mends.push((now + short, Mend::Line(c)));
             }
             // Beyond what is tolerated, a node for long, and a control plane until somebody sets its clock right.
             7 => {
-                let ahead = if self.rng.percent(50) { HOUR } else { -HOUR };
+                let ahead = if self.rng.percent(50) { HOUR } else { -3 * HOUR };
                 self.trace(|| format!("the clock of control {c} jumps by {ahead} s"));
                 self.controls[c].member.skew = ahead;
                 self.jumped = now + 2 * HOUR;
@@ -454,6 +467,9 @@ impl Certificates {
             if self.rng.percent(30) {
                 self.nodes[n].cut = true;
                 self.mends.push((self.now + self.rng.between(40, 110) as i64 * 60, Mend::Node(n)));
+            } else if self.rng.percent(30) {
+                // It is mended at once, and joins anew in the same minute, maybe by a clock that is late.
+                self.nodes[n].member.forget();
             }
             self.trace(|| format!("n{n} is revoked at control {c}"));
         }
@@ -482,7 +498,10 @@ impl Certificates {
         for (_, what) in due {
             match what {
                 Mend::Node(n) => self.nodes[n].cut = false,
-                Mend::Line(c) => self.controls[c].line.cut.store(false, Ordering::Relaxed),
+                Mend::Line(c) => {
+                    let line = &self.controls[c].line;
+                    [&line.cut, &line.full].iter().for_each(|fault| fault.store(false, Ordering::Relaxed));
+                }
                 Mend::Clock(c) => self.controls[c].member.skew = self.skew(),
                 Mend::NodeClock(n) => self.nodes[n].member.skew = self.skew(),
                 Mend::Control(c) => {

@@ -5,6 +5,7 @@ use crate::plan::Millis;
 use crate::proxy::{Table, rejected, request};
 use crate::sim::Sim;
 use crate::world::ROOT;
+use selvedge_control::publish::hub::SETTLE;
 use selvedge_control::publish::scope::{Role, Wanted};
 use selvedge_control::publish::version::Version;
 use selvedge_control::source::stream::machine::Outcome;
@@ -137,6 +138,12 @@ pub fn sent(sim: &mut Sim, conn: ConnId, control: usize, nonce: &str, group: Gro
         if !may {
             sim.checks.fail(format!("p{proxy} of {} must not see {key}", spec.namespace));
         }
+    }
+    // Who has not come back to a control plane that has just started is not gone.
+    let own = &sim.controls[control];
+    let lost = group.removals.iter().find(|key| key.kind == Kind::Workload && !own.met.contains(*key));
+    if let Some(lost) = lost.filter(|_| sim.now < own.began + SETTLE) {
+        sim.checks.fail(format!("control {control} takes {lost} from p{proxy}, which may yet come to it"));
     }
     if nonce == "1" && up + down > SMALL {
         let firsts = sim.checks.firsts.entry(control).or_default();

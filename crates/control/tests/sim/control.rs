@@ -12,7 +12,7 @@ use selvedge_control::publish::{
 use selvedge_control::source::Mark;
 use selvedge_model::{Kind, Resource, ResourceKey};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub type ConnId = usize;
@@ -41,6 +41,8 @@ pub struct Control {
     /// Workloads of which the store says that they are there.
     stored: BTreeMap<ResourceKey, Resource>,
     sights: BTreeMap<Interest, Arc<Sight>>,
+    /// Workloads that it has heard of since it started, as there or as gone.
+    pub met: BTreeSet<ResourceKey>,
 }
 
 impl Control {
@@ -61,6 +63,7 @@ impl Control {
             joined: BTreeMap::new(),
             stored: BTreeMap::new(),
             sights: BTreeMap::new(),
+            met: BTreeSet::new(),
         }
     }
 
@@ -84,6 +87,9 @@ impl Control {
     }
 
     fn put(&mut self, key: &ResourceKey, resource: Option<&Resource>) {
+        if key.kind == Kind::Workload {
+            self.met.insert(key.clone());
+        }
         match resource {
             Some(resource) => _ = self.graph.upsert(resource),
             None => _ = self.graph.remove(key),

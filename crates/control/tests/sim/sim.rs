@@ -448,6 +448,7 @@ impl Sim {
             if update.upserts.len() == size {
                 let full = std::mem::replace(&mut update, begin.clone());
                 self.say(conn, Message::Update(full));
+                self.maybe_break(conn);
             }
         }
         update.removals = group.removals.iter().map(ToString::to_string).collect();

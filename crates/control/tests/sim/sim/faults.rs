@@ -1,6 +1,7 @@
 //! What is done to those who take part, and how it is mended.
 
 use super::{Event, Held, LEASE, Millis, Sim};
+use crate::control::ConnId;
 use selvedge_control::publish::scope::Role;
 
 /// As in the transport: whoever hears nothing for so long ends the connection.
@@ -51,6 +52,16 @@ impl Sim {
                     self.push(at, Event::StartProxy { proxy });
                 }
             }
+        }
+    }
+
+    /// A connection breaks when the proxy has a part of an update.
+    pub(super) fn maybe_break(&mut self, conn: ConnId) {
+        if self.plan.faults && !self.healed && self.rng.percent(3) {
+            self.checks.trace(|| format!("connection {conn} breaks within an update"));
+            let at = self.conns[conn].last[1];
+            self.push(at, Event::LostAtProxy { conn });
+            self.push(at, Event::LostAtControl { conn });
         }
     }
 
