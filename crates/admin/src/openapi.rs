@@ -53,7 +53,11 @@ pub(crate) const ENDPOINTS: &[Endpoint] = &[
         ..get("/clusters", "Endpoints with health and load, limits with use; ?key= picks one cluster.", "Clusters")
     },
     get("/listeners", "Open sockets and their connections.", "Listeners"),
-    get("/nodes", "Of a control plane: its proxies, in sync or why not, and those that went within the last hour.", "Nodes"),
+    get(
+        "/nodes",
+        "Of a control plane: its proxies, in sync or why not, and those that went within the last hour.",
+        "Nodes",
+    ),
     Endpoint {
         method: "POST",
         path: "/drain",

@@ -62,7 +62,7 @@ fn rule(version: usize, cluster: usize) -> Rule {
     let name = RuleName {
         kind: "HTTPRoute",
         namespace: "shop".into(),
-        route: format!("route-{version}").into(),
+        route: format!("route-{version}"),
         index: 0,
         name: None,
     };
@@ -107,7 +107,7 @@ fn snapshot(version: usize, bind: Bind, backends: &[SocketAddr]) -> Snapshot {
     // Rules of other hosts before it: the index of the rule differs from version to version, too.
     for other in 0..=version % 3 {
         let mut unused = rule(version, place);
-        unused.name.route = format!("other-{other}").into();
+        unused.name.route = format!("other-{other}");
         let number = router.rule(Arc::new(unused));
         entry(&mut router, "/other", number);
     }
@@ -116,7 +116,7 @@ fn snapshot(version: usize, bind: Bind, backends: &[SocketAddr]) -> Snapshot {
     let options = HttpOptions { server_header: version % 2 == 1, ..HttpOptions::default() };
     let section = format!("http-{version}");
     let http = HttpListener {
-        name: ListenerName { kind: "Gateway", namespace: "shop".into(), name: "edge".into(), section: section.into() },
+        name: ListenerName { kind: "Gateway", namespace: "shop".into(), name: "edge".into(), section },
         hostname: None,
         router: router.build(),
         access: None,
@@ -160,8 +160,11 @@ async fn backend(number: usize) -> SocketAddr {
                         line.unwrap_or("none").to_owned()
                     };
                     let body = format!("{number} {} {} {}", header("x-before"), header("x-after"), header("x-backend"));
-                    let status =
-                        if count.fetch_add(1, Relaxed) % 3 == 0 { "503 Service Unavailable" } else { "200 OK" };
+                    let status = if count.fetch_add(1, Relaxed).is_multiple_of(3) {
+                        "503 Service Unavailable"
+                    } else {
+                        "200 OK"
+                    };
                     let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                     head.clear();
                     if stream.write_all(answer.as_bytes()).await.is_err() {

@@ -94,11 +94,10 @@ impl Identity for IdentityService {
             id => Some(id.parse::<SpiffeId>().map_err(|e| Status::invalid_argument(format!("identity: {e}")))?),
         };
         if request.token.is_empty() {
-            return self.join_by_certificate(&peer, wanted, &request.certificate_request).map_err(|status| {
+            return self.join_by_certificate(&peer, wanted, &request.certificate_request).inspect_err(|status| {
                 self.refused(address);
                 let address = address.map(tracing::field::display);
                 tracing::warn!(address, reason = status.message(), "a join by certificate was refused");
-                status
             });
         }
         match self.ca.join(&request.token, wanted.as_ref(), &request.certificate_request).await {

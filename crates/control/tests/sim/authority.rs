@@ -4,7 +4,6 @@
 use selvedge_control::ca::{
     Bundle, Ca, Current, Error, Issued, Key, Lifetimes, Memory, Options, Revoked, Serial, Store, StoreError,
     store::{Batch, Pending},
-    time::SKEW,
 };
 use selvedge_identity::{Bundle as Trusted, Expect, Identities, KeyPair, Life, Role, Span};
 use selvedge_wire::spiffe::SpiffeId;
