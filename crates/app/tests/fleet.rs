@@ -316,7 +316,10 @@ async fn proxies_are_what_they_prove_to_be() {
     abroad.logged("no stream from the control plane").await;
     let careful = home.proxy("careful", "edge", &[listen], &["--role", "gateway", "--control-account", "other"]).await;
     careful.logged("no stream from the control plane").await;
-    let ids = || nodes(admin).iter().map(|n| n["id"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>();
+    let ids = || -> Vec<String> {
+        let here = nodes(admin).into_iter().filter(|n| n["gone_since"].is_null());
+        here.map(|n| n["id"].as_str().unwrap_or_default().to_owned()).collect()
+    };
     until(&format!("only `right` is there: {}", control.log()), async || ids() == ["right"]).await;
 }
 

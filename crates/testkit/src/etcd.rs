@@ -2,13 +2,14 @@
 
 use crate::selvedge::free_port;
 use std::{
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
 
-/// How long it may take until it accepts connections.
+/// How long it may take until it answers.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// One member, with its data in a folder of its own. Dropping it kills it.
@@ -30,7 +31,7 @@ impl Etcd {
             return None;
         };
         let etcd = Self { process, folder, client, peer };
-        etcd.accepts();
+        etcd.answers();
         Some(etcd)
     }
 
@@ -48,15 +49,25 @@ impl Etcd {
     pub fn restart(&mut self) {
         self.stop();
         self.process = spawn(&self.folder, self.client, self.peer).expect("etcd starts again");
-        self.accepts();
+        self.answers();
     }
 
-    fn accepts(&self) {
+    /// It accepts connections before it has a folder that it could start from again.
+    fn answers(&self) {
         let limit = Instant::now() + LIMIT;
-        while TcpStream::connect(self.client).is_err() {
+        while !self.is_healthy().unwrap_or(false) {
             assert!(Instant::now() < limit, "etcd does not answer");
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn is_healthy(&self) -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect(self.client)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer.contains(r#""health":"true""#))
     }
 }
 
