@@ -577,6 +577,8 @@ impl Core {
         let until = self.last_end(now) + self.lifetimes.overlap.as_secs();
         for root in &mut self.roots {
             if root.phase == Phase::Active {
+                // By a clock before its beginning nobody can tell when the last certificate under it ends.
+                let until = if seconds(now) < root.not_before { root.not_after } else { until };
                 root.phase = Phase::Retiring { until };
             }
         }

@@ -795,4 +795,6 @@ fn a_clock_that_is_set_back_for_a_moment_replaces_no_root() {
     assert_eq!(core.bundle().roots, roots);
     core.tick(early, true).unwrap();
     assert_ne!(core.bundle().roots, roots, "it was made by a clock that was wrong");
+    core.tick(at(START + 30 * 24 * HOUR), true).unwrap();
+    assert!(core.bundle().roots.contains(&roots[0]), "or this one was: others have certificates under it");
 }

@@ -26,6 +26,8 @@ struct Node {
     reached: i64,
     /// When its clock was last wrong.
     odd: i64,
+    /// When it was last revoked: what it joins with after that begins then, and not two minutes before.
+    barred: i64,
 }
 
 /// See the module.
@@ -70,7 +72,7 @@ impl Certificates {
         let nodes = rng.between(3, 5);
         let verdicts = Verdicts::default();
         let member = |n| Member::new(id(&format!("n{n}")), &verdicts);
-        let node = |n| Node { member: member(n), watches: 0, cut: false, revoked: None, reached: 0, odd: 0 };
+        let node = |n| Node { member: member(n), watches: 0, cut: false, revoked: None, reached: 0, odd: 0, barred: 0 };
         let mut sim = Self {
             now: START,
             loud,
@@ -320,6 +322,7 @@ impl Certificates {
             && well
             && now >= self.jumped
             && self.nodes[n].revoked.is_none()
+            && now > self.nodes[n].barred + 4 * STEP
         {
             self.fail(format!("n{n} cannot use what control {c} has issued to it: {why}"));
         }
@@ -462,6 +465,7 @@ impl Certificates {
         }
         if run(ca.revoke_identity(&cert.current.id)).is_ok() {
             self.nodes[n].revoked = Some((cert, self.now));
+            self.nodes[n].barred = self.now;
             self.count("revocations");
             // Until its certificate has ended, so that it can come back by the grace alone.
             if self.rng.percent(30) {
