@@ -17,6 +17,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::watch,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -37,9 +38,30 @@ async fn mirror() -> Server {
     .await
 }
 
+/// Greets its clients, and says what they say. While it may not speak first it greets who has said something.
+async fn mail(may_speak: watch::Receiver<bool>) -> Server {
+    Server::tcp(move |mut stream| {
+        let mut may_speak = may_speak.clone();
+        async move {
+            tokio::select! {
+                _ = may_speak.wait_for(|may| *may) => {}
+                _ = stream.readable() => {}
+            }
+            if stream.write_all(b"220 mail\r\n").await.is_ok() {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            }
+        }
+    })
+    .await
+}
+
 struct World {
     proxy: Proxy,
     identities: Arc<Identities>,
+    /// Whether the server at [`BYTES`] may speak first. A client that is slow to begin (10 ms) is taken for one that waits
+    /// for it.
+    speaks: watch::Sender<bool>,
     /// Servers run while this is here.
     _servers: [Server; 2],
     log: std::path::PathBuf,
@@ -52,7 +74,8 @@ impl Drop for World {
 }
 
 async fn world(name: &str) -> World {
-    let (app, mail) = (mirror().await, Server::echo("220 mail\r\n").await);
+    let (speaks, may_speak) = watch::channel(true);
+    let (app, mail) = (mirror().await, mail(may_speak).await);
     let identities = identities(&["cart", "web"]);
     let proxy = start(Settings { identities: identities.clone(), ..Settings::default() });
     let log = std::env::temp_dir().join(format!("selvedge-mesh-{name}-{}.log", std::process::id()));
@@ -78,7 +101,7 @@ async fn world(name: &str) -> World {
     let inbound = make.inbound(Arrive::Hbone, own(), addresses, ports, make.other(mode));
     make.listen(TUNNELS.parse().ok(), 0, inbound);
     install(&proxy, make);
-    World { proxy, identities, _servers: [app, mail], log }
+    World { proxy, identities, speaks, _servers: [app, mail], log }
 }
 
 impl World {
@@ -152,10 +175,13 @@ async fn servers_that_speak_first_are_heard_with_and_without_tls() {
     let world = world("first").await;
     let mut clear = TcpStream::connect(at(&world.proxy, BYTES)).await.expect("a connection");
     until(&mut clear, "220 mail\r\n").await;
+    world.speaks.send_replace(false);
     let mut stream = world.tls(BYTES, alpn::MUTUAL_TLS).await;
+    world.speaks.send_replace(true);
     let mut greeting = [0; 10];
     stream.read_exact(&mut greeting).await.expect("a greeting");
     assert_eq!(&greeting, b"220 mail\r\n");
+    world.speaks.send_replace(false);
     // TLS of the application is for the application.
     let hello = "\x16\x03\x01\0\x04\x01\0\0\0";
     assert_eq!(exchange(at(&world.proxy, BYTES), hello).await.expect("an echo"), format!("220 mail\r\n{hello}"));
@@ -241,7 +267,9 @@ async fn an_application_sees_nothing_of_whom_it_does_not_let_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_is_no_longer_accepted_is_cut() {
     let world = world("revoked").await;
+    world.speaks.send_replace(false);
     let mut stream = world.tls(BYTES, alpn::MUTUAL_TLS).await;
+    world.speaks.send_replace(true);
     let mut greeting = [0; 10];
     stream.read_exact(&mut greeting).await.expect("a greeting");
     // Other roots take the place of those that the peer's certificate comes from.
