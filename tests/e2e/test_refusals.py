@@ -142,7 +142,7 @@ def test_te_is_passed_on_for_trailers_alone(edge):
             (b"TE: trailers\r\nConnection: te\r\n", b"trailers"), (b"TE: gzip, trailers\r\nConnection: TE, x-own\r\nX-Own: 1\r\n", b"trailers"),
             (b"TE: gzip\r\nConnection: te\r\n", None), (b"TE: gzip\r\n", None)]):
         path = b"/raw-plain/te%d" % index
-        assert raw(edge.ports["plain"], b"GET %s HTTP/1.1\r\nHost: a\r\n%s\r\n" % (path, fields), 1).startswith(b"HTTP/1.1 200")
+        assert raw(edge.ports["plain"], b"GET %s HTTP/1.1\r\nHost: a\r\n%s\r\n" % (path, fields), quiet=1).startswith(b"HTTP/1.1 200")
         head = received(edge, path).split(path.lower(), 1)[1].split(b"\r\n\r\n")[0]
         assert b"x-own" not in head and b"gzip" not in head, head
         assert (b"\r\nte: trailers" in head and b"\r\nconnection: te" in head) == (wanted is not None) == (b"te:" in head), head
@@ -152,7 +152,7 @@ def test_bodies_of_get(edge):
     body = b'{"query": {}}'
     for method in (b"GET", b"HEAD"):
         ask = lambda name: raw(edge.ports[name], b"%s /raw-%s/%s HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nContent-Length: %d\r\n\r\n%s" % (
-            method, name.encode(), method, len(body), body), 1)
+            method, name.encode(), method, len(body), body), quiet=1)
         assert ask("plain").startswith(b"HTTP/1.1 400")
         assert ask("bodies").startswith(b"HTTP/1.1 200")
         got = received(edge, b"/raw-bodies/" + method)
