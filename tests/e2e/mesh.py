@@ -268,7 +268,7 @@ class Mesh:
     def in_sync(self, *names):
         def so():
             nodes = self.status()
-            return all(nodes.get(name, {}).get("in_sync") for name in names)
+            return all(nodes.get(name, {}).get("state") in ("in_sync", "errors") for name in names)
 
         wait_for(so, f"{names} in sync")
 

@@ -162,11 +162,11 @@ def test_in_any_order_and_through_a_partition(pair):
     rule = "add rule ip cut input tcp dport 15012 drop"
     for line in ["add table ip cut", "add chain ip cut input { type filter hook input priority 0 ; }", rule]:
         mesh.run(None, "nft", line)
-    wait_for(lambda: not any(n.get("in_sync") for n in mesh.status().values()) or not mesh.status(), "the partition being noticed", 90)
+    wait_for(lambda: not any(n["state"] == "in_sync" for n in mesh.status().values()) or not mesh.status(), "the partition being noticed", 90)
     load.more(50)
     mesh.write("mesh", mesh_resource("Strict"))
     mesh.run(None, "nft", "delete table ip cut")
-    wait_for(lambda: (nodes := mesh.status()) and len(nodes) == 2 and all(n["in_sync"] for n in nodes.values()), "in sync again", 90)
+    wait_for(lambda: (nodes := mesh.status()) and len(nodes) == 2 and all(n["state"] == "in_sync" for n in nodes.values()), "in sync again", 90)
     load.more(20)
     load.none_failed()
 

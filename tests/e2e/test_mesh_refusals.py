@@ -184,8 +184,8 @@ def test_a_resource_that_a_proxy_refuses(local, tmp_path):
     mesh.in_sync("edge")
     mesh.write("secret", secret("no certificate"))
     status = lambda: subprocess.run([BIN, "status", "--control", f"{mesh.net.control}:{mesh.admin}"], capture_output=True, text=True, timeout=100)
-    stale = wait_for(lambda: (done := status()).returncode == 1 and "last refusal" in done.stdout and done, "the refusal")
-    assert "STALE" in stale.stdout and "Secret shop/edge" in stale.stdout, stale.stdout
+    refusing = wait_for(lambda: "REFUSING" in (done := status()).stdout and done, "the refusal")
+    assert refusing.returncode == 1 and "last refusal" in refusing.stdout and "Secret shop/edge" in refusing.stdout, refusing.stdout
     assert shakes(), "the last good one is served"
     mesh.write("secret", secret(cert.read_text()))
     wait_for(lambda: status().returncode == 0, "all being in sync again")

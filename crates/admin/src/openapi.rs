@@ -189,14 +189,15 @@ fn schemas() -> Value {
         ),
         "Nodes": list("Node"),
         "Node": object(
-            &["id", "role", "identity", "version", "host", "workloads", "in_sync", "reason", "resources", "sent", "has", "wants", "connected"],
+            &["id", "role", "identity", "version", "host", "workloads", "state", "reason", "resources", "sent", "has", "wants", "connected"],
             json!({
                 "id": text, "role": { "enum": ["gateway", "sidecar", "node"] }, "identity": text, "version": text,
-                "host": text, "workloads": { "type": "array", "items": text }, "in_sync": flag, "reason": text,
+                "host": text, "workloads": { "type": "array", "items": text }, "reason": text,
+                "state": { "enum": ["in_sync", "updating", "stale", "refusing", "errors", "gone", "left"] },
                 "resources": count, "sent": count, "has": text, "wants": text, "connected": count,
                 "last_ack": { "type": ["integer", "null"] }, "last_nack": { "type": ["integer", "null"] },
                 "last_nack_text": { "type": ["string", "null"] },
-                "gone_since": { "type": ["integer", "null"] }, "left": flag,
+                "gone_since": { "type": ["integer", "null"] },
             }),
         ),
         "Clusters": list("Cluster"),

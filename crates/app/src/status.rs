@@ -6,7 +6,7 @@ use bytes::Bytes;
 use clap::Args as ClapArgs;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
-use selvedge_control::publish::status::NodeStatus;
+use selvedge_control::publish::status::{Condition, NodeStatus};
 use std::{
     collections::BTreeMap,
     fmt::Write,
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     } else {
         say!("{}", table(&nodes, now()).trim_end());
     }
-    let fine = nodes.iter().all(|node| node.left || (node.in_sync && node.reason.is_empty()));
+    let fine = nodes.iter().all(|node| matches!(node.state, Condition::InSync | Condition::Left));
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -106,12 +106,15 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
     let head = ["PROXY", "ROLE", "STATE", "VERSION", "RESOURCES", "CONNECTED", "IDENTITY"].map(str::to_owned);
     let mut rows = vec![head];
     for node in nodes {
-        let state = match (node.gone_since, node.in_sync, node.reason.is_empty()) {
-            (Some(_), ..) if node.left => "left",
-            (Some(_), ..) => "GONE",
-            (None, true, true) => "in sync",
-            (None, true, false) => "ERRORS",
-            (None, false, _) => "STALE",
+        // What somebody should look at is in capitals.
+        let state = match node.state {
+            Condition::InSync => "in sync",
+            Condition::Updating => "updating",
+            Condition::Stale => "STALE",
+            Condition::Refusing => "REFUSING",
+            Condition::Errors => "ERRORS",
+            Condition::Gone => "GONE",
+            Condition::Left => "left",
         };
         let identity = if node.identity.is_empty() { "not proven" } else { &node.identity };
         rows.push([
@@ -135,7 +138,7 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
             let _ = writeln!(text, "    {}", node.reason);
         }
         if let Some(since) = node.gone_since {
-            let how = if node.left { "said goodbye" } else { "went without a word" };
+            let how = if node.state == Condition::Left { "said goodbye" } else { "went without a word" };
             let _ = writeln!(
                 text,
                 "    gone since {} ({} ago), {how}; it was on {}",
@@ -149,7 +152,12 @@ fn table(nodes: &[NodeStatus], now: i64) -> String {
         }
     }
     let here: Vec<&NodeStatus> = nodes.iter().filter(|n| n.gone_since.is_none()).collect();
-    let _ = write!(text, "{} proxies, {} in sync", here.len(), here.iter().filter(|n| n.in_sync).count());
+    let _ = write!(
+        text,
+        "{} proxies, {} in sync",
+        here.len(),
+        here.iter().filter(|n| n.state == Condition::InSync).count()
+    );
     let gone = nodes.len() - here.len();
     let _ = if gone == 0 { writeln!(text) } else { writeln!(text, "; {gone} gone within the last hour") };
     text
@@ -163,7 +171,7 @@ mod tests {
     fn who_is_elsewhere_is_not_gone() {
         let node = |gone_since: Option<i64>| NodeStatus {
             id: "web".to_owned(),
-            in_sync: gone_since.is_none(),
+            state: if gone_since.is_none() { Condition::InSync } else { Condition::Gone },
             gone_since,
             host: "vm-7".to_owned(),
             ..NodeStatus::default()

@@ -157,7 +157,7 @@ impl Shop {
     async fn in_sync(&self, names: &[&str]) {
         let found = || {
             let nodes = self.nodes();
-            names.iter().all(|name| nodes.iter().any(|node| node["id"] == *name && node["in_sync"] == true))
+            names.iter().all(|name| nodes.iter().any(|node| node["id"] == *name && node["state"] == "in_sync"))
         };
         self.main.until(&format!("{names:?} are in sync"), async || found()).await;
     }

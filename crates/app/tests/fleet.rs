@@ -161,7 +161,7 @@ fn nodes(admin: SocketAddr) -> Vec<Value> {
 }
 
 async fn in_sync(admin: SocketAddr, id: &str) -> Value {
-    let found = || nodes(admin).into_iter().find(|node| node["id"] == id && node["in_sync"] == true);
+    let found = || nodes(admin).into_iter().find(|node| node["id"] == id && node["state"] == "in_sync");
     until(&format!("{id} is in sync"), async || found().is_some()).await;
     found().unwrap_or_default()
 }

@@ -4,7 +4,11 @@ use selvedge_compile::Options;
 use selvedge_control::{
     Current, Engine,
     proto::discovery::{Hello, Role, Source},
-    publish::{server::Publisher, status::NodeStatus, version::canonical},
+    publish::{
+        server::Publisher,
+        status::{Condition, NodeStatus},
+        version::canonical,
+    },
     source::{
         etcd::{Client, EtcdSource},
         stream::{StreamSource, machine::Me},
@@ -161,11 +165,11 @@ async fn who_is_cut_off_takes_nothing_back() {
     to_good.open.send_replace(false);
     let revision = |c: &Control| c.current.borrow().mark.as_ref().map(|mark| mark.revision);
     assert!(revision(&late) < revision(&good));
-    late.node("it waits", |n| !n.in_sync && n.reason.contains("until this one has caught up")).await;
+    late.node("it waits", |n| n.state == Condition::Stale && n.reason.contains("until this one has caught up")).await;
     assert_eq!(late.publisher.behind(), 1);
     assert!(has(&proxy.borrow(), 82), "nothing is taken back");
     way.open.send_replace(true);
-    late.node("in sync", |n| n.in_sync).await;
+    late.node("in sync", |n| n.state == Condition::InSync).await;
     assert_eq!((late.publisher.behind(), late.publisher.nodes()[0].sent), (0, 0), "it had everything");
     put(&etcd, 83).await;
     serves(&mut proxy, 83).await;
@@ -183,5 +187,5 @@ async fn who_has_looked_again_is_believed() {
     let mut proxy = proxy(&[control.listen], Some(Source { origin, revision: 1_000_000 }));
     control.node("it waits at first", |n| n.reason.contains("1000000")).await;
     serves(&mut proxy, 81).await;
-    control.node("in sync", |n| n.in_sync).await;
+    control.node("in sync", |n| n.state == Condition::InSync).await;
 }

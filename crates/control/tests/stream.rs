@@ -4,7 +4,11 @@ use selvedge_compile::Options;
 use selvedge_control::{
     Current, Engine,
     proto::discovery::{Hello, Role},
-    publish::{scope::Wanted, server::Publisher, status::NodeStatus},
+    publish::{
+        scope::Wanted,
+        server::Publisher,
+        status::{Condition, NodeStatus},
+    },
     source::stream::{Handle, StreamSource, machine::Me},
     transport::{self, Dialer},
 };
@@ -156,14 +160,14 @@ async fn a_change_is_one_small_message_and_a_reconnect_sends_differences_only() 
     let (address, state) = (control.address, tempfile::tempdir().unwrap());
     let mut proxy = Proxy::start("edge", Role::Gateway, &[], &[control.url()], Some(state.path().to_path_buf()));
     proxy.has(502).await;
-    let sent = control.nodes("in sync", |n| n.len() == 1 && n[0].in_sync).await[0].sent;
+    let sent = control.nodes("in sync", |n| n.len() == 1 && n[0].state == Condition::InSync).await[0].sent;
     assert_eq!(sent, 502);
     resources[2] = route("r0", "changed.example");
     control.publisher.publish(&resources.iter().cloned().collect());
     proxy
         .until("the change", |r| r.http_route("shop", "r0").is_some_and(|r| r.spec.hostnames == ["changed.example"]))
         .await;
-    assert_eq!(control.nodes("told", |n| n[0].in_sync && n[0].sent > sent).await[0].sent, sent + 1);
+    assert_eq!(control.nodes("told", |n| n[0].state == Condition::InSync && n[0].sent > sent).await[0].sent, sent + 1);
     // All control planes are away, then another one comes that knows a little more.
     drop(control);
     resources.push(route("new", "new.example"));
@@ -172,7 +176,7 @@ async fn a_change_is_one_small_message_and_a_reconnect_sends_differences_only() 
     proxy
         .until("after the restart", |r| r.http_route("shop", "new").is_some() && r.http_route("shop", "r1").is_none())
         .await;
-    assert_eq!(control.nodes("in sync", |n| n.len() == 1 && n[0].in_sync).await[0].sent, 2);
+    assert_eq!(control.nodes("in sync", |n| n.len() == 1 && n[0].state == Condition::InSync).await[0].sent, 2);
     // The proxy is restarted while control is away: it begins with what it had.
     drop(control);
     let saved = state.path().join("last-good.json");
@@ -187,7 +191,7 @@ async fn a_change_is_one_small_message_and_a_reconnect_sends_differences_only() 
     let mut proxy = Proxy::start("edge", Role::Gateway, &[], &[url], Some(state.path().to_path_buf()));
     assert_eq!(proxy.current.borrow().resources.len(), 502);
     let control = Control::start(address, &resources).await;
-    assert_eq!(control.nodes("in sync", |n| n.len() == 1 && n[0].in_sync).await[0].sent, 0);
+    assert_eq!(control.nodes("in sync", |n| n.len() == 1 && n[0].state == Condition::InSync).await[0].sent, 0);
     proxy.has(502).await;
 }
 
@@ -199,10 +203,10 @@ async fn one_control_plane_dies_and_the_other_takes_over_without_sending_again()
     proxy.has(3).await;
     let both = [&one, &two];
     let first = usize::from(one.publisher.nodes().is_empty());
-    both[first].nodes("in sync", |n| n.len() == 1 && n[0].in_sync).await;
+    both[first].nodes("in sync", |n| n.len() == 1 && n[0].state == Condition::InSync).await;
     let (dead, alive) = if first == 0 { (one, two) } else { (two, one) };
     drop(dead);
-    let nodes = alive.nodes("moved", |n| n.len() == 1 && n[0].in_sync).await;
+    let nodes = alive.nodes("moved", |n| n.len() == 1 && n[0].state == Condition::InSync).await;
     assert_eq!(nodes[0].sent, 0);
     let more = [gateway(), service("cart"), route("r", "a.example"), route("s", "b.example")];
     alive.publisher.publish(&more.into_iter().collect());
@@ -228,12 +232,12 @@ async fn a_bad_version_is_refused_alone_and_tried_again() {
     );
     proxy.until("the rest of the change", |r| r.http_route("shop", "s").is_some()).await;
     let nodes = control.nodes("refused", |n| n[0].last_nack.is_some()).await;
-    assert!(!nodes[0].in_sync && nodes[0].reason.contains("HTTPRoute shop/r"), "{nodes:?}");
+    assert!(nodes[0].state == Condition::Refusing && nodes[0].reason.contains("HTTPRoute shop/r"), "{nodes:?}");
     let current = proxy.current.borrow().clone();
     assert_eq!(current.resources.http_route("shop", "r").cloned(), served);
     assert!(current.last_good);
     control.publisher.publish(&[gateway(), service("cart"), policy(good)].into_iter().collect());
-    let nodes = control.nodes("good again", |n| n[0].in_sync).await;
+    let nodes = control.nodes("good again", |n| n[0].state == Condition::InSync).await;
     assert!(nodes[0].last_nack.is_some() && nodes[0].reason.is_empty());
 }
 

@@ -188,7 +188,8 @@ impl Publisher {
 
     /// How many proxies there are of each role in each state.
     pub fn count(&self) -> BTreeMap<(&'static str, Condition), u64> {
-        status::count(&self.shared.lock().hub)
+        let (now, state) = (self.shared.now(), self.shared.lock());
+        status::count(&state.hub, now)
     }
 }
 

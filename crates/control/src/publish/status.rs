@@ -13,6 +13,8 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+/// What a proxy has not taken in after so long, it is late with. A change takes milliseconds, with thousands of proxies a second.
+const LATE: Millis = 5_000;
 /// Workloads and Gateways that are named in one text.
 const MAX_NAMED: usize = 5;
 
@@ -27,8 +29,8 @@ pub struct NodeStatus {
     pub version: String,
     pub host: String,
     pub workloads: Vec<String>,
-    pub in_sync: bool,
-    /// Why not, or what it does not serve.
+    pub state: Condition,
+    /// Why it is not in sync, or what it does not serve.
     pub reason: String,
     /// Resources that it sees.
     pub resources: usize,
@@ -45,17 +47,18 @@ pub struct NodeStatus {
     /// Since when it is not connected any more; seconds since the epoch.
     #[serde(default)]
     pub gone_since: Option<i64>,
-    /// It has said goodbye before.
-    #[serde(default)]
-    pub left: bool,
 }
 
 /// How a proxy is, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Condition {
     /// It has all that it should have, and serves it.
+    #[default]
     InSync,
-    /// It does not have the newest yet.
+    /// What it does not have yet is on its way, as it is for a moment at each change.
+    Updating,
+    /// It does not have the newest, and should have by now.
     Stale,
     /// It serves an older version of something that it refuses (NACK).
     Refusing,
@@ -68,11 +71,13 @@ pub enum Condition {
 }
 
 impl Condition {
-    pub const ALL: [Self; 6] = [Self::InSync, Self::Stale, Self::Refusing, Self::Errors, Self::Gone, Self::Left];
+    pub const ALL: [Self; 7] =
+        [Self::InSync, Self::Updating, Self::Stale, Self::Refusing, Self::Errors, Self::Gone, Self::Left];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::InSync => "in_sync",
+            Self::Updating => "updating",
             Self::Stale => "stale",
             Self::Refusing => "refusing",
             Self::Errors => "errors",
@@ -96,13 +101,13 @@ pub(super) fn gone(hub: &Hub, now: Millis) -> impl Iterator<Item = NodeStatus> {
 }
 
 /// How many proxies there are of each role in each state.
-pub(super) fn count(hub: &Hub) -> BTreeMap<(&'static str, Condition), u64> {
+pub(super) fn count(hub: &Hub, now: Millis) -> BTreeMap<(&'static str, Condition), u64> {
     let roles = [Role::Gateway, Role::Sidecar, Role::Node].map(Role::name);
     let mut counted: BTreeMap<_, u64> =
         roles.iter().flat_map(|role| Condition::ALL.map(|condition| ((*role, condition), 0))).collect();
     for (_, member, wants) in hub.members() {
         let Some(role) = member.role else { continue };
-        *counted.entry((role.name(), condition(hub, member, wants))).or_default() += 1;
+        *counted.entry((role.name(), condition(hub, now, member, wants))).or_default() += 1;
     }
     for (_, gone) in hub.departed().iter() {
         let condition = if gone.left { Condition::Left } else { Condition::Gone };
@@ -111,13 +116,21 @@ pub(super) fn count(hub: &Hub) -> BTreeMap<(&'static str, Condition), u64> {
     counted
 }
 
-fn condition(hub: &Hub, member: &Member, wants: Option<Version>) -> Condition {
-    let has = member.node.acked.map(|acked| acked.version);
-    match has.is_some() && has == wants && member.ahead().is_none() {
-        _ if !member.node.rejected.is_empty() => Condition::Refusing,
-        false => Condition::Stale,
-        true if !member.node.problems.is_empty() || !hub.missing(member).is_empty() => Condition::Errors,
-        true => Condition::InSync,
+fn condition(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> Condition {
+    let node = &member.node;
+    let has = node.acked.map(|acked| acked.version);
+    if has.is_none() || has != wants || member.ahead().is_some() {
+        // What is yet to be sent goes out at once: only an answer, or a turn, is waited for.
+        let waits = node.is_greeting() || node.is_waiting_for_turn();
+        let since = node.waits_since().unwrap_or(if waits { member.since } else { now });
+        let on_its_way = member.ahead().is_none() && now.saturating_sub(since) < LATE;
+        if on_its_way { Condition::Updating } else { Condition::Stale }
+    } else if !node.rejected.is_empty() {
+        Condition::Refusing
+    } else if !node.problems.is_empty() || !hub.missing(member).is_empty() {
+        Condition::Errors
+    } else {
+        Condition::InSync
     }
 }
 
@@ -135,7 +148,7 @@ fn departed(now: Millis, (id, identity): &Name, gone: &Gone) -> NodeStatus {
         version: gone.software.clone(),
         host: gone.host.clone(),
         workloads: gone.workloads.clone(),
-        in_sync: false,
+        state: if gone.left { Condition::Left } else { Condition::Gone },
         reason: String::new(),
         resources: 0,
         sent: 0,
@@ -146,7 +159,6 @@ fn departed(now: Millis, (id, identity): &Name, gone: &Gone) -> NodeStatus {
         last_nack: None,
         last_nack_text: None,
         gone_since: Some(epoch(now, gone.at)),
-        left: gone.left,
     }
 }
 
@@ -170,23 +182,21 @@ fn one(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> NodeS
     let at = |then: Millis| epoch(now, then);
     let node = &member.node;
     let has = node.acked.map(|acked| acked.version);
-    let mut in_sync = has.is_some() && has == wants && member.ahead().is_none();
+    let state = condition(hub, now, member, wants);
     let ago = |then: Millis| format!("{:.1} s", now.saturating_sub(then) as f64 / 1_000.0);
-    let mut reason = match node.waits_since() {
-        _ if in_sync => String::new(),
-        Some(since) => format!("has not answered an update for {}", ago(since)),
-        None if member.ahead().is_some() => behind(hub, member),
-        None if node.is_greeting() => "is still saying what it has".to_owned(),
-        None if node.is_waiting_for_turn() => "waits for its turn to get everything".to_owned(),
-        None => format!("{} changes are yet to be sent", node.behind()),
+    let mut reason = match (state, node.waits_since()) {
+        (Condition::InSync | Condition::Errors, _) => node.problems.join("; "),
+        (Condition::Refusing, _) => {
+            let all: Vec<_> =
+                node.rejected.iter().map(|r| format!("{}: {}", r.key, r.diagnostics.join("; "))).collect();
+            format!("does not serve the newest of {} resources: {}", all.len(), all.join("; "))
+        }
+        (_, Some(since)) => format!("has not answered an update for {}", ago(since)),
+        _ if member.ahead().is_some() => behind(hub, member),
+        _ if node.is_greeting() => "is still saying what it has".to_owned(),
+        _ if node.is_waiting_for_turn() => "waits for its turn to get everything".to_owned(),
+        _ => format!("{} changes are yet to be sent", node.behind()),
     };
-    if in_sync && !node.rejected.is_empty() {
-        in_sync = false;
-        let all: Vec<_> = node.rejected.iter().map(|r| format!("{}: {}", r.key, r.diagnostics.join("; "))).collect();
-        reason = format!("does not serve the newest of {} resources: {}", all.len(), all.join("; "));
-    } else if in_sync && !node.problems.is_empty() {
-        reason = node.problems.join("; ");
-    }
     // That it has all there is for it says nothing if there is nothing.
     let missing = hub.missing(member);
     if !missing.is_empty() {
@@ -201,7 +211,7 @@ fn one(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> NodeS
         version: member.hello.version.clone(),
         host: member.hello.host.clone(),
         workloads: member.hello.workloads.clone(),
-        in_sync,
+        state,
         reason,
         resources: hub.sees(member),
         sent: node.sent,
@@ -212,7 +222,6 @@ fn one(hub: &Hub, now: Millis, member: &Member, wants: Option<Version>) -> NodeS
         last_nack: node.last_nack.as_ref().map(|nack| at(nack.at)),
         last_nack_text: node.last_nack.as_ref().map(|nack| nack.text.clone()),
         gone_since: None,
-        left: false,
     }
 }
 

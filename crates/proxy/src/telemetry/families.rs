@@ -129,7 +129,7 @@ families! {
     ControlBehind Gauge "selvedge_control_behind" []
         "Proxies of this control plane that have seen a newer state of the source than it has: they keep that until it has caught up.";
     ControlProxies Gauge "selvedge_control_proxies" ["role", "state"]
-        "Proxies of this control plane by role and state: in_sync; stale; refusing (a version that is NACKed); errors; and for an hour, gone (without a word) and left.";
+        "Proxies of this control plane by role and state: in_sync; updating (for a moment at each change); stale (for more than 5 s); refusing (a version that is NACKed); errors; and for an hour, gone (without a word) and left.";
     CaExpiry Gauge "selvedge_ca_expiry_timestamp_seconds" ["authority"]
         "When the root and the intermediate end that sign, or will next, in seconds since the epoch.";
     CaAlarm Gauge "selvedge_ca_alarm" ["authority"]

@@ -209,8 +209,8 @@ fn an_endpoint_that_changes_is_told_and_a_workload_that_comes_to_it_later_too() 
 }
 
 /// Of the one proxy that there is or was.
-fn condition(hub: &Hub) -> status::Condition {
-    let counted = status::count(hub);
+fn condition(hub: &Hub, now: Millis) -> status::Condition {
+    let counted = status::count(hub, now);
     let mut there = counted.iter().filter(|(_, count)| **count > 0);
     let ((role, condition), count) = there.next().unwrap();
     assert_eq!((*role, *count, there.next()), ("sidecar", 1, None), "{counted:?}");
@@ -222,9 +222,9 @@ fn who_is_gone_is_remembered_for_an_hour_unless_it_is_back() {
     let mut hub = Hub::new(0);
     hello(&mut hub, 1, "web", "web");
     hub.gone(1_000, 1);
-    assert_eq!(condition(&hub), Condition::Gone);
+    assert_eq!(condition(&hub, 1_000), Condition::Gone);
     let gone: Vec<_> = status::gone(&hub, 61_000).collect();
-    assert!(gone[0].gone_since.is_some() && !gone[0].in_sync && gone[0].id == "web");
+    assert!(gone[0].gone_since.is_some() && gone[0].state == Condition::Gone && gone[0].id == "web");
     hub.tick(GONE);
     assert_eq!(hub.departed().iter().count(), 1);
     hub.tick(GONE + 1_000);
@@ -233,13 +233,14 @@ fn who_is_gone_is_remembered_for_an_hour_unless_it_is_back() {
     hello(&mut hub, 2, "web", "web");
     hello(&mut hub, 3, "web", "web");
     hub.gone(GONE + 2_000, 2);
-    assert_eq!(condition(&hub), Condition::Stale);
+    assert_eq!(condition(&hub, 1_000), Condition::Updating);
+    assert_eq!(condition(&hub, 60_000), Condition::Stale, "it should have everything by now");
     let leave = ProxyMessage { message: Some(Message::Leave(crate::proto::discovery::Leave {})) };
     hub.message(GONE + 3_000, 3, leave);
     hub.gone(GONE + 3_000, 3);
-    assert_eq!(condition(&hub), Condition::Left);
+    assert_eq!(condition(&hub, GONE + 3_000), Condition::Left);
     hello(&mut hub, 4, "web", "web");
-    assert_eq!((hub.departed().iter().count(), condition(&hub)), (0, Condition::Stale));
+    assert_eq!((hub.departed().iter().count(), condition(&hub, 0)), (0, Condition::Updating));
     // Who has not said who it is, was nobody.
     hub.gone(GONE + 4_000, 4);
     hub.connected(GONE + 4_000, 5, Some(None));
@@ -266,17 +267,17 @@ fn a_proxy_beside_a_workload_that_there_is_not_is_told_of() {
     hub.message(0, 1, ProxyMessage { message: Some(Message::Known(Known { resources: Vec::new(), last: true })) });
     assert_eq!(sent(&mut hub), [""; 0]);
     let shown = status::connected(&hub, 0).remove(0);
-    assert!(shown.in_sync && shown.resources == 0);
+    assert_eq!((shown.state, shown.resources), (Condition::Errors, 0));
     assert!(shown.reason.contains("there is no Workload shop/web") && shown.reason.contains("--register"), "{shown:?}");
-    assert_eq!(condition(&hub), Condition::Errors);
+    assert_eq!(condition(&hub, 0), Condition::Errors);
     let workload = resource(
         "{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {name: web, namespace: shop}, spec: {addresses: [10.0.0.9], serviceAccount: web, ports: [{port: 80}]}}",
     );
     hub.resources(0, vec![(workload.key(), Some(workload))]);
     assert_eq!(sent(&mut hub), ["Workload shop/web"]);
     let shown = status::connected(&hub, 0).remove(0);
-    assert!(shown.in_sync && shown.reason.is_empty(), "{shown:?}");
-    assert_eq!(condition(&hub), Condition::InSync);
+    assert!(shown.state == Condition::InSync && shown.reason.is_empty(), "{shown:?}");
+    assert_eq!(condition(&hub, 0), Condition::InSync);
 }
 
 #[test]
