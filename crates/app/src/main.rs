@@ -11,6 +11,7 @@ mod etcd;
 mod fleet;
 mod join;
 mod logging;
+mod memory;
 mod offline;
 mod plane;
 mod proxy;

@@ -9,6 +9,7 @@ pub mod signals;
 
 use crate::{
     logging::{self, Level},
+    memory,
     proxy::beside::Beside,
 };
 use admin::{Address, Parts, Phase};
@@ -269,6 +270,7 @@ async fn serve(
         }
     }
     service_manager::ready();
+    tokio::spawn(memory::give_back());
     let upgrade = Upgrade { origin, proxy: &parts.proxy, admin: admin.as_ref(), publishing: publishing.as_deref() };
     let ended = until_end(&parts, &mut signals, &upgrade, (&reload, looks)).await;
     if let (Ended::Asked, Some(leave)) = (&ended, leave) {

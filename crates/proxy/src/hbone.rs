@@ -25,6 +25,10 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for a connection: what all of its streams may hold, so that readers that are slow never stop the others.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 
+/// Payload of a DATA frame that the other side may send: what a tunnel reads at once is one frame, and with its head fills whole
+/// records of TLS. With the least that HTTP/2 allows, 16 KiB, each frame would need a second record for its last 9 bytes.
+const FRAME: u32 = crate::tunnel::BUFFER as u32;
+
 /// A silent peer is asked whether it is there, and given up without an answer.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);

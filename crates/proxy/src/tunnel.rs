@@ -48,9 +48,10 @@ pub enum End {
 /// deadline of the drain it might be cut in the middle of something.
 pub const DRAIN_QUIET: Duration = Duration::from_secs(5);
 
-/// Bytes read at once. One buffer per thread serves all tunnels; a tunnel owns memory only for what its reader has not
-/// taken yet.
-const BUFFER: usize = 16 * 1024;
+/// Bytes read at once: with the head of its DATA frame, what was read fills two records of TLS, which is what a session holds
+/// (`tls::BUFFER_LIMIT`). One buffer per thread serves all tunnels; a tunnel owns memory only for what its reader has not taken
+/// yet.
+pub(crate) const BUFFER: usize = 2 * 16 * 1024 - 9;
 
 /// Moves this often per turn at most, so that one fast tunnel does not hold up its worker.
 const MAX_MOVES: usize = 16;

@@ -2,7 +2,7 @@
 //! the next is opened. A connection leaves the pool when it is idle, closing, or made with a certificate of ours that
 //! is not the newest: its streams finish. It is cut when its peer is no longer accepted.
 
-use super::{CONNECTION_WINDOW, KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW, counts::Counts};
+use super::{CONNECTION_WINDOW, FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW, counts::Counts};
 use crate::{
     Body, Error, Request, Response,
     codec::{SendError, h2},
@@ -272,6 +272,7 @@ async fn establish(dial: &Arc<Dial>, key: &Key) -> Result<(h2::Connection, Drive
         max_streams: MAX_STREAMS,
         stream_window: STREAM_WINDOW,
         connection_window: CONNECTION_WINDOW,
+        max_frame_size: FRAME,
         keepalive_interval: KEEPALIVE,
         keepalive_timeout: KEEPALIVE_TIMEOUT,
         ..h2::ClientOptions::default()

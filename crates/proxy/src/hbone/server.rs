@@ -1,6 +1,6 @@
 //! Connections that come.
 
-use super::{CONNECTION_WINDOW, KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW};
+use super::{CONNECTION_WINDOW, FRAME, KEEPALIVE, KEEPALIVE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW};
 use crate::{
     Body, Error, Request, Response,
     codec::{self, ExtendedConnect, Service},
@@ -83,6 +83,7 @@ fn options() -> &'static HttpOptions {
             max_concurrent_streams: MAX_STREAMS,
             initial_stream_window: STREAM_WINDOW,
             initial_connection_window: CONNECTION_WINDOW,
+            max_frame_size: FRAME,
             keepalive_interval: KEEPALIVE,
             keepalive_timeout: KEEPALIVE_TIMEOUT,
             ..Http2Options::default()
