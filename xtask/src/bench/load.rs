@@ -11,6 +11,7 @@ pub struct Seen {
     pub failed: u64,
     pub per_second: f64,
     pub p50: Duration,
+    pub p90: Duration,
     pub p99: Duration,
 }
 
@@ -31,8 +32,8 @@ function request()
 end
 function done(s, l, r)
   local e = s.errors
-  io.write(string.format("RESULT %d %d %d %d %d\n", s.requests, s.duration,
-    e.connect + e.read + e.write + e.status + e.timeout, l:percentile(50), l:percentile(99)))
+  io.write(string.format("RESULT %d %d %d %d %d %d\n", s.requests, s.duration,
+    e.connect + e.read + e.write + e.status + e.timeout, l:percentile(50), l:percentile(90), l:percentile(99)))
 end
 "#;
 
@@ -55,7 +56,7 @@ pub fn handshakes(to: SocketAddr, ca: &Path, seconds: u64) -> Result<Seen> {
     line(&process::output(&mut command, Duration::from_secs(seconds + 60))?)
 }
 
-/// `RESULT requests microseconds failed p50 p99`
+/// `RESULT requests microseconds failed p50 p90 p99`
 pub fn line(output: &str) -> Result<Seen> {
     let fields: Vec<u64> = output
         .lines()
@@ -64,14 +65,22 @@ pub fn line(output: &str) -> Result<Seen> {
         .split_whitespace()
         .map(str::parse)
         .collect::<Result<_, _>>()?;
-    ensure!(fields.len() == 5 && fields[1] > 0, "a load generator printed a strange result: {fields:?}");
+    ensure!(fields.len() == 6 && fields[1] > 0, "a load generator printed a strange result: {fields:?}");
     Ok(Seen {
         requests: fields[0],
         failed: fields[2],
         per_second: fields[0] as f64 * 1e6 / fields[1] as f64,
         p50: Duration::from_micros(fields[3]),
-        p99: Duration::from_micros(fields[4]),
+        p90: Duration::from_micros(fields[4]),
+        p99: Duration::from_micros(fields[5]),
     })
+}
+
+/// Says what [`line`] reads, at the end of a load generator of ours.
+pub fn print(mut times: Vec<Duration>, elapsed: Duration, failed: u64) {
+    times.sort_unstable();
+    let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|q| percentile(&times, q).unwrap_or_default().as_micros());
+    println!("RESULT {} {} {failed} {p50} {p90} {p99}", times.len(), elapsed.as_micros());
 }
 
 /// h2load; with a message, each request is a gRPC call.
@@ -112,6 +121,7 @@ pub fn h2load(
         failed: requests - done.min(requests),
         per_second: requests as f64 / seconds as f64,
         p50: percentile(&times, 0.5).unwrap_or_default(),
+        p90: percentile(&times, 0.9).unwrap_or_default(),
         p99: percentile(&times, 0.99).unwrap_or_default(),
     })
 }
@@ -135,9 +145,9 @@ mod tests {
 
     #[test]
     fn the_result_line_is_found_among_others() {
-        let seen = line("Running 1s test\nRESULT 1000 500000 2 150 900\n").unwrap();
+        let seen = line("Running 1s test\nRESULT 1000 500000 2 150 300 900\n").unwrap();
         assert_eq!((seen.requests, seen.failed, seen.per_second), (1000, 2, 2000.0));
-        assert_eq!(seen.p99, Duration::from_micros(900));
+        assert_eq!([seen.p50, seen.p90, seen.p99], [150, 300, 900].map(Duration::from_micros));
         assert!(line("RESULT 1 2").is_err());
         assert!(line("nothing").is_err());
     }

@@ -60,9 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         times.extend(t);
         failed += f;
     }
-    times.sort_unstable();
-    let at = |q: f64| load::percentile(&times, q).unwrap_or_default().as_micros();
-    println!("RESULT {} {} {failed} {} {}", times.len(), start.elapsed().as_micros(), at(0.5), at(0.99));
+    load::print(times, start.elapsed(), failed);
     Ok(())
 }
 

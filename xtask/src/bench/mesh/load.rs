@@ -32,6 +32,7 @@ pub struct Row {
     pub cpu: f64,
     pub per_second: f64,
     pub p50: Duration,
+    pub p90: Duration,
     pub p99: Duration,
     pub failed: u64,
     /// Memory after the last round, KiB: of the outbound proxy and of the inbound one, resident, and of it their own.
@@ -79,8 +80,8 @@ impl Load {
                 let seen = self.load(dir, way, effort.seconds)?;
                 let cpu = cpu(way)?.saturating_sub(before).as_secs_f64() * 1e6 / seen.requests.max(1) as f64;
                 println!(
-                    "  round {round}: {:10} {cpu:8.1} us CPU, p50 {:?}, p99 {:?}, {:.0}/s, failed {}",
-                    way.name, seen.p50, seen.p99, seen.per_second, seen.failed
+                    "  round {round}: {:10} {cpu:8.1} us CPU, p50 {:?}, p90 {:?}, p99 {:?}, {:.0}/s, failed {}",
+                    way.name, seen.p50, seen.p90, seen.p99, seen.per_second, seen.failed
                 );
                 rounds.push((cpu, seen));
             }
@@ -125,6 +126,7 @@ fn row(way: &Way, rounds: &[(f64, Seen)]) -> Result<Row> {
         cpu: of(|r| r.0),
         per_second: of(|r| r.1.per_second),
         p50: Duration::from_secs_f64(of(|r| r.1.p50.as_secs_f64())),
+        p90: Duration::from_secs_f64(of(|r| r.1.p90.as_secs_f64())),
         p99: Duration::from_secs_f64(of(|r| r.1.p99.as_secs_f64())),
         failed: rounds.iter().map(|r| r.1.failed).sum(),
         memory: way.proxies.iter().map(|p| Ok([p.rss()?, p.own()?])).collect::<Result<_>>()?,

@@ -11,8 +11,8 @@ use std::{fmt::Write as _, time::Duration};
 pub fn load(report: &mut Report, load: Load, rows: &[Row]) {
     let of = |name: &str| rows.iter().find(|r| r.name == name);
     let mut table = format!(
-        "### {}\n\n| | p50 | p99 | added p50 | added p99 | CPU us/{}, both proxies | to Envoy | per second | failed | RSS MiB, outbound + inbound | of it not shared |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "### {}\n\n| | p50 | p90 | p99 | added p50 | added p90 | added p99 | CPU us/{}, both proxies | to Envoy | per second | failed | RSS MiB, outbound + inbound | of it not shared |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         load.title(),
         if load == Load::Handshakes { "connection" } else { "request" },
     );
@@ -29,11 +29,13 @@ pub fn load(report: &mut Report, load: Load, rows: &[Row]) {
         });
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {} | {} | {cpu} | {to} | {:.0} | {} | {rss} | {own} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {cpu} | {to} | {:.0} | {} | {rss} | {own} |",
             row.name,
             ms(row.p50),
+            ms(row.p90),
             ms(row.p99),
             added(|r| r.p50),
+            added(|r| r.p90),
             added(|r| r.p99),
             row.per_second,
             row.failed,
