@@ -40,9 +40,7 @@ end
 /// wrk over kept connections.
 pub fn wrk(dir: &Path, url: &str, connections: usize, seconds: u64, routes: usize) -> Result<Seen> {
     let script = dir.join("wrk.lua");
-    if !script.exists() {
-        fs::write(&script, SCRIPT)?;
-    }
+    fs::write(&script, SCRIPT)?;
     let mut command = Command::new("wrk");
     command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s"), "--timeout", "10s", "-s"]);
     command.arg(script).arg(url).arg("--").arg(routes.to_string());
