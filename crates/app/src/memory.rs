@@ -15,17 +15,20 @@
 use rustix::mm::{Advice, madvise};
 use std::{ffi::c_void, fs, io, ptr, time::Duration};
 
-/// From being ready to giving back for the first time: connections to the control plane and to backends are made by then.
+/// From being ready to giving back for the first time.
 const SETTLED: Duration = Duration::from_secs(2);
-/// From time to time. What is used is mapped again in some hundred faults of a microsecond or two.
-const EVERY: Duration = Duration::from_secs(600);
+/// Each wait is so many times as long as the one before, as what belongs to the start does not end with being ready: the first
+/// connections to the control plane and to backends, and all there is to know.
+const RARER: u32 = 2;
+/// The longest wait. What is used is mapped again in some hundred faults of a microsecond or two.
+const RAREST: Duration = Duration::from_secs(600);
 
 /// Gives back for as long as it is polled; for the control runtime, as reading the process's own map takes milliseconds.
 pub async fn give_back() {
-    tokio::time::sleep(SETTLED).await;
-    let mut tick = tokio::time::interval(EVERY);
+    let mut wait = SETTLED;
     loop {
-        tick.tick().await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * RARER).min(RAREST);
         // Without it only more memory is taken.
         if let Err(error) = once() {
             tracing::debug!(%error, "code that is not in use could not be given back");

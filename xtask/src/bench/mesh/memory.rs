@@ -86,7 +86,7 @@ fn mesh(all: bool) -> Value {
     json!({"apiVersion": "selvedge.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "default"}, "spec": {"scope": scope}})
 }
 
-/// What a start leaves behind is given back by then.
+/// What a start leaves behind is given back by then: a sidecar does so 2, 6 and 14 s after it.
 fn settle() {
-    thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(8));
 }
