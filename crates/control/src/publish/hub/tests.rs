@@ -1,6 +1,6 @@
-use super::*;
+use super::{view::MAX_STALE, *};
 use crate::{
-    proto::discovery::Role as WireRole,
+    proto::discovery::{Role as WireRole, Subscription, subscription::What},
     publish::{
         gone::{GONE, MAX_GONE},
         pace::{MANY, SILENCE},
