@@ -438,7 +438,11 @@ async fn finish(
     ended: Ended,
     admin_end: &watch::Sender<bool>,
 ) -> ExitCode {
-    parts.phase.ending();
+    match &ended {
+        Ended::Asked => parts.phase.ending(),
+        // Questions are for the new process. Traffic is welcome: who is still answered here is told nothing else.
+        Ended::Replaced(_) => _ = admin_end.send_replace(true),
+    }
     let proxy = &parts.proxy;
     proxy.shared().telemetry.registry.process.set_draining(true);
     let deadline = Duration::from_secs(args.drain);
@@ -460,8 +464,6 @@ async fn finish(
                 let pid = child.id().unwrap_or_default();
                 tracing::info!(pid, seconds = args.drain, "the new process serves; draining");
                 service_manager::main_process(pid);
-                // Questions are for the new process.
-                admin_end.send_replace(true);
                 let drained = proxy.hand_over(deadline).await;
                 drop(child);
                 drained

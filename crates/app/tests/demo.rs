@@ -233,7 +233,7 @@ fn every_printed_command_works() {
         if command.contains("curl") && !curl {
             continue;
         }
-        let output = sh(command);
+        let output = run(command, expected(command));
         let text = String::from_utf8_lossy(&output.stdout);
         // Whether the chat may: it may not.
         let denied = command.contains(" may ") && command.contains("/sa/chat");
@@ -246,6 +246,26 @@ fn every_printed_command_works() {
 
 fn sh(command: &str) -> Output {
     Command::new("sh").args(["-c", command]).stdin(Stdio::null()).output().expect("a shell")
+}
+
+/// Runs a printed command. Where it looks at what others learn a moment after it has happened, it is waited for: proxies tell the
+/// control plane what they have taken in, and a copy of a request comes behind the answer to the request.
+fn run(command: &str, expected: &[&str]) -> Output {
+    let (act, look) = match command.split_once("; sleep 0.2; ") {
+        Some((act, look)) => (Some(act), look),
+        None if command.contains(" status ") => (None, command),
+        None => return sh(command),
+    };
+    let acted = act.map_or_else(Vec::new, |act| sh(act).stdout);
+    let began = std::time::Instant::now();
+    loop {
+        let mut output = sh(look);
+        output.stdout.splice(0..0, acted.clone());
+        let text = String::from_utf8_lossy(&output.stdout);
+        if expected.iter().all(|part| text.contains(part)) || began.elapsed() > PATIENCE {
+            return output;
+        }
+    }
 }
 
 /// What the answer to a printed command must contain; a command without an entry is a mistake in this test.
@@ -338,8 +358,6 @@ fn programs_in_network_namespaces_are_captured() {
     let _ = std::fs::remove_dir_all(left);
     let demo = Demo::start(&["--netns"]);
     for command in demo.commands() {
-        let output = sh(command);
-        let text = String::from_utf8_lossy(&output.stdout);
         let expected: &[&str] = match command {
             c if c.contains("getent") => &["orders.shop"],
             c if c.contains("sv-demo-web curl") => &["\"called_by\": \"spiffe://cluster.local/ns/shop/sa/web\""],
@@ -349,6 +367,8 @@ fn programs_in_network_namespaces_are_captured() {
             c if c.contains("capture show") => &["these are the rules that the options ask for"],
             _ => &["1 in sync"],
         };
+        let output = run(command, expected);
+        let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && expected.iter().all(|part| text.contains(part)), "`{command}`: {output:?}");
     }
     let (ended, _) = demo.interrupt();

@@ -335,7 +335,7 @@ async fn a_workload_joins_and_is_gone_when_it_dies() {
     let (listen, admin) = (free_port(), free_port());
     let _control = home.control("control", listen, admin).await;
     let _edge = home.proxy("edge", "edge", &[listen], &["--role", "gateway"]).await;
-    in_sync(admin, "edge").await;
+    let without = in_sync(admin, "edge").await["resources"].as_u64().expect("a number");
     let file = home.path().join("workload.yaml");
     let workload = format!(
         "apiVersion: selvedge.dev/v1alpha1\nkind: Workload\nmetadata: {{name: app-1, namespace: shop, labels: {{app: app}}}}\nspec:\n  addresses: [127.0.0.1]\n  serviceAccount: app\n  ports: [{{port: {}}}]\n  tunnel: {{protocol: None}}\n  healthCheck: {{type: TCP, interval: 100ms, unhealthyThreshold: 1, healthyThreshold: 1}}\n",
@@ -346,18 +346,18 @@ async fn a_workload_joins_and_is_gone_when_it_dies() {
     let more = ["--role", "sidecar", "--hbone", "off", "--register", &file];
     let sidecar = home.proxy("app-1", "app", &[listen], &more).await;
     serves(front, 1).await;
-    let sees = || nodes(admin).iter().find(|n| n["id"] == "edge").and_then(|n| n["resources"].as_u64()).unwrap_or(0);
-    let with = sees();
+    let sees = || nodes(admin).iter().find(|n| n["id"] == "edge").and_then(|n| n["resources"].as_u64());
+    until("it is there", async || sees() == Some(without + 1)).await;
     // Unwell, and well again.
     let address = backend.address;
     backend.stop().await;
-    until("it is unwell", async || sees() == with - 1).await;
+    until("it is unwell", async || sees() == Some(without)).await;
     let _backend = Backend::start_at(address, "app").await;
     serves(front, 1).await;
     // Killed.
     sidecar.signal(Signal::KILL);
     let killed = Instant::now();
-    until("it is gone", async || sees() == with - 1).await;
+    until("it is gone", async || sees() == Some(without)).await;
     // At once; only who says nothing any more is waited for, and not for long.
     assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
     drop(sidecar);
@@ -366,17 +366,18 @@ async fn a_workload_joins_and_is_gone_when_it_dies() {
     serves(front, 1).await;
     sidecar.signal(Signal::STOP);
     let stopped = Instant::now();
-    until("it is given up", async || sees() == with - 1).await;
+    until("it is given up", async || sees() == Some(without)).await;
     println!("out {:?} after it was stopped", stopped.elapsed());
     assert!(stopped.elapsed() < Duration::from_secs(15), "{:?}", stopped.elapsed());
     sidecar.signal(Signal::CONT);
-    until("it is back", async || sees() == with).await;
+    until("it is back", async || sees() == Some(without + 1)).await;
     // Asked to end: at once.
     drop(sidecar);
+    until("it is gone again", async || sees() == Some(without)).await;
     let sidecar = home.proxy("app-1", "app", &[listen], &more).await;
     serves(front, 1).await;
     sidecar.signal(Signal::TERM);
     let asked = Instant::now();
-    until("it has left", async || sees() == with - 1).await;
+    until("it has left", async || sees() == Some(without)).await;
     assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
 }

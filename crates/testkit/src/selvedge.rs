@@ -229,8 +229,17 @@ impl Selvedge {
 
     /// Waits until `/status` has this text in it.
     pub async fn status_has(&self, text: &str) {
-        self.until(&format!("{text:?} in /status"), async || {
-            self.admin_get("/status").await.is_ok_and(|(_, status)| status.contains(text))
+        self.has("/status", text).await;
+    }
+
+    /// Waits until `/metrics` have this text in them: they follow what is in effect.
+    pub async fn metrics_have(&self, text: &str) {
+        self.has("/metrics", text).await;
+    }
+
+    async fn has(&self, path: &str, text: &str) {
+        self.until(&format!("{text:?} in {path}"), async || {
+            self.admin_get(path).await.is_ok_and(|(_, shown)| shown.contains(text))
         })
         .await;
     }
@@ -239,10 +248,17 @@ impl Selvedge {
     pub async fn upgrade(&mut self) {
         const TAKEN: &str = "the new process serves; draining pid=";
         self.signal(Signal::USR2);
-        self.logged(TAKEN, self.pids.len()).await;
-        let log = self.log();
-        let pid = log.rsplit(TAKEN).next().and_then(|rest| rest.split_whitespace().next()?.parse().ok());
-        self.pids.push(pid.expect("the id of the new process"));
+        let times = self.pids.len();
+        self.logged(TAKEN, times).await;
+        // Something stands behind it in a line that is whole.
+        let pid = || -> Option<u32> {
+            let log = self.log();
+            let (pid, _) = log.split(TAKEN).nth(times)?.split_once(' ')?;
+            pid.parse().ok()
+        };
+        self.until("the id of the new process", async || pid().is_some()).await;
+        let pid = pid().expect("the id of the new process");
+        self.pids.push(pid);
     }
 
     /// Waits for the end of the process that was started first.

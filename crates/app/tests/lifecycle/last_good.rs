@@ -16,8 +16,7 @@ async fn what_is_broken_or_gone_is_served_as_it_was() {
     // A broken file.
     selvedge.write("route.yaml", "kind: HTTPRoute\n  metadata: [");
     selvedge.status_has("\"last_good\":true").await;
-    let (_, metrics) = selvedge.admin_get("/metrics").await.expect("metrics");
-    assert!(metrics.contains("selvedge_config_last_good 1"), "{metrics}");
+    selvedge.metrics_have("selvedge_config_last_good 1").await;
     assert!(selvedge.log().contains("SERVING THE LAST GOOD CONFIGURATION"));
     load.more(20).await;
     // Mended.
