@@ -19,6 +19,8 @@ const MAX_CONNECTIONS: usize = 128;
 const IDLE: Duration = Duration::from_secs(10);
 /// After an error of a socket, so that one which stays costs no processor.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How often the kernel may choose a port for TCP that somebody has for UDP.
+const TRIES: usize = 16;
 
 /// Sockets for both protocols at one port, and where they are.
 pub(super) fn open(space: &Space, address: SocketAddr) -> io::Result<(SocketAddr, UdpSocket, TcpListener)> {
@@ -28,6 +30,17 @@ pub(super) fn open(space: &Space, address: SocketAddr) -> io::Result<(SocketAddr
 }
 
 fn sockets(address: SocketAddr) -> io::Result<(Socket, Socket)> {
+    let mut tries = if address.port() == 0 { TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match pair(address) {
+            Err(error) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            done => return done,
+        }
+    }
+}
+
+fn pair(address: SocketAddr) -> io::Result<(Socket, Socket)> {
     let open = |address: SocketAddr, kind, protocol| {
         let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
         if address.is_ipv6() {

@@ -41,9 +41,14 @@ fn query(name: &str, kind: RecordType) -> Message {
 
 /// An upstream server whose zone is in its code; `big.example.com` fits no datagram.
 async fn upstream() -> (SocketAddr, Arc<AtomicU64>) {
-    let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let address = tcp.local_addr().expect("an address");
-    let udp = UdpSocket::bind(address).await.expect("a socket");
+    // Of both protocols, which the kernel does not look after.
+    let (tcp, address, udp) = loop {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let address = tcp.local_addr().expect("an address");
+        if let Ok(udp) = UdpSocket::bind(address).await {
+            break (tcp, address, udp);
+        }
+    };
     let count = Arc::new(AtomicU64::new(0));
     let counted = count.clone();
     tokio::spawn(async move {

@@ -288,12 +288,12 @@ impl Shared {
         let (now, chance) = (self.now(), (self.options.chance)());
         match result {
             Ok(svid) => {
-                let span = span(&svid);
-                info!(%id, serial = %svid.serial(), "a new certificate is in use");
+                let (span, serial) = (span(&svid), svid.serial().clone());
                 if let Some(Err(error)) = self.folder.as_ref().map(|f| f.save_svid(&svid)) {
                     warn!(%id, %error, "the certificate cannot be saved; it is in use, but a restart would lose it");
                 }
                 self.identities.set(svid);
+                info!(%id, %serial, "a new certificate is in use");
                 let why = "the authority that signs it ends when the last certificate does: replace the authority";
                 self.with(id, |kept| {
                     let gained = kept.life.renewed(span, now, chance);
