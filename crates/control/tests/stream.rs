@@ -231,8 +231,8 @@ async fn a_bad_version_is_refused_alone_and_tried_again() {
         &[gateway(), service("cart"), policy(bad), service("other"), route("s", "s.example")].into_iter().collect(),
     );
     proxy.until("the rest of the change", |r| r.http_route("shop", "s").is_some()).await;
-    let nodes = control.nodes("refused", |n| n[0].last_nack.is_some()).await;
-    assert!(nodes[0].state == Condition::Refusing && nodes[0].reason.contains("HTTPRoute shop/r"), "{nodes:?}");
+    let nodes = control.nodes("refused", |n| n[0].last_nack.is_some() && n[0].state == Condition::Refusing).await;
+    assert!(nodes[0].reason.contains("HTTPRoute shop/r"), "{nodes:?}");
     let current = proxy.current.borrow().clone();
     assert_eq!(current.resources.http_route("shop", "r").cloned(), served);
     assert!(current.last_good);

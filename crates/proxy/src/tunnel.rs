@@ -373,7 +373,7 @@ mod tests {
     #[tokio::test]
     async fn silence_ends_after_the_idle_timeout() {
         let server = Server::echo("").await;
-        let (mut client, task, ..) = tunnel(&server, Duration::from_millis(50)).await;
+        let (mut client, task, ..) = tunnel(&server, Duration::from_secs(1)).await;
         client.write_all(b"x").await.expect("write");
         let mut got = Vec::new();
         client.read_to_end(&mut got).await.expect("an orderly end");

@@ -405,7 +405,7 @@ mod tests {
     async fn sessions_are_limited_and_end_when_silent() {
         let server = Server::udp_echo("").await;
         let bench = Bench::new(vec![config("default/dns:53", &[server.address])]);
-        let port = listen(&bench, "127.0.0.1:0", route([(1, Some(0))]), Duration::from_millis(100), 1).await;
+        let port = listen(&bench, "127.0.0.1:0", route([(1, Some(0))]), Duration::from_secs(1), 1).await;
         let (first, second) = (client(("127.0.0.1", port)).await, client(("127.0.0.1", port)).await);
         assert!(ask(&first, b"x").await.is_some());
         // Dropped until the first session has ended by silence.
@@ -446,7 +446,7 @@ mod tests {
     async fn draining_ends_the_listener_and_silent_sessions() {
         let server = Server::udp_echo("").await;
         let bench = Bench::new(vec![config("default/dns:53", &[server.address])]);
-        let port = listen(&bench, "127.0.0.1:0", route([(1, Some(0))]), Duration::from_millis(50), 10).await;
+        let port = listen(&bench, "127.0.0.1:0", route([(1, Some(0))]), Duration::from_secs(1), 10).await;
         let client = client(("127.0.0.1", port)).await;
         assert!(ask(&client, b"x").await.is_some());
         bench.drainer.start();

@@ -132,7 +132,7 @@ const GET: &str = "GET / HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_hears_of_the_request_timeout_it_caused() {
     let to = upstream(None).await;
-    let (proxy, local) = edge(to, times(Some(Duration::from_millis(100)), None), HttpOptions::default());
+    let (proxy, local) = edge(to, times(Some(Duration::from_secs(1)), None), HttpOptions::default());
     let answer = ask(local, GET).await;
     assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
     assert_eq!(endpoint(&proxy).counters.timeouts.load(Relaxed), 1);
