@@ -8,6 +8,8 @@ import json
 import math
 import os
 import pathlib
+import random
+import re
 import resource
 import shutil
 import socket
@@ -49,6 +51,19 @@ def free_port():
         return port
 
 
+def free_udp_port():
+    """A port for a server of datagrams. Nobody can keep one for another process, so it is none of those that the kernel gives
+    to whoever asks for any; and other runs leave it alone, since its TCP is listened on here."""
+    first = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while first > 20_100:
+        port = random.randrange(20_000, first)
+        with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            RESERVED.append(socket.create_server(("127.0.0.1", port)))
+            datagrams.bind(("127.0.0.1", port))
+            return port
+    return free_port()
+
+
 def by_chance(count, share, total):
     """Whether `count` of `total` may have come by chance where each comes with probability `share`; what is farther off
     comes once in 10^11 times (Chernoff's bound)."""
@@ -69,6 +84,18 @@ def wait_for(check, what, seconds=60):
             last = error
         time.sleep(0.02)
     raise AssertionError(f"{what} did not happen within {seconds} s: {last}")
+
+
+def write(path, text):
+    """As an editor does it: whoever reads it finds the old text or the new one, and never half of one."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def whole_lines(file):
+    """The lines of a log. The last one is left out while it is being written."""
+    return file.read_text().split("\n")[:-1] if file.exists() else []
 
 
 def can_connect(port):
@@ -165,6 +192,15 @@ def raw(port, data, seconds=60, quiet=60):
         except (TimeoutError, ConnectionResetError):
             pass
         return out
+
+
+def one_answer(stream):
+    """Head and body (with a length) of the next answer, read off a connection's file; empty at its end."""
+    head = b""
+    while (line := stream.readline()) not in (b"\r\n", b""):
+        head += line
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    return head, stream.read(int(length[1])) if length else b""
 
 
 class Recorder:

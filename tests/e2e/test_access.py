@@ -1,7 +1,6 @@
 """AccessPolicy at a real gateway: what it denies, how it cannot be dodged, and that a change reaches what is in progress."""
 import concurrent.futures
 import json
-import os
 import socket
 import subprocess
 import threading
@@ -11,17 +10,11 @@ import pytest
 import websockets.exceptions
 import websockets.sync.client
 import websockets.sync.server
-from conftest import BIN, Gateway, Recorder, curl, free_port, raw, route, service, wait_for
+from conftest import BIN, Gateway, Recorder, curl, free_port, raw, route, service, wait_for, write
 
 
 def policy(name, spec):
     return "\n---\n" + json.dumps({"apiVersion": "selvedge.dev/v1alpha1", "kind": "AccessPolicy", "metadata": {"name": name}, "spec": spec}) + "\n"
-
-
-def write(path, text):
-    """As an editor does it: the file is whole or the old one."""
-    path.with_suffix(".tmp").write_text(text)
-    os.replace(path.with_suffix(".tmp"), path)
 
 
 def gateway(ports, extra=""):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from backend import Backend, backend_service, echo, gateway_resource, policy, simple, stuck
-from conftest import Gateway, free_port, wait_for
+from conftest import Gateway, free_port, wait_for, whole_lines
 
 GET = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -68,10 +68,7 @@ def shut(edge, name, request):
 
 
 def logged(edge, name, mark):
-    def find():
-        file = edge.logs / name
-        # The last line may be half written.
-        return [json.loads(line) for line in file.read_text().split("\n")[:-1] if mark in line] if file.exists() else []
+    find = lambda: [json.loads(line) for line in whole_lines(edge.logs / name) if mark in line]
     return wait_for(find, f"a log line with {mark}")
 
 

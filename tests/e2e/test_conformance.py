@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from backend import Backend
-from conftest import ROOT, Gateway, by_chance, free_port, wait_for
+from conftest import ROOT, Gateway, by_chance, free_port, free_udp_port, wait_for
 
 CASES = ROOT / "crates/compile/testdata"
 LISTENER = re.compile(r"(- \{name: ([\w-]+), port: )(\d+)(?=[^}]*protocol: (HTTP|HTTPS|TLS|TCP|UDP))")
@@ -29,7 +29,7 @@ class Served:
                 document = re.sub(r"port: \d+", f"port: {one.port}", document)
                 document = re.sub(r"endpoints:.*", "endpoints: [{addresses: [127.0.0.1]}]", document, flags=re.S)
             elif "kind: Gateway\n" in document or "kind: ListenerSet" in document:
-                document = LISTENER.sub(lambda m: m[1] + str(self.ports.setdefault(int(m[3]), free_port())), document)
+                document = LISTENER.sub(lambda m: m[1] + str(self.ports.setdefault(int(m[3]), (free_udp_port if m[4] == "UDP" else free_port)())), document)
             elif re.search(r"kind: \w+Route\n", document):
                 # Ports that a parentRef names are those of listeners.
                 document = re.sub(r"(\{name: edge, port: )(\d+)", lambda m: m[1] + str(self.ports[int(m[2])]), document)

@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import Gateway, by_chance, curl, free_port, raw, route, service, wait_for
+from conftest import Gateway, by_chance, curl, free_port, raw, route, service, wait_for, write
 
 PREFIX = {"path": {"type": "PathPrefix", "value": "/"}}
 
@@ -219,9 +219,9 @@ def test_metrics_and_admin(gateway):
 
 def test_reload_is_seen_and_bad_files_are_not(gateway, nginx):
     extra = gateway.folder / "extra.yaml"
-    extra.write_text(route("extra", [{"matches": [path("/extra", "Exact")], "backendRefs": to(("v2", 1))}]))
+    write(extra, route("extra", [{"matches": [path("/extra", "Exact")], "backendRefs": to(("v2", 1))}]))
     wait_for(lambda: backend(gateway, "/extra") == "v2", "the new route")
-    extra.write_text("kind: HTTPRoute\nspec: [")
+    write(extra, "kind: HTTPRoute\nspec: [")
     wait_for(lambda: gateway.status()["last_good"], "the last good being served")
     assert backend(gateway, "/extra") == "v2"
     extra.unlink()

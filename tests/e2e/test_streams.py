@@ -15,7 +15,7 @@ import grpc
 import pytest
 import websockets.sync.client
 import websockets.sync.server
-from conftest import Gateway, Recorder, curl, free_port, raw, route, service, wait_for
+from conftest import Gateway, Recorder, curl, free_port, free_udp_port, raw, route, service, wait_for, write
 
 
 def certificate(folder, name, ca=None, names=("shop.example",), client=False):
@@ -139,7 +139,7 @@ def edge(tmp_path_factory, grpc_port, websocket_port, nginx):
 
     threading.Thread(target=udp_echo, daemon=True).start()
     proxied = Recorder()
-    p = {name: free_port() for name in ("http", "https", "mtls", "lax", "tls", "tcp", "udp", "pp")}
+    p = {name: free_port() for name in ("http", "https", "mtls", "lax", "tls", "tcp", "pp")} | {"udp": free_udp_port()}
     terminate = lambda ref: {"mode": "Terminate", "certificateRefs": [{"name": ref}]}
     listeners = [
         {"name": "http", "port": p["http"], "protocol": "HTTP"},
@@ -326,11 +326,12 @@ def test_certificate_reload(edge):
     before = serial()
     old = secret("shop", keys / "shop")
     new = secret("shop", certificate(keys, "shop2", keys / "ca", names=("shop.example",)))
-    edge.folder.joinpath("gateway.yaml").write_text(edge.text.replace(old, new))
+    write(edge.folder / "gateway.yaml", edge.text.replace(old, new))
     wait_for(lambda: serial() != before, "the new certificate")
     connection.request("GET", "/", headers={"Host": "shop.example"})
     assert connection.getresponse().status == 200, "the old connection goes on"
-    edge.folder.joinpath("gateway.yaml").write_text(edge.text)
+    write(edge.folder / "gateway.yaml", edge.text)
+    wait_for(lambda: serial() == before, "the certificate of before")
 
 
 def echoed(connection, data):

@@ -7,7 +7,7 @@ import threading
 import pytest
 import websockets
 from backend import Backend, gateway_resource, policy, simple
-from conftest import Gateway, curl, free_port, service, wait_for
+from conftest import Gateway, curl, free_port, service, wait_for, whole_lines
 from test_streams import certificate, config_map
 
 
@@ -24,7 +24,7 @@ def secure_websocket(context):
             await asyncio.Future()
 
     threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     return found[0]
 
 
@@ -93,5 +93,5 @@ def test_a_certificate_that_is_trusted_as_such(edge):
     assert status == 200 and json.loads(body)["backend"] == "pinned"
     for path, why in (("/other", "for another name"), ("/stranger", "not one that is trusted")):
         assert ask(edge, path)[0] == 503
-        line = wait_for(lambda: [json.loads(l) for l in edge.logs.read_text().splitlines() if f'"{path}"' in l], f"the line of {path}")[0]
+        line = wait_for(lambda: [json.loads(l) for l in whole_lines(edge.logs) if f'"{path}"' in l], f"the line of {path}")[0]
         assert "UF" in line["flags"] and why in line["status_details"], line

@@ -16,7 +16,7 @@ import h2.connection
 import h2.events
 import pytest
 from backend import Backend, answer, backend_service, echo, gateway_resource, policy, simple, sleeping
-from conftest import Gateway, by_chance, curl, free_port, raw, wait_for
+from conftest import Gateway, by_chance, curl, free_port, one_answer, raw, wait_for
 from test_streams import certificate, config_map, secret
 
 RAW = {
@@ -341,6 +341,7 @@ def test_health_checks_keep_their_connections(edge):
         backend = edge.b[name]
         backend.state["sick"] = False
         health = lambda: len(backend.targets("/health"))
+        wait_for(health, "a check, and the connection that it came by")
         begin, connections = health(), backend.connections
         wait_for(lambda: health() >= begin + 10, "ten checks")
         assert backend.connections == connections, "by the connection of before"
@@ -438,10 +439,10 @@ def test_names_are_resolved(edge):
 
 def test_proxy_protocol_out(edge):
     with socket.create_connection(("127.0.0.1", edge.port), timeout=60) as s:
-        own = s.getsockname()[1]
+        own, stream = s.getsockname()[1], s.makefile("rb")
         for path in (b"/pp1", b"/pp2"):
             s.sendall(b"GET " + path + b" HTTP/1.1\r\nhost: a\r\n\r\n")
-            assert s.recv(65536).startswith(b"HTTP/1.1 200")
+            assert one_answer(stream)[0].startswith(b"HTTP/1.1 200")
     assert f"PROXY TCP4 127.0.0.1 127.0.0.1 {own} {edge.port}\r\n".encode() in edge.b["pp1"].prefaces
     header = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + socket.inet_aton("127.0.0.1") * 2 + struct.pack("!HH", own, edge.port)
     assert header in [p[:28] for p in edge.b["pp2"].prefaces]
