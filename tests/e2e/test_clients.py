@@ -57,9 +57,9 @@ spec: {parentRefs: [{name: edge, sectionName: tcp}], rules: [{backendRefs: [{nam
 
 
 def shut(edge, name, request):
-    """Sends, shuts the sending side, and gives what comes back."""
+    """Sends, shuts the sending side, and gives what comes back. The end is on the last segment, so that no answer comes before it."""
     with socket.create_connection(("127.0.0.1", edge.ports[name]), timeout=60) as s:
-        s.sendall(request)
+        s.sendall(request, socket.MSG_MORE)
         s.shutdown(socket.SHUT_WR)
         out = b""
         while chunk := s.recv(65536):

@@ -1,4 +1,5 @@
 """gRPC (grpcio), WebSocket (websockets, RFC 8441), TLS, TCP, UDP and PROXY protocol through a real gateway."""
+import asyncio
 import base64
 import concurrent.futures
 import hashlib
@@ -13,6 +14,7 @@ import threading
 
 import grpc
 import pytest
+import websockets
 import websockets.sync.client
 import websockets.sync.server
 from conftest import Gateway, Recorder, curl, free_port, free_udp_port, raw, route, service, wait_for, write
@@ -238,10 +240,15 @@ def test_websocket(edge):
         for message in ("text", b"binary" * 10_000):
             connection.send(message)
             assert connection.recv(timeout=60) == message
-    tcp = socket.create_connection(("127.0.0.1", edge.ports["https"]))
-    with websockets.sync.client.connect(f"wss://shop.example:{edge.ports['https']}/ws", ssl=trusting(edge), sock=tcp) as connection:
-        connection.send("over TLS")
-        assert connection.recv(timeout=60) == "over TLS"
+
+    # By one thread: where one reads and another one writes the same TLS connection, Python may lose what is written.
+    async def over_tls():
+        uri = f"wss://shop.example:{edge.ports['https']}/ws"
+        async with websockets.connect(uri, host="127.0.0.1", ssl=trusting(edge), open_timeout=60) as connection:
+            await connection.send("over TLS")
+            assert await connection.recv() == "over TLS"
+
+    asyncio.run(over_tls())
 
 
 def test_websocket_over_http2(edge):
