@@ -45,13 +45,18 @@ pub fn machine(effort: Effort, given: Option<&Path>) -> String {
     } else {
         "Nothing else ran on the machine.".into()
     };
+    let real_time = if real_time(&read("/proc/self/stat")) {
+        "\n\nAll that was measured had real-time priority (`chrt -r`), so that of other work only the kernel's own came between."
+    } else {
+        ""
+    };
     let commit = run("git", &["describe", "--always", "--dirty"]);
     let program = given.map_or_else(
         || format!("build of commit {commit} by `cargo xtask dist`"),
         |path| format!("a given program of {}", run("date", &["-u", "+%F %R UTC", "-r", &path.to_string_lossy()])),
     );
     format!(
-        "{}, {program}; {} cores of {}, Linux {}. {} x {} s per peer and scenario, in turns; medians.\n\n{shared}\n",
+        "{}, {program}; {} cores of {}, Linux {}. {} x {} s per peer and scenario, in turns; medians.\n\n{shared}{real_time}\n",
         run("date", &["-u", "+%F"]),
         models.len(),
         models.first().copied().unwrap_or(" an unknown processor").trim(),
@@ -59,6 +64,13 @@ pub fn machine(effort: Effort, given: Option<&Path>) -> String {
         effort.rounds,
         effort.seconds,
     )
+}
+
+/// Whether a process, and what it starts, has real-time priority, by its `stat` (proc_pid_stat(5), field 41).
+fn real_time(stat: &str) -> bool {
+    // The name before it, in parentheses, may have anything in it.
+    let policy = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(38));
+    matches!(policy, Some("1" | "2"))
 }
 
 impl Report {
@@ -247,4 +259,15 @@ impl Report {
 
 pub fn ms(time: Duration) -> String {
     format!("{:.2} ms", time.as_secs_f64() * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_the_41st_field_behind_any_name() {
+        let stat = |policy| format!("7 (a ) 2) R{} {policy} 0 0", " 0".repeat(37));
+        assert!(real_time(&stat(2)) && !real_time(&stat(0)) && !real_time(""));
+    }
 }
