@@ -4,13 +4,15 @@
 mod members;
 mod registry;
 mod status;
+mod view;
 
 pub use registry::Clusters;
 pub use status::{ClusterStatus, EndpointStatus, Health, Limits, Resolution, Usage};
+pub use view::Picked;
 
 use crate::{
     Body, Error, Request, Response,
-    balance::{Pick, Picker},
+    balance::Pick,
     breaker::{Budget, Limit, Permit},
     codec::{Progress, SendError, h1, h2},
     connect::{ClientAddress, FreshConnection, Http1Only, Plan},
@@ -38,12 +40,13 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout},
 };
+use view::{Current, View};
 
 /// A cluster with its live state. Requests hold it through their table; it survives reloads.
 pub struct LiveCluster {
     key: String,
-    settings: ArcSwap<Settings>,
-    picker: ArcSwap<Picker>,
+    /// Settings and endpoints in one: who loads it once has what belongs together.
+    view: ArcSwap<View>,
     members: Mutex<Members>,
     requests: Arc<Limit>,
     retries: Arc<Limit>,
@@ -53,7 +56,7 @@ pub struct LiveCluster {
     pub(crate) workers: WorkerCount,
     zone: Option<String>,
     clock: Clock,
-    /// The picker does not show the endpoints as they are.
+    /// The view does not show the endpoints as they are.
     dirty: AtomicBool,
     keeper: Arc<Notify>,
     /// Whether endpoints have been looked for at least once.
@@ -130,34 +133,40 @@ impl LiveCluster {
         &self.key
     }
 
-    /// The settings of now. A request takes them once.
+    /// The settings of now. A request takes those that come with its endpoint ([`pick`](Self::pick)).
     pub fn settings(&self) -> Arc<Settings> {
-        self.settings.load_full()
+        self.view.load().settings.clone()
     }
 
     /// The same, for a moment and without an `await` in it.
-    pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Settings>> {
-        self.settings.load()
+    pub(crate) fn current(&self) -> Current {
+        Current(self.view.load())
     }
 
     /// Waits until endpoints have been looked for once (DNS), at most for the connect timeout. Returns at once in
     /// all other cases; to be called before [`pick`](Self::pick).
     pub async fn ready(&self) {
         if !*self.ready.borrow() {
-            let limit = self.settings.load().plan.timeout();
+            let limit = self.current().plan.timeout();
             let _ = timeout(limit, self.ready.subscribe().wait_for(|ready| *ready)).await;
         }
     }
 
-    /// The endpoint for a request. Takes no lock and allocates only for the error.
+    /// The endpoint for a try of a request, with the settings to reach it by. Takes no lock and allocates only for the
+    /// error.
     ///
     /// # Errors
     /// [`Kind::NoEndpoint`] with the reason.
-    pub fn pick(&self, pick: &Pick<'_>) -> Result<Arc<LiveEndpoint>, Error> {
-        self.picker.load().pick(pick).map_err(|reason| {
-            self.counters.no_endpoint.fetch_add(1, Ordering::Relaxed);
-            Error::upstream(Kind::NoEndpoint, format!("cluster {} {reason}{}", self.key, self.unresolved()))
-        })
+    pub fn pick(&self, pick: &Pick<'_>) -> Result<Picked, Error> {
+        let view = self.view.load();
+        match view.picker.pick(pick) {
+            Ok(endpoint) => Ok(Picked { endpoint, settings: view.settings.clone() }),
+            Err(reason) => {
+                self.counters.no_endpoint.fetch_add(1, Ordering::Relaxed);
+                let message = format!("cluster {} {reason}{}", self.key, self.unresolved());
+                Err(Error::upstream(Kind::NoEndpoint, message))
+            }
+        }
     }
 
     /// Counts a request; [`Kind::Overflow`] when too many are in flight.
@@ -179,7 +188,7 @@ impl LiveCluster {
         self.budget.try_retry(budget, self.retries.used())
     }
 
-    /// One exchange with an endpoint, on a connection of this worker's pool or a new one.
+    /// One exchange with the endpoint that was picked, on a connection of this worker's pool or a new one.
     ///
     /// Of the request's extensions [`ClientAddress`], [`FreshConnection`] and [`Http1Only`] are looked at. A response
     /// whose connection has changed its protocol carries [`Held`] in its extensions, to be kept with the tunnel. Nothing
@@ -187,13 +196,13 @@ impl LiveCluster {
     pub async fn send(
         self: &Arc<Self>,
         worker: WorkerId,
-        endpoint: &Arc<LiveEndpoint>,
+        picked: &Picked,
         request: &mut Request,
     ) -> Result<Response, SendFailure> {
-        let settings = self.settings();
+        let Picked { endpoint, settings } = picked;
         let seeker = Seeker {
             cluster: self,
-            settings: &settings,
+            settings,
             worker,
             endpoint,
             client: request.extensions().get().copied(),
@@ -235,19 +244,18 @@ impl LiveCluster {
     /// a request in flight to the endpoint is the caller's to count.
     pub async fn connect_raw(
         self: &Arc<Self>,
-        endpoint: &Arc<LiveEndpoint>,
+        picked: &Picked,
         client: Option<ClientAddress>,
     ) -> Result<(Io, Held), Error> {
-        let settings = self.settings();
-        let worker = WorkerId(0);
-        let seeker = Seeker { cluster: self, settings: &settings, worker, endpoint, client, fresh: true, http1: false };
+        let (Picked { endpoint, settings }, worker) = (picked, WorkerId(0));
+        let seeker = Seeker { cluster: self, settings, worker, endpoint, client, fresh: true, http1: false };
         pool::raw(seeker).await
     }
 
     /// Tells how a request to an endpoint went: for outlier detection and latency. `latency` runs from sending to
     /// the response head, or to the failure.
     pub fn report(&self, endpoint: &LiveEndpoint, outcome: Outcome, latency: Duration) {
-        let settings = self.settings.load();
+        let settings = self.current();
         self.counters.tried(outcome, latency);
         if outcome.is_failure() {
             endpoint.counters.failures.fetch_add(1, Ordering::Relaxed);

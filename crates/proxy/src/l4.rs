@@ -4,7 +4,7 @@ use crate::{
     Error,
     access::{self, Live},
     balance::Pick,
-    cluster::LiveCluster,
+    cluster::{LiveCluster, Picked},
     connect::ClientAddress,
     drain::Drain,
     endpoint::LiveEndpoint,
@@ -196,9 +196,8 @@ pub(crate) fn cluster<'c>(
 }
 
 /// An endpoint; of hash keys only the client's address exists here.
-pub(crate) fn pick(cluster: &LiveCluster, client: IpAddr, tried: &[SocketAddr]) -> Result<Arc<LiveEndpoint>, Error> {
-    let settings = cluster.settings();
-    let by_source = settings.config.load_balancing.hash_keys.contains(&HashKey::SourceIp);
+pub(crate) fn pick(cluster: &LiveCluster, client: IpAddr, tried: &[SocketAddr]) -> Result<Picked, Error> {
+    let by_source = cluster.current().config.load_balancing.hash_keys.contains(&HashKey::SourceIp);
     let hash = by_source.then(|| match client.to_canonical() {
         IpAddr::V4(ip) => xxhash_rust::xxh3::xxh3_64(&ip.octets()),
         IpAddr::V6(ip) => xxhash_rust::xxh3::xxh3_64(&ip.octets()),
@@ -213,13 +212,12 @@ async fn connect(
     record: &mut Record,
 ) -> Result<(Io, Held, Active), Refusal> {
     cluster.ready().await;
-    let config = cluster.settings().config.clone();
-    record.cluster(&config);
+    record.cluster(&cluster.current().config);
     let client = ClientAddress { source: facts.client, destination: facts.local };
     let mut tried: SmallVec<[SocketAddr; MAX_TRIES]> = SmallVec::new();
     loop {
         let endpoint = pick(cluster, facts.client.ip(), &tried)?;
-        record.upstream(&config, endpoint.address);
+        record.upstream(endpoint.config(), endpoint.address);
         let start = Instant::now();
         let error = match cluster.connect_raw(&endpoint, Some(client)).await {
             Ok((io, held)) => {

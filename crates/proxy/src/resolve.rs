@@ -243,7 +243,7 @@ pub(crate) async fn run(cluster: Weak<LiveCluster>, lookup: Arc<dyn Lookup>, hos
                 RETRY.saturating_mul(1 << (failures - 1).min(6)).min(MAX_RETRY)
             }
         };
-        cluster.resolved(port, found.map(|(addresses, _)| addresses), &rt);
+        cluster.resolved((&host, port), found.map(|(addresses, _)| addresses), &rt);
         drop(cluster);
         // Up to a tenth later, so that many clusters do not ask in step.
         sleep(pause + pause.mul_f64(rand::random::<f64>() / 10.0)).await;

@@ -4,7 +4,7 @@ mod local;
 
 use crate::{
     access,
-    cluster::LiveCluster,
+    cluster::{LiveCluster, Picked},
     drain::Drain,
     endpoint::LiveEndpoint,
     l4::{self, Active},
@@ -146,9 +146,8 @@ impl<F: Fn() -> Current> Server<F> {
                 return None;
             }
         };
-        let settings = cluster.settings();
-        record.upstream(&settings.config, endpoint.address);
-        let upstream = match settings.plan.udp(endpoint.address).and_then(UdpSocket::from_std) {
+        record.upstream(endpoint.config(), endpoint.address);
+        let upstream = match endpoint.settings.plan.udp(endpoint.address).and_then(UdpSocket::from_std) {
             Ok(upstream) => upstream,
             Err(error) => {
                 record.flag(Flags::UPSTREAM_CONNECT_FAILURE);
@@ -176,7 +175,7 @@ impl<F: Fn() -> Current> Server<F> {
             drain: self.drain.clone(),
             record,
         };
-        tokio::spawn(run.run(cluster, endpoint));
+        tokio::spawn(run.run(cluster, endpoint.endpoint));
         Some(session)
     }
 
@@ -185,7 +184,7 @@ impl<F: Fn() -> Current> Server<F> {
         current: &Current,
         key: Key,
         tried: &[SocketAddr],
-    ) -> Result<(Arc<LiveCluster>, Arc<LiveEndpoint>), l4::Refusal> {
+    ) -> Result<(Arc<LiveCluster>, Picked), l4::Refusal> {
         let cluster = l4::cluster(current.route.as_deref(), &current.clusters)?;
         let endpoint = l4::pick(cluster, key.0.ip(), tried)?;
         Ok((cluster.clone(), endpoint))

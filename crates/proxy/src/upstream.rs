@@ -9,7 +9,7 @@ use crate::{
     Body, Error, Request, Response,
     balance::Pick,
     breaker::Permit,
-    cluster::{LiveCluster, SendFailure},
+    cluster::{LiveCluster, Picked, SendFailure},
     codec::Progress,
     connect::{ClientAddress, FreshConnection},
     endpoint::LiveEndpoint,
@@ -60,8 +60,7 @@ pub async fn send<'e>(
     if let Err(answer) = chain.on_request(&backend.filters, &exchange.facts, request).await {
         return Ok(answer);
     }
-    let settings = cluster.settings();
-    record.cluster(&settings.config);
+    record.cluster(&cluster.current().config);
     cluster.ready().await;
     if let Some(limit) = chain.body_limit {
         *request.body_mut() = stream::limited(std::mem::take(request.body_mut()), limit)?;
@@ -79,7 +78,7 @@ pub async fn send<'e>(
         return Box::pin(upgrade::send(exchange, cluster, request, record, permit, sticky)).await;
     }
     mirror::copy(exchange, &chain.mirrors, request);
-    let mut tries = Tries::new(exchange, cluster, &settings, request, sticky.map(|(_, address)| address));
+    let mut tries = Tries::new(exchange, cluster, request, sticky.map(|(_, address)| address));
     let deadline = exchange.deadline;
     let answered = match deadline {
         Some(at) => match tokio::time::timeout_at(at, tries.run(record)).await {
@@ -94,7 +93,7 @@ pub async fn send<'e>(
     let answer = answered?;
     let mut response = answer.response;
     sanitise_response(&mut response);
-    session::write(exchange, cluster, &answer.endpoint, session, &mut response);
+    session::write(exchange, cluster, &answer.picked, session, &mut response);
     if let Some(cookie) = answer.cookie {
         cookie.set(exchange, &mut response);
     }
@@ -108,7 +107,7 @@ pub async fn send<'e>(
 /// A response head and who sent it.
 struct Answer {
     response: Response,
-    endpoint: Arc<LiveEndpoint>,
+    picked: Picked,
     /// When its try must be over, body included.
     until: Option<Instant>,
     /// The hash key the client did not have yet.
@@ -119,7 +118,6 @@ struct Answer {
 struct Tries<'e> {
     exchange: &'e Exchange<'e>,
     cluster: &'e Arc<LiveCluster>,
-    config: Arc<snapshot::Cluster>,
     parts: Parts,
     body: Source,
     /// The next try is the replay of one that died on a connection from the pool.
@@ -145,7 +143,6 @@ impl<'e> Tries<'e> {
     fn new(
         exchange: &'e Exchange<'e>,
         cluster: &'e Arc<LiveCluster>,
-        settings: &crate::cluster::Settings,
         request: &mut Request,
         sticky: Option<SocketAddr>,
     ) -> Self {
@@ -156,12 +153,12 @@ impl<'e> Tries<'e> {
             Some(bytes) => Source::Whole(body, bytes),
             None => Source::Replay(Replay::new(body, limit)),
         };
+        let settings = cluster.current();
         let keys = &settings.config.load_balancing.hash_keys;
         let mut hash = hash(keys, &parts, exchange);
         let cookie = if hash.is_none() { session::HashCookie::make(keys) } else { None };
         hash = hash.or(cookie.as_ref().map(session::HashCookie::hash));
-        let config = settings.config.clone();
-        Self { exchange, cluster, config, parts, body, fresh: false, retrying: None, hash, cookie, sticky, policy }
+        Self { exchange, cluster, parts, body, fresh: false, retrying: None, hash, cookie, sticky, policy }
     }
 
     // What is rare on the way of a request is boxed: the state of every request would be as large as the largest of all
@@ -278,7 +275,7 @@ impl<'e> Tries<'e> {
             None => {
                 let mut request = self.request();
                 let one = One::start(self.exchange, self.cluster, self.hash, self.sticky, tried)?;
-                record.upstream(&self.config, one.endpoint.address);
+                record.upstream(one.picked.config(), one.picked.address);
                 record.inject_trace(request.headers_mut());
                 let result = one.finish(&mut request, self.per_try()).await;
                 ended(record, &result);
@@ -312,11 +309,11 @@ impl<'e> Tries<'e> {
             if started < most && (running.is_empty() || self.allowed(None)) {
                 match One::start(self.exchange, self.cluster, self.hash, self.sticky.filter(|_| started == 0), &used) {
                     Ok(one) => {
-                        record.upstream(&self.config, one.endpoint.address);
+                        record.upstream(one.picked.config(), one.picked.address);
                         if !running.is_empty() {
                             record.hedged();
                         }
-                        used.push(one.endpoint.address);
+                        used.push(one.picked.address);
                         started += 1;
                         let mut request = self.request();
                         record.inject_trace(request.headers_mut());
@@ -342,7 +339,7 @@ impl<'e> Tries<'e> {
                     let good = result.as_ref().is_ok_and(|(a, _)| !a.response.status().is_server_error());
                     if good || running.is_empty() {
                         if let Ok((answer, _)) = &result {
-                            record.answered_by(&self.config, answer.endpoint.address);
+                            record.answered_by(answer.picked.config(), answer.picked.address);
                         }
                         return result;
                     }
@@ -364,7 +361,7 @@ type Attempt = Result<(Answer, SocketAddr), (SendFailure, Option<SocketAddr>)>;
 struct One<'e> {
     exchange: &'e Exchange<'e>,
     cluster: &'e Arc<LiveCluster>,
-    endpoint: Arc<LiveEndpoint>,
+    picked: Picked,
 }
 
 impl<'e> One<'e> {
@@ -376,15 +373,15 @@ impl<'e> One<'e> {
         tried: &[SocketAddr],
     ) -> Result<Self, (SendFailure, Option<SocketAddr>)> {
         match cluster.pick(&Pick { hash, tried, sticky }) {
-            Ok(endpoint) => Ok(Self { exchange, cluster, endpoint }),
+            Ok(picked) => Ok(Self { exchange, cluster, picked }),
             Err(error) => Err((SendFailure { error, progress: Progress::Unsent, reused: false }, None)),
         }
     }
 
     async fn finish(self, request: &mut Request, per_try: Option<Duration>) -> Attempt {
-        let address = self.endpoint.address;
+        let address = self.picked.address;
         let start = Instant::now();
-        let sending = self.cluster.send(self.exchange.conn.worker, &self.endpoint, request);
+        let sending = self.cluster.send(self.exchange.conn.worker, &self.picked, request);
         let own = per_try.and_then(|limit| start.checked_add(limit));
         // The end of the whole request ends its last try too: who had not answered by then has to hear of it.
         let whole = self.exchange.deadline.filter(|at| !self.exchange.hurried && own.is_none_or(|own| *at <= own));
@@ -402,11 +399,11 @@ impl<'e> One<'e> {
             },
             None => sending.await,
         };
-        report(self.cluster, &self.endpoint, &result, start);
+        report(self.cluster, &self.picked, &result, start);
         match result {
             Ok(response) => {
                 let until = per_try.and_then(|limit| Instant::now().checked_add(limit.saturating_sub(start.elapsed())));
-                Ok((Answer { response, endpoint: self.endpoint, until, cookie: None }, address))
+                Ok((Answer { response, picked: self.picked, until, cookie: None }, address))
             }
             Err(failure) => Err((failure, Some(address))),
         }

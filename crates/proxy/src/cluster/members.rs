@@ -1,6 +1,6 @@
 //! Keeping a cluster's live state in step: with the configuration, with DNS, with health and with time.
 
-use super::{Counters, LiveCluster, Resolution, Settings};
+use super::{Counters, LiveCluster, Resolution, Settings, view::View};
 use crate::{
     balance::Picker,
     breaker::{Budget, Limit},
@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use selvedge_compile::snapshot::{Cluster, Discovery, Endpoint};
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -45,7 +45,8 @@ pub(super) struct Members {
 
 struct Member {
     endpoint: Arc<LiveEndpoint>,
-    _checks: Vec<AbortOnDropHandle<()>>,
+    /// Empty until they are started, which is when their settings are those of the cluster.
+    checks: Vec<AbortOnDropHandle<()>>,
 }
 
 /// What a cluster needs of the process around it.
@@ -74,10 +75,11 @@ impl Members {
 impl LiveCluster {
     pub(super) fn new(config: &Arc<Cluster>, around: &Surroundings) -> Arc<Self> {
         let clock = Clock::default();
+        let settings = Arc::new(Settings::new(config.clone(), 0, &around.dial));
+        let picker = Picker::build(&[], &config.load_balancing, None, clock);
         let cluster = Arc::new(Self {
             key: config.key.clone(),
-            settings: ArcSwap::from_pointee(Settings::new(config.clone(), 0, &around.dial)),
-            picker: ArcSwap::from_pointee(Picker::build(&[], &config.load_balancing, None, clock)),
+            view: ArcSwap::from_pointee(View { settings: settings.clone(), picker }),
             members: Mutex::default(),
             requests: Limit::new("requests in flight", 0, telemetry::Limit::ClusterRequests),
             retries: Limit::new("retries in flight", 0, telemetry::Limit::ClusterRetries),
@@ -92,7 +94,7 @@ impl LiveCluster {
             ready: watch::Sender::new(false),
             closed: AtomicBool::new(false),
         });
-        cluster.apply(config, around, None);
+        cluster.apply(settings, around, None);
         cluster
     }
 
@@ -108,15 +110,18 @@ impl LiveCluster {
             && before.config.netns == config.netns
             && before.config.connections.proxy_protocol == config.connections.proxy_protocol;
         let epoch = before.epoch + u64::from(!same);
-        self.settings.store(Arc::new(Settings::new(config.clone(), epoch, &around.dial)));
-        self.apply(config, around, Some(&before));
+        let settings = Arc::new(Settings::new(config.clone(), epoch, &around.dial));
+        self.apply(settings, around, Some(&before));
         if !same {
             let endpoints = self.members().list();
             endpoints.iter().for_each(|endpoint| endpoint.set_protocol(Protocol::Unknown));
         }
     }
 
-    fn apply(self: &Arc<Self>, config: &Arc<Cluster>, around: &Surroundings, before: Option<&Settings>) {
+    /// Brings limits, members and what watches them in step with `settings`, then shows settings and endpoints to requests
+    /// in one swap.
+    fn apply(self: &Arc<Self>, settings: Arc<Settings>, around: &Surroundings, before: Option<&Settings>) {
+        let config = settings.config.clone();
         self.requests.set_max(config.connections.max_requests);
         self.retries.set_max(config.connections.max_retries);
         self.gate.set_limits(config.connections.max_connections, config.connections.max_pending);
@@ -131,18 +136,18 @@ impl LiveCluster {
         if checks_change {
             for member in members.by_address.values_mut() {
                 member.endpoint.health.expect(config.health_checks.len());
-                member._checks = self.start_checks(&member.endpoint, config, &around.runtime);
+                member.checks.clear();
             }
         }
         if config.outlier_detection.is_none() && before.is_some_and(|b| b.outlier_detection.is_some()) {
             members.by_address.values().for_each(|member| member.endpoint.outlier.restore());
         }
-        match &config.discovery {
+        let ready = match &config.discovery {
             Discovery::Static(endpoints) => {
                 members.resolver = None;
                 members.resolution = None;
-                self.replace(&mut members, endpoints, config, &around.runtime);
-                self.ready.send_replace(true);
+                self.replace(&mut members, endpoints, &config);
+                true
             }
             Discovery::Dns { host, port } => {
                 if before.is_none_or(|b| b.discovery != config.discovery) {
@@ -152,17 +157,30 @@ impl LiveCluster {
                     let task = resolve::run(Arc::downgrade(self), lookup, host, *port, runtime);
                     members.resolver = Some(AbortOnDropHandle::new(around.runtime.spawn(task)));
                 }
+                false
             }
+        };
+        self.show(&members, settings);
+        self.start_checks(&mut members, &config, &around.runtime);
+        if ready {
+            self.ready.send_replace(true);
         }
-        self.rebuild(&members);
     }
 
     /// Addresses that DNS has given, or why it has not: then those of before stay. Each address of the better family is
     /// an endpoint; those of the other family are where its connections are tried second.
-    pub(crate) fn resolved(self: &Arc<Self>, port: u16, found: Result<Vec<std::net::IpAddr>, String>, rt: &Handle) {
-        let settings = self.settings();
-        let found = found.map(|addresses| eyeballs::families(&addresses, |ip| settings.plan.reaches(ip)));
+    pub(crate) fn resolved(self: &Arc<Self>, name: (&str, u16), found: Result<Vec<IpAddr>, String>, rt: &Handle) {
         let mut members = self.members();
+        // Nobody changes them while the members are locked.
+        let settings = self.settings();
+        let current =
+            matches!(&settings.config.discovery, Discovery::Dns { host, port } if (host.as_str(), *port) == name);
+        if !current || self.is_closed() {
+            // The answer came while the configuration was replaced by one that does not ask for it.
+            return;
+        }
+        let (_, port) = name;
+        let found = found.map(|addresses| eyeballs::families(&addresses, |ip| settings.plan.reaches(ip)));
         self.counters.dns_resolutions.fetch_add(1, Ordering::Relaxed);
         match found {
             Ok((first, other)) => {
@@ -173,13 +191,14 @@ impl LiveCluster {
                 if let Some(resolution) = &mut members.resolution {
                     resolution.succeeded(list.len());
                 }
-                self.replace(&mut members, &list, &settings.config, rt);
+                self.replace(&mut members, &list, &settings.config);
                 for (i, address) in first.iter().enumerate() {
                     if let Some(member) = members.by_address.get(address) {
                         member.endpoint.set_others(eyeballs::others(i, &other));
                     }
                 }
                 self.rebuild(&members);
+                self.start_checks(&mut members, &settings.config, rt);
             }
             Err(reason) => {
                 self.counters.dns_failures.fetch_add(1, Ordering::Relaxed);
@@ -203,8 +222,9 @@ impl LiveCluster {
         }
     }
 
-    /// Exactly these endpoints from now on; those whose address, zone and peer stay keep their state.
-    fn replace(self: &Arc<Self>, members: &mut Members, list: &[Endpoint], config: &Cluster, runtime: &Handle) {
+    /// Exactly these endpoints from now on; those whose address, zone and peer stay keep their state. Neither shows them
+    /// nor starts their checks.
+    fn replace(&self, members: &mut Members, list: &[Endpoint], config: &Cluster) {
         let mut old = std::mem::take(&mut members.by_address);
         for wanted in list {
             let kept = old.remove(&wanted.address).or_else(|| members.by_address.remove(&wanted.address));
@@ -222,8 +242,7 @@ impl LiveCluster {
                     endpoint.set_priority(wanted.priority);
                     let endpoint = Arc::new(endpoint);
                     endpoint.health.expect(config.health_checks.len());
-                    let checks = self.start_checks(&endpoint, config, runtime);
-                    Member { endpoint, _checks: checks }
+                    Member { endpoint, checks: Vec::new() }
                 }
             };
             members.by_address.insert(wanted.address, member);
@@ -236,17 +255,16 @@ impl LiveCluster {
         endpoint.shelves.sweep(&self.settings(), Instant::now(), true);
     }
 
-    fn start_checks(
-        self: &Arc<Self>,
-        endpoint: &Arc<LiveEndpoint>,
-        config: &Cluster,
-        runtime: &Handle,
-    ) -> Vec<AbortOnDropHandle<()>> {
-        let start = |index| {
-            let task = health::run(Arc::downgrade(self), Arc::downgrade(endpoint), index);
-            AbortOnDropHandle::new(runtime.spawn(task))
-        };
-        (0..config.health_checks.len()).map(start).collect()
+    /// Starts the checks of those who have none yet. They read the settings of the cluster: to be called after
+    /// [`show`](Self::show), or they would find those of before.
+    fn start_checks(self: &Arc<Self>, members: &mut Members, config: &Cluster, runtime: &Handle) {
+        for member in members.by_address.values_mut().filter(|member| member.checks.is_empty()) {
+            let start = |index| {
+                let task = health::run(Arc::downgrade(self), Arc::downgrade(&member.endpoint), index);
+                AbortOnDropHandle::new(runtime.spawn(task))
+            };
+            member.checks = (0..config.health_checks.len()).map(start).collect();
+        }
     }
 
     /// The health of an endpoint has changed.
@@ -262,11 +280,15 @@ impl LiveCluster {
 
     /// Shows the endpoints as they are now to those who pick.
     fn rebuild(&self, members: &Members) {
+        self.show(members, self.settings());
+    }
+
+    /// Shows these settings and the endpoints as they are now, together, to those who pick.
+    fn show(&self, members: &Members, settings: Arc<Settings>) {
         self.dirty.store(false, Ordering::Release);
-        let settings = self.settings.load();
         let zone = self.zone.as_deref();
         let picker = Picker::build(&members.list(), &settings.config.load_balancing, zone, self.clock);
-        self.picker.store(Arc::new(picker));
+        self.view.store(Arc::new(View { settings, picker }));
     }
 
     /// Does what is due; called by the keeper, at least once a second.

@@ -115,7 +115,7 @@ impl Resolution {
 
 impl LiveCluster {
     pub fn status(&self) -> ClusterStatus {
-        let picker = self.picker.load();
+        let view = self.view.load();
         let (endpoints, dns) = {
             let members = self.members();
             (members.list(), members.resolution.clone())
@@ -123,8 +123,8 @@ impl LiveCluster {
         ClusterStatus {
             key: self.key.clone(),
             endpoints: endpoints.iter().map(|endpoint| endpoint.status()).collect(),
-            available: picker.available(),
-            panic: picker.is_panicking(),
+            available: view.picker.available(),
+            panic: view.picker.is_panicking(),
             limits: self.limits(),
             dns,
         }

@@ -2,6 +2,7 @@
 
 mod auto;
 mod checks;
+mod swaps;
 
 use super::*;
 use crate::{
@@ -156,6 +157,11 @@ fn request(path: &str) -> Request {
     http::Request::builder().uri(path).header("host", "shop.example").body(Body::empty()).unwrap()
 }
 
+/// This endpoint, as if it had been picked now.
+fn at(cluster: &LiveCluster, endpoint: &Arc<LiveEndpoint>) -> Picked {
+    Picked { endpoint: endpoint.clone(), settings: cluster.settings() }
+}
+
 async fn get_from(cluster: &Arc<LiveCluster>, worker: usize, mut request: Request) -> Result<Response, SendFailure> {
     let endpoint = cluster.pick(&Pick::default()).expect("an endpoint");
     cluster.send(WorkerId(worker), &endpoint, &mut request).await
@@ -187,7 +193,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 #[test]
 fn futures_are_send() {
     fn assert_send<T: Send>(_: T) {}
-    fn all(cluster: Arc<LiveCluster>, endpoint: Arc<LiveEndpoint>, request: &mut Request) {
+    fn all(cluster: Arc<LiveCluster>, endpoint: Picked, request: &mut Request) {
         assert_send(cluster.ready());
         assert_send(cluster.connect_raw(&endpoint, None));
         assert_send(cluster.send(WorkerId(0), &endpoint, request));
@@ -374,7 +380,7 @@ async fn an_idle_connection_elsewhere_makes_room() {
     config.connections.max_pending = 0;
     let cluster = link(&clusters, &config);
     for endpoint in cluster.endpoints() {
-        let response = cluster.send(WorkerId(0), &endpoint, &mut request("/")).await.unwrap();
+        let response = cluster.send(WorkerId(0), &at(&cluster, &endpoint), &mut request("/")).await.unwrap();
         response.into_body().collect().await.unwrap();
     }
     assert_eq!((one.accepted(), two.accepted()), (1, 1));
@@ -458,7 +464,7 @@ async fn an_idle_http2_connection_makes_room_for_those_who_wait() {
     let cluster = link(&clusters, &config);
     let spawn = |address, path: &'static str| {
         let endpoint = cluster.endpoints().into_iter().find(|e| e.address == address).unwrap();
-        let cluster = cluster.clone();
+        let (cluster, endpoint) = (cluster.clone(), at(&cluster, &endpoint));
         tokio::spawn(async move { cluster.send(WorkerId(0), &endpoint, &mut request(path)).await.map(drop) })
     };
     let first = spawn(one.address, "/wait");
@@ -526,7 +532,7 @@ async fn a_reload_keeps_what_stays() {
     let kept = before.endpoints().into_iter().find(|e| e.address == one.address).unwrap();
     let gone = before.endpoints().into_iter().find(|e| e.address == two.address).unwrap();
     for endpoint in [&kept, &gone] {
-        let response = before.send(WorkerId(0), endpoint, &mut request("/")).await.unwrap();
+        let response = before.send(WorkerId(0), &at(&before, endpoint), &mut request("/")).await.unwrap();
         response.into_body().collect().await.unwrap();
     }
     assert_eq!(before.limits().connections.used, 2);

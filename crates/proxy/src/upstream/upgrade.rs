@@ -37,15 +37,14 @@ pub(super) async fn send(
     permit: Permit,
     sticky: Option<SocketAddr>,
 ) -> Result<Response, Error> {
-    let config = cluster.settings().config.clone();
-    let http2 = config.protocol == UpstreamProtocol::Http2;
-    let handshake = Handshake::new(exchange, request.headers(), http2);
+    let mut handshake = Handshake::new(exchange, request.headers());
     let mut tried: smallvec::SmallVec<[SocketAddr; ATTEMPTS]> = smallvec::SmallVec::new();
     let (parts, _) = std::mem::take(request).into_parts();
-    let hash = hash(&config.load_balancing.hash_keys, &parts, exchange);
+    let hash = hash(&cluster.current().config.load_balancing.hash_keys, &parts, exchange);
     let (mut response, endpoint) = loop {
         let endpoint = cluster.pick(&Pick { hash, tried: &tried, sticky: sticky.filter(|_| tried.is_empty()) })?;
-        record.upstream(&config, endpoint.address);
+        record.upstream(endpoint.config(), endpoint.address);
+        handshake.http2 = endpoint.config().protocol == UpstreamProtocol::Http2;
         let mut request = Request::from_parts(parts.clone(), Body::empty());
         handshake.prepare(&mut request);
         request.extensions_mut().insert(ClientAddress { source: exchange.conn.peer, destination: exchange.conn.local });
@@ -112,20 +111,21 @@ struct Handshake {
     client_key: Option<HeaderValue>,
     /// What is sent upstream over HTTP/1.1.
     upstream_key: HeaderValue,
+    /// Of the backend that is tried.
     http2: bool,
     host: Option<String>,
     scheme: &'static str,
 }
 
 impl Handshake {
-    fn new(exchange: &Exchange<'_>, headers: &HeaderMap, http2: bool) -> Self {
+    fn new(exchange: &Exchange<'_>, headers: &HeaderMap) -> Self {
         let client_key = headers.get("sec-websocket-key").cloned();
         let made = || HeaderValue::try_from(websocket::key(rand::random())).unwrap_or(HeaderValue::from_static(""));
         Self {
             client: exchange.target.upgrade.unwrap_or(Upgrade::WebSocket),
             upstream_key: client_key.clone().unwrap_or_else(made),
             client_key,
-            http2,
+            http2: false,
             host: headers.get(http::header::HOST).and_then(|h| h.to_str().ok()).map(str::to_owned),
             scheme: exchange.conn.scheme(),
         }

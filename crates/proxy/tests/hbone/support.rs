@@ -9,11 +9,10 @@ use selvedge_identity::{Bundle, Bundles, Identities, Serial, Svid};
 use selvedge_proxy::{
     Body, Error, Request, Response,
     balance::Pick,
-    cluster::{Clusters, LiveCluster, SendFailure},
+    cluster::{Clusters, LiveCluster, Picked, SendFailure},
     codec::{Service, h1, h2},
     dial::Dial,
     drain::Drainer,
-    endpoint::LiveEndpoint,
     error::Side,
     hbone::{self, Asked, Refusal, Tunnel, Tunnels},
     io::Io,
@@ -192,7 +191,7 @@ impl Near {
         Self { identities, cluster, _keep: clusters }
     }
 
-    pub fn endpoint(&self) -> Arc<LiveEndpoint> {
+    pub fn endpoint(&self) -> Picked {
         self.cluster.pick(&Pick::default()).expect("an endpoint")
     }
 
