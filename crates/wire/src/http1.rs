@@ -20,6 +20,8 @@ pub use framing::{
     ConnectionOptions, Expectation, Framing, FramingError, connection_options, expectation, persistent,
     request_framing, request_framing_with, response_framing,
 };
-pub use head::{HeadError, HeadLimits, HeadReader, Preface, RequestHead, ResponseHead, UnderscoreNames, preface};
+pub use head::{
+    HeadError, HeadLimits, HeadReader, MOST_HEADERS, Preface, RequestHead, ResponseHead, UnderscoreNames, preface,
+};
 pub use names::imitates_framing;
 pub use write::{Persist, WriteLength, write_continue, write_request, write_response};

@@ -58,7 +58,7 @@ inherit!(Connections {
 #[serde(rename_all = "camelCase")]
 pub struct ResponseHeaderLimits {
     /// Most headers, and most trailers.
-    #[schemars(range(min = 8, max = 512), extend("default" = 100))]
+    #[schemars(range(min = 8, max = 1000), extend("default" = 100))]
     pub max_count: Option<u32>,
     /// Most bytes of all names and values.
     #[schemars(range(min = 1024, max = 1_048_576), extend("default" = 61_440))]

@@ -65,6 +65,22 @@ async fn heads_over_their_limits() {
     }
 }
 
+/// At both ends of what `listener.headers.maxCount` allows.
+#[tokio::test(start_paused = true)]
+async fn as_many_fields_as_the_listener_says() {
+    for max_headers in [8, 1000] {
+        let head = |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "a: b\r\n".repeat(count - 1));
+        let options = || HttpOptions { max_headers, ..HttpOptions::default() };
+        let (mut served, handler) = serve_with(options(), echo);
+        served.send(head(max_headers as usize)).await;
+        served.until("] 0").await;
+        served.send(head(max_headers as usize + 1)).await;
+        let rest = served.rest().await;
+        assert!(rest.starts_with("HTTP/1.1 431 "), "{rest}");
+        assert_eq!(*handler.rejected.lock().unwrap(), [431]);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_body_that_stalls_times_out() {
     let options = HttpOptions { stream_idle_timeout: Duration::from_secs(30), ..HttpOptions::default() };

@@ -8,8 +8,10 @@ use memchr::memchr;
 
 use super::names;
 
-/// The most header fields any limit can allow; the parser keeps room for them on the stack.
-const MOST_HEADERS: usize = 512;
+/// The most header fields any limit can allow.
+pub const MOST_HEADERS: usize = 1000;
+/// The parser keeps room on the stack, 32 bytes for each: for so many unless the limit is higher.
+const USUAL_HEADERS: usize = 128;
 /// Empty lines a client may send before a request line (RFC 9112 section 2.2 asks for at least one).
 const MOST_BLANK_LINES: usize = 2;
 /// The longest method.
@@ -18,7 +20,7 @@ const MAX_METHOD: usize = 32;
 /// Limits of one head, and what to do with names that some servers read differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadLimits {
-    /// Header fields, counted line by line. Default 100, as Envoy and hyper; at most 512.
+    /// Header fields, counted line by line. Default 100, as Envoy and hyper; at most [`MOST_HEADERS`].
     pub max_headers: usize,
     /// Bytes from the first byte of the start line to the empty line. Default 60 KiB, as Envoy.
     pub max_bytes: usize,
@@ -159,7 +161,8 @@ impl HeadReader {
         let Some(end) = self.find_end(buffer, limits)? else { return Ok(None) };
         let head = buffer.split_to(end).freeze();
         *self = HeadReader::default();
-        parse_request(&head, limits).map(Some)
+        let parse = if usual(limits) { parse_request::<USUAL_HEADERS> } else { parse_request::<MOST_HEADERS> };
+        parse(&head, limits).map(Some)
     }
 
     /// Takes a whole response head from the front of `buffer`, or `None` if it is not complete yet.
@@ -172,7 +175,8 @@ impl HeadReader {
         let Some(end) = self.find_end(buffer, limits)? else { return Ok(None) };
         let head = buffer.split_to(end).freeze();
         *self = HeadReader::default();
-        parse_response(&head, limits).map(Some)
+        let parse = if usual(limits) { parse_response::<USUAL_HEADERS> } else { parse_response::<MOST_HEADERS> };
+        parse(&head, limits).map(Some)
     }
 
     /// Whether a part of a head has been seen: the peer is in the middle of sending one.
@@ -202,10 +206,16 @@ impl HeadReader {
     }
 }
 
-fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, HeadError> {
-    let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+fn usual(limits: &HeadLimits) -> bool {
+    limits.max_headers <= USUAL_HEADERS
+}
+
+// Not inlined: else the frame of the caller would have room for the largest.
+#[inline(never)]
+fn parse_request<const ROOM: usize>(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, HeadError> {
+    let mut fields = [const { MaybeUninit::uninit() }; ROOM];
     let mut request = httparse::Request::new(&mut []);
-    let room = limits.max_headers.min(MOST_HEADERS);
+    let room = limits.max_headers.min(ROOM);
     let parsed = request.parse_with_uninit_headers(head, &mut fields[..room]);
     complete(parsed, head, true)?;
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
@@ -225,10 +235,11 @@ fn parse_request(head: &Bytes, limits: &HeadLimits) -> Result<RequestHead, HeadE
     Ok(RequestHead { method, target, version, headers })
 }
 
-fn parse_response(head: &Bytes, limits: &HeadLimits) -> Result<ResponseHead, HeadError> {
-    let mut fields = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+#[inline(never)]
+fn parse_response<const ROOM: usize>(head: &Bytes, limits: &HeadLimits) -> Result<ResponseHead, HeadError> {
+    let mut fields = [const { MaybeUninit::uninit() }; ROOM];
     let mut response = httparse::Response::new(&mut []);
-    let room = limits.max_headers.min(MOST_HEADERS);
+    let room = limits.max_headers.min(ROOM);
     let parsed =
         httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut response, head, &mut fields[..room]);
     complete(parsed, head, false)?;
@@ -466,6 +477,30 @@ mod tests {
         assert_eq!(read(&long).unwrap_err().status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
         let dropped = read("GET / HTTP/1.1\r\nHost: x\r\nmy_name: 1\r\n\r\n").unwrap().unwrap();
         assert_eq!(dropped.headers.len(), 1);
+    }
+
+    /// At both ends of what the options allow, and where the parser takes the larger room.
+    #[test]
+    fn as_many_fields_as_the_limit_and_not_one_more() {
+        for max_headers in [8, USUAL_HEADERS, USUAL_HEADERS + 1, MOST_HEADERS, MOST_HEADERS + 1] {
+            let limits = HeadLimits { max_headers, ..HeadLimits::default() };
+            let most = max_headers.min(MOST_HEADERS);
+            let fields = |count: usize| (0..count).map(|i| format!("x-{i}: {i}\r\n")).collect::<String>();
+            let request = |count: usize| {
+                let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{}\r\n", fields(count - 1));
+                HeadReader::default().request(&mut BytesMut::from(text.as_str()), &limits)
+            };
+            let response = |count: usize| {
+                let text = format!("HTTP/1.1 200 OK\r\n{}\r\n", fields(count));
+                HeadReader::default().response(&mut BytesMut::from(text.as_str()), &limits)
+            };
+            let headers = request(most).unwrap().expect("a request").headers;
+            assert_eq!(headers.len(), most);
+            assert_eq!(headers[format!("x-{}", most - 2)], (most - 2).to_string());
+            assert_eq!(response(most).unwrap().expect("a response").headers.len(), most);
+            assert_eq!(request(most + 1).unwrap_err(), HeadError::TooManyHeaders, "{max_headers}");
+            assert_eq!(response(most + 1).unwrap_err(), HeadError::TooManyHeaders, "{max_headers}");
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub trait Home: Send + Sync {
 /// Limits of what an upstream may answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Header fields of a response, at most 512. Default 100, as for requests.
+    /// Header fields of a response, at most 1000. Default 100, as for requests.
     pub max_headers: u32,
     /// Bytes of a response head. Default 60 KiB, as for requests.
     pub max_header_bytes: u32,
