@@ -6,6 +6,7 @@ mod member;
 mod subscription;
 mod view;
 
+pub use life::Heard;
 pub use member::Member;
 pub use subscription::{MAX_SUBSCRIPTIONS, wanted};
 
@@ -182,8 +183,10 @@ impl Hub {
         self.mark.as_ref()
     }
 
-    /// A stream begins. `proven` is what its certificate says; `None` when the listener asks for none.
-    pub fn connected(&mut self, now: Millis, node: NodeId, proven: Option<Option<SpiffeId>>) {
+    /// A stream begins. `proven` is what its certificate says; `None` when the listener asks for none. Returns where it may
+    /// be written down that the proxy was heard of, once it says that it lives.
+    pub fn connected(&mut self, now: Millis, node: NodeId, proven: Option<Option<SpiffeId>>) -> Arc<Heard> {
+        let heard = Arc::<Heard>::default();
         let proves = proven.is_some();
         let member = Member {
             hello: Hello::default(),
@@ -193,7 +196,7 @@ impl Hub {
             since: now,
             view: None,
             ahead: None,
-            alive: None,
+            heard: heard.clone(),
             pace: Pace::default(),
             left: false,
             node: Node::default(),
@@ -202,13 +205,15 @@ impl Hub {
         if self.members.len() > MAX_NODES {
             self.close(node, format!("this control plane serves {MAX_NODES} proxies at most"));
         }
+        heard
     }
 
     pub fn message(&mut self, now: Millis, node: NodeId, message: ProxyMessage) {
         let Some(member) = self.members.get_mut(&node) else { return };
         let greeted = member.role.is_some();
-        if member.alive.is_some() || matches!(message.message, Some(Message::Alive(_))) {
-            member.alive = Some(now);
+        match &message.message {
+            Some(Message::Alive(_)) => member.heard.begin(now),
+            _ => _ = member.heard.again(now),
         }
         let result = match message.message {
             Some(Message::Hello(hello)) if !greeted => self.hello(node, hello),

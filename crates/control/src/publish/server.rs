@@ -1,7 +1,7 @@
 //! The gRPC service around the hub.
 
 use super::{
-    hub::{Hub, NodeId, Output},
+    hub::{Heard, Hub, NodeId, Output},
     node::{Group, Millis},
     status::{self, Condition, NodeStatus},
 };
@@ -11,12 +11,14 @@ use crate::{
         ControlMessage, Pace, ProxyMessage, Registered, Update, Upsert, Welcome,
         control_message::Message,
         discovery_server::{Discovery, DiscoveryServer},
+        proxy_message::Message as Say,
     },
     source::Mark,
     transport::PeerInfo,
 };
 use futures_util::{Stream, StreamExt, stream};
 use selvedge_model::{ResourceKey, Resources};
+use selvedge_wire::spiffe::SpiffeId;
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
@@ -202,6 +204,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn connected(&self, node: NodeId, proven: Option<Option<SpiffeId>>) -> Arc<Heard> {
+        let now = self.now();
+        let mut state = self.lock();
+        let heard = state.hub.connected(now, node, proven);
+        state.deliver();
+        heard
+    }
+
     /// Lets the hub do something, and delivers what came out.
     fn with(&self, work: impl FnOnce(&mut Hub, Millis)) {
         let now = self.now();
@@ -286,8 +296,8 @@ impl Discovery for Service {
         };
         let present = Present { shared: shared.clone(), node };
         let proven = peer.proves.then(|| peer.identity());
-        shared.with(|hub, now| hub.connected(now, node, proven));
-        tokio::spawn(read(present, request.into_inner(), end, peer));
+        let heard = shared.connected(node, proven);
+        tokio::spawn(read(present, heard, request.into_inner(), end, peer));
         let name: Arc<str> = self.shared.name.as_str().into();
         let messages = ReceiverStream::new(outputs).flat_map(move |mail| stream::iter(messages(mail, &name)));
         Ok(Response::new(Box::pin(messages)))
@@ -295,15 +305,23 @@ impl Discovery for Service {
 }
 
 /// Passes what a proxy says on, until either side ends the stream.
-async fn read(present: Present, mut incoming: Streaming<ProxyMessage>, end: Arc<Notify>, peer: PeerInfo) {
-    let mut refused = std::pin::pin!(peer.until_refused());
+async fn read(
+    present: Present,
+    heard: Arc<Heard>,
+    mut incoming: Streaming<ProxyMessage>,
+    end: Arc<Notify>,
+    peer: PeerInfo,
+) {
+    let (mut refused, mut ended) = (std::pin::pin!(peer.until_refused()), std::pin::pin!(end.notified()));
     loop {
         tokio::select! {
             message = incoming.message() => match message {
+                // With thousands of proxies nearly all that comes: it waits for nobody, and nobody waits for it.
+                Ok(Some(ProxyMessage { message: Some(Say::Alive(_)) })) if heard.again(present.shared.now()) => {}
                 Ok(Some(message)) => present.shared.with(|hub, now| hub.message(now, present.node, message)),
                 Ok(None) | Err(_) => return,
             },
-            () = end.notified() => return,
+            () = &mut ended => return,
             why = &mut refused => {
                 tracing::warn!("the certificate of a proxy is no longer accepted, its stream is cut: {why}");
                 return;

@@ -1,6 +1,6 @@
 //! A proxy and who it is.
 
-use super::ViewId;
+use super::{ViewId, life::Heard};
 use crate::{
     proto::discovery::Hello,
     publish::{
@@ -11,6 +11,7 @@ use crate::{
     source::Mark,
 };
 use selvedge_wire::spiffe::SpiffeId;
+use std::sync::Arc;
 
 /// A proxy and who it is.
 pub struct Member {
@@ -23,8 +24,7 @@ pub struct Member {
     pub(super) view: Option<ViewId>,
     /// What it has seen that is newer than what is known here, with the looks at the source until then.
     pub(super) ahead: Option<Mark>,
-    /// When it was last heard of, if it says that it lives.
-    pub(super) alive: Option<Millis>,
+    pub(super) heard: Arc<Heard>,
     pub(super) pace: Pace,
     /// It has said goodbye.
     pub left: bool,

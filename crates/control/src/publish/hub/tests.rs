@@ -298,9 +298,31 @@ fn many_that_live_are_asked_to_say_it_less_often() {
     hub.take_output();
     hub.tick(SILENCE);
     assert!(closed(&mut hub).is_empty(), "they are heard of later");
-    say(&mut hub, 1_000, 7);
-    hub.tick(1_100);
+    assert_eq!(hub.wakes(SILENCE), 900, "less than a second, with 5,000");
+    say(&mut hub, 800, 7);
+    hub.tick(900);
     let silent = closed(&mut hub);
     assert!(silent.len() == 2 * MANY - 1 && !silent.contains(&7));
     assert_eq!(hub.take_paces(), [(7, 200)]);
+}
+
+/// Who reads a stream says so past the hub; who had not begun with it, or is dead, is not woken by that.
+#[test]
+fn who_is_heard_of_past_the_hub_lives() {
+    let mut hub = Hub::new(0);
+    let heard = hub.connected(0, 1, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
+    let say = |hub: &mut Hub, now, message| hub.message(now, 1, ProxyMessage { message: Some(message) });
+    say(&mut hub, 0, Message::Hello(Hello { id: "p".into(), role: WireRole::Sidecar.into(), ..Hello::default() }));
+    say(&mut hub, 0, Message::Known(Known { resources: Vec::new(), last: true }));
+    assert!(!heard.again(10), "it has not said that it lives");
+    say(&mut hub, 20, Message::Alive(crate::proto::discovery::Alive {}));
+    assert!(heard.again(600));
+    assert!(heard.again(500), "two threads that are not in order");
+    hub.tick(600);
+    assert_eq!(hub.wakes(600), 600 + SILENCE);
+    hub.tick(600 + SILENCE - 1);
+    assert_eq!(closed(&mut hub), [0; 0]);
+    hub.tick(600 + SILENCE);
+    assert_eq!(closed(&mut hub), [1]);
+    assert!(!heard.again(2_000), "too late");
 }
