@@ -31,6 +31,7 @@ use selvedge_proxy::{
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -242,7 +243,8 @@ impl Shared {
     }
 
     /// Asks the control plane first where the name looks like one of the mesh, then upstream; neither when upstream has said
-    /// not long ago. Where upstream knows no such name, it may still be an ExternalService that nobody here has used yet.
+    /// not long ago. Any other name may be of an ExternalService that nobody here has used yet, and upstream mostly knows it too:
+    /// both are asked at once.
     async fn ask(&self, asked: &Asked) -> Vec<u8> {
         if let Some(message) = self.cache.get(asked, Instant::now()) {
             self.counts.add(Outcome::Cached);
@@ -256,14 +258,14 @@ impl Shared {
             self.counts.add(Outcome::Mesh);
             return asked.answer(message);
         }
-        let told = self.forwarder.exchange(asked).await;
-        let nothing = |message: &Message| message.metadata.response_code == ResponseCode::NXDomain;
-        if !likely
-            && told.as_ref().map_or(true, nothing)
-            && let Some(answer) = self.discover(asked).await
-        {
-            return answer;
-        }
+        let told = if likely {
+            self.forwarder.exchange(asked).await
+        } else {
+            match self.either(asked).await {
+                Ok(answer) => return answer,
+                Err(told) => told,
+            }
+        };
         match told {
             Ok(message) => {
                 self.counts.add(Outcome::Forwarded);
@@ -279,6 +281,18 @@ impl Shared {
                 tracing::debug!(name = %asked.query.name, "DNS: {failure}");
                 asked.error(ResponseCode::ServFail)
             }
+        }
+    }
+
+    /// The answer of the mesh, as soon as it is known; else what was told upstream.
+    async fn either(&self, asked: &Asked) -> Result<Vec<u8>, Result<Message, forward::Failure>> {
+        let (mut known, mut exchange) = (pin!(self.discover(asked)), pin!(self.forwarder.exchange(asked)));
+        tokio::select! {
+            known = &mut known => match known {
+                Some(answer) => Ok(answer),
+                None => Err(exchange.await),
+            },
+            told = &mut exchange => known.await.ok_or(told),
         }
     }
 

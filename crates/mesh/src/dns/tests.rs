@@ -266,7 +266,7 @@ async fn what_is_not_served_is_refused() {
     assert!(matches!(shared.hear(&[0; 11], Limits::Stream), Heard::Nothing));
 }
 
-/// Knows one more name when asked for it.
+/// Knows two more names when asked for any.
 #[derive(Debug, Default)]
 struct Knows {
     dns: OnceLock<Arc<Dns>>,
@@ -279,7 +279,9 @@ impl Discover for Knows {
         self.asked.lock().expect("not poisoned").push(what);
         if self.knows.load(Relaxed) {
             let mut more = (*names()).clone();
-            Arc::make_mut(&mut more.names).insert("new.shop.svc.cluster.local".into(), vec![[10, 96, 0, 99].into()]);
+            for name in ["new.shop.svc.cluster.local", "pay.example.com"] {
+                Arc::make_mut(&mut more.names).insert(name.into(), vec![[10, 96, 0, 99].into()]);
+            }
             self.dns.get().expect("a server").set(Arc::new(more));
         }
         Box::pin(async {})
@@ -293,7 +295,7 @@ async fn unknown_names_of_the_mesh_are_asked_of_the_control_plane() {
     let dns = Arc::new(start(&[server], Some(knows.clone())).await);
     knows.dns.set(dns.clone()).expect("once");
     assert_eq!(ask(&dns, "www.example.com.", RecordType::A).await, "NoError 192.0.2.1");
-    assert_eq!(knows.asked.lock().expect("not poisoned").len(), 0, "the world's names cost nothing");
+    assert_eq!(ask(&dns, "www.example.com.", RecordType::A).await, "NoError 192.0.2.1");
     assert_eq!(queries.load(Relaxed), 1);
     assert_eq!(ask(&dns, "old.shop.svc.cluster.local.", RecordType::A).await, "NXDomain");
     let answer = exchange(&dns, &query("nix.shop.svc.cluster.local.", RecordType::TXT)).await;
@@ -303,10 +305,28 @@ async fn unknown_names_of_the_mesh_are_asked_of_the_control_plane() {
     knows.knows.store(true, Relaxed);
     assert_eq!(ask(&dns, "New.shop.svc.", RecordType::A).await, "NoError 10.96.0.99");
     let host = |name: &str| Wanted::Host(name.into(), 0);
-    // Nobody upstream knows this one; upstream is asked first, for it is not called like one of the mesh.
+    // Nobody upstream knows this one.
     assert_eq!(ask(&dns, "db.internal.example.net.", RecordType::A).await, "NXDomain");
     let asked = knows.asked.lock().expect("not poisoned").clone();
-    assert_eq!(asked, [host("old.shop.svc.cluster.local"), host("new.shop.svc"), host("db.internal.example.net")]);
+    let all = ["www.example.com", "old.shop.svc.cluster.local", "new.shop.svc", "db.internal.example.net"];
+    assert_eq!(asked, all.map(host), "what was told upstream is not asked for again while it holds");
+}
+
+#[tokio::test]
+async fn the_mesh_knows_a_name_better_than_the_world() {
+    let (server, _) = upstream().await;
+    let knows = Arc::new(Knows { knows: true.into(), ..Knows::default() });
+    let dns = Arc::new(start(&[server], Some(knows.clone())).await);
+    knows.dns.set(dns.clone()).expect("once");
+    assert_eq!(ask(&dns, "pay.example.com.", RecordType::A).await, "NoError 10.96.0.99");
+    assert_eq!(ask(&dns, "www.example.com.", RecordType::A).await, "NoError 192.0.2.1");
+    // Without an answer of anybody upstream.
+    let (closed, _held) = selvedge_testkit::tcp::closed_udp_port().await;
+    let knows = Arc::new(Knows { knows: true.into(), ..Knows::default() });
+    let dns = Arc::new(start(&[closed], Some(knows.clone())).await);
+    knows.dns.set(dns.clone()).expect("once");
+    assert_eq!(ask(&dns, "pay.example.com.", RecordType::A).await, "NoError 10.96.0.99");
+    assert_eq!(ask(&dns, "www.example.com.", RecordType::A).await, "ServFail");
 }
 
 #[tokio::test(start_paused = true)]
