@@ -74,6 +74,20 @@ def enter(space):
             raise OSError(ctypes.get_errno(), f"cannot enter {space}")
 
 
+def listening(space, address, port, protocol="tcp"):
+    """Whether somebody listens there; nobody notices that it was asked."""
+
+    def look():
+        tables = [pathlib.Path(f"/proc/thread-self/net/{name}") for name in (protocol, f"{protocol}6")]
+        return [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+
+    # Of IPv6 the last word, in which an IPv4 address may be. The words are as the machine has them.
+    place = "" if ":" in address or address == "0.0.0.0" else f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}"
+    wanted = {"tcp": "0A", "udp": "07"}[protocol]
+    sockets = [(*fields[1].split(":"), fields[3]) for fields in inside(space, look)]
+    return any(host.endswith(place) and int(at, 16) == port and state == wanted for host, at, state in sockets)
+
+
 class Loopback:
     """Everything on addresses of 127/8 that nobody else uses."""
 
@@ -202,8 +216,11 @@ class Mesh:
         return process
 
     def peer(self, name, *args, label=None):
-        """A server of mesh_peer.py beside a workload."""
-        process = self.spawn(label or f"{name}-app", name, sys.executable, PEER, *args)
+        """A server of mesh_peer.py beside a workload (None: the control plane), when it listens."""
+        label, (kind, address, port, *_) = label or f"{name}-app", args
+        process, place = self.spawn(label, name, sys.executable, PEER, *args), (address, port, "udp" if kind == "dns" else "tcp")
+        wait_for(lambda: process.poll() is not None or listening(self.net.space(name), *place), f"{label} listening on {place}")
+        assert process.poll() is None, self.log(label)
         return process
 
     def run(self, where, *command, check=True, timeout=100, **kwargs):
@@ -253,11 +270,16 @@ class Mesh:
         (self.folder / "conf" / f"{name}.yaml").unlink(missing_ok=True)
 
     def settle(self):
-        """Waits until the control plane has read all that was written before, and its proxies have what follows from it."""
+        """Waits until the control plane has read all that was written before, and its proxies serve what follows from it."""
         mark = f"settled-{next(NUMBERS)}"
-        self.write("settled", f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: {mark}}}\n")
+        # Every proxy beside a workload of this namespace is told of it.
+        self.write("settled", f"apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{settled: {mark}}}}}\n")
         wait_for(lambda: mark in self.get(None, self.net.control, self.admin, "/config"), "the control plane reading its files")
-        self.in_sync(*[name for name, process in self.proxies.items() if process.poll() is None])
+        names = [name for name, process in self.proxies.items() if process.poll() is None]
+        # What the control plane has read it passes on a moment later: until then all seem to be in sync.
+        for name in names:
+            wait_for(lambda: mark in self.admin_get(name, "/config"), f"{name} serving what was read")
+        self.in_sync(*names)
 
     # Looking
 

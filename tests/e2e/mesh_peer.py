@@ -159,8 +159,8 @@ def call_grpc(target):
     import grpc
 
     with grpc.insecure_channel(target) as channel:
-        said = channel.unary_unary("/test.Echo/Unary")(b"mesh", timeout=10)
-        heard = list(channel.unary_stream("/test.Echo/Stream")(b"part", timeout=10))
+        said = channel.unary_unary("/test.Echo/Unary")(b"mesh", timeout=60)
+        heard = list(channel.unary_stream("/test.Echo/Stream")(b"part", timeout=60))
     print(json.dumps([said.decode(), *[part.decode() for part in heard]]))
 
 

@@ -89,7 +89,11 @@ def open_line(shop, caller, address, first, answer):
     def connect():
         s = socket.create_connection(address, timeout=60)
         s.sendall(first)
-        assert answer in s.recv(4096)
+        heard = b""
+        while not heard.endswith(b"\r\n\r\n" if first.startswith(b"GET ") else b"\r\n"):
+            heard += (data := s.recv(4096))
+            assert data, heard
+        assert answer in heard
         return s
 
     return inside(shop.net.space(caller), connect)

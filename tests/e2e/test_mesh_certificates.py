@@ -60,7 +60,11 @@ def test_revocation_ends_what_lives(local):
         s = socket.create_connection(("127.0.0.1", mesh.http_proxies[name]), timeout=60)
         s.sendall(b"GET http://app.shop/ws HTTP/1.1\r\nhost: app.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
                   b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-        assert b" 101 " in s.recv(4096)
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += (data := s.recv(4096))
+            assert data, head
+        assert b" 101 " in head
         lines[name] = s
     done = mesh.ask("ca", "revoke", "--identity", "shop/web")
     assert done.returncode == 0, done.stderr
@@ -114,9 +118,17 @@ def pem(certificates):
 
 def write(folder, name, chain, key):
     form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    (folder / f"{name}.pem").write_bytes(pem(chain))
-    (folder / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
-    return folder / f"{name}.pem", folder / f"{name}.key"
+    files = folder / f"{name}.pem", folder / f"{name}.key"
+    for file, content in zip(files, (pem(chain), key.private_bytes(serialization.Encoding.PEM, *form))):
+        put(file, content)
+    return files
+
+
+def put(file, content):
+    """Writes a file that may be read at any time: whole, or not yet."""
+    new = file.with_name(f".{file.name}.new")
+    new.write_bytes(content)
+    new.rename(file)
 
 
 def hbone(address, files, authority):

@@ -3,7 +3,6 @@ over IPv6, mutual TLS demanded of one port only, members that are cut off from o
 import datetime
 import json
 import socket
-import sys
 import time
 
 import pytest
@@ -12,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from mesh import PEER, inside, mesh_resource, resource, service, workload
+from mesh import inside, mesh_resource, resource, service, workload
 from mesh_fixtures import extra, resources, shop
 from test_mesh_certificates import pem
 
@@ -52,6 +51,7 @@ def external(host, port, target, ca=None):
 @pytest.fixture
 def registry_only(shop):
     shop.write("mesh", mesh_resource(egress="RegistryOnly"))
+    shop.settle()
     yield
     shop.write("mesh", mesh_resource())
     shop.settle()
@@ -62,8 +62,8 @@ def test_an_external_service_by_name_with_tls_that_the_mesh_adds(shop, extra, re
     the real one although queries are captured, and speaks TLS to it."""
     net = shop.net
     chain, key, root = named(tmp_path, "api.example.com")
-    shop.spawn("dns", None, sys.executable, PEER, "dns", net.control, 53, f"api.example.com={net.address('outside')}",
-               f"other.example.com={net.address('outside')}")
+    known = [f"{name}.example.com={net.address('outside')}" for name in ("api", "other")]
+    shop.peer(None, "dns", net.control, 53, *known, label="dns")
     shop.peer("outside", "tls", "0.0.0.0", 8443, chain, key, label="tls")
     extra(external("api.example.com", 80, 8443, root))
     url = "http://api.example.com/from-inside"
@@ -109,7 +109,7 @@ def test_mutual_tls_is_demanded_of_one_port(shop):
     text += service("guarded", 80, 8001, {"name": "apps"}, "10.96.0.9", "http")
     shop.write("shop", text)
     try:
-        clear = lambda port: shop.run("outside", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", 5,
+        clear = lambda port: shop.run("outside", "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", 60,
                                       f"http://{net.address('apps')}:{port}/", check=False).stdout
         wait_for(lambda: clear(8001) == "000", "clear text being refused at that port")
         wait_for(lambda: shop.code("web", "http://10.96.0.9/") == "200", "members being served there")

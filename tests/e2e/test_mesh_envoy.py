@@ -106,7 +106,8 @@ def test_envoy_calls_a_sidecar(local, tmp_path):
         start(mesh, tmp_path, name, listener, hbone)
         return port
 
-    seen = wait_for(lambda: get(client("envoy", "app")), "an answer through Envoy")
+    port = client("envoy", "app")
+    seen = wait_for(lambda: get(port), "an answer through Envoy")
     assert seen["name"] == "app"
     headers = {name.lower(): value for name, value in seen["headers"].items()}
     assert f"spiffe://{DOMAIN}/ns/shop/sa/web" in headers["x-forwarded-client-cert"], "what the sidecar has verified"

@@ -195,23 +195,25 @@ def test_a_machine_that_vanishes_without_a_word(tmp_path):
             mesh.proxy(name)
         seen = lambda caller: {mesh.says(caller, "http://10.96.0.1/")["name"] for _ in range(4)}
         for caller in callers:
-            wait_for(lambda: seen(caller) == {"gone", "here"}, f"both being called by {caller}", 30)
+            wait_for(lambda: seen(caller) == {"gone", "here"}, f"both being called by {caller}")
 
         def known(name):
             return net.address("gone") in mesh.admin_get(name, "/clusters")
 
-        assert all(known(name) for name in callers)
+        # A machine that is busy may be taken for silent for a moment.
+        wait_for(lambda: all(known(name) for name in callers), "it being known")
         pulled = time.monotonic()
         net.cable("gone", "down")
         for name in callers:
             wait_for(lambda: not known(name), f"the silent machine being out of {name}")
             print(f"out of {name} after {time.monotonic() - pulled:.2f} s")
         # 0.7 s of silence, and what it takes to tell; a machine that is busy may be late.
-        assert time.monotonic() - pulled < 3, time.monotonic() - pulled
+        assert time.monotonic() - pulled < 8, time.monotonic() - pulled
+        assert "says nothing any more" in mesh.log("control"), "its silence is why"
         assert all(seen(caller) == {"here"} for caller in callers)
         net.cable("gone", "up")
         for caller in callers:
-            wait_for(lambda: seen(caller) == {"gone", "here"}, f"it being back for {caller}", 40)
+            wait_for(lambda: seen(caller) == {"gone", "here"}, f"it being back for {caller}", 90)
     finally:
         if mesh:
             mesh.stop()

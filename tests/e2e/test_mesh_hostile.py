@@ -126,6 +126,7 @@ def shop(tmp_path_factory):
         ]))
         mesh.write("policy", DENY)
         wait_for(lambda: answer(mesh, b"GET /admin HTTP/1.1\r\nhost: app.shop\r\n\r\n").startswith(b"HTTP/1.1 403"), "the policy")
+        mesh.settle()
         yield mesh
     finally:
         mesh.stop()

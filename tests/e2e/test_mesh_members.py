@@ -64,9 +64,13 @@ def addresses(name, server="127.0.0.1", port=15053):
     """What a DNS server answers to a query for A records."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.rstrip(".").split(".")) + b"\0"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(60)
-        s.sendto(struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">2H", 1, 1), (server, port))
-        answer = s.recv(4096)
+        s.settimeout(5)
+
+        def ask():
+            s.sendto(struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + struct.pack(">2H", 1, 1), (server, port))
+            return s.recv(4096)
+
+        answer = wait_for(ask, f"an answer about {name}")
     count = struct.unpack(">H", answer[6:8])[0]
     return [socket.inet_ntoa(answer[at:at + 4]) for at in range(len(answer) - 4, 0, -16)][:count]
 

@@ -87,7 +87,7 @@ def test_what_is_broken_changes_nothing(local):
     wait_for(lambda: mesh.code("web", "http://app.shop/open") == "403", "its targets denying")
     assert mesh.code("web", "http://app.shop/closed") == "403"
     mesh.write("policy", "this: [is no resource")
-    time.sleep(0.5)
+    mesh.settle()
     assert mesh.code("web", "http://app.shop/closed") == "403", "a file that cannot be read opens nothing"
     mesh.write("policy", deny)
     wait_for(lambda: mesh.code("web", "http://app.shop/open") == "200", "everything being well again")
@@ -95,6 +95,7 @@ def test_what_is_broken_changes_nothing(local):
     # A whole mesh that is wrong: the mode stays.
     mesh.write("mesh", mesh_resource("Strict").replace("Strict", "Strickt"))
     said(mesh, "control", "Strickt")
+    mesh.settle()
     assert mesh.code("web", "http://app.shop/closed") == "403"
 
 

@@ -1,5 +1,4 @@
 """`selvedge status` and the metrics of a control plane: proxies that are gone, and workloads that nobody knows."""
-import pathlib
 import signal
 import subprocess
 import urllib.request
@@ -8,16 +7,16 @@ from conftest import BIN, free_port, wait_for
 from cryptography import x509
 from mesh import DOMAIN, workload
 from mesh_fixtures import local
-from test_mesh_certificates import Authority, pem, write
+from test_mesh_certificates import Authority, pem, put, write
 
 
 def status(mesh, *controls):
     at = ",".join(controls) or f"{mesh.net.control}:{mesh.admin}"
-    return subprocess.run([BIN, "status", "--control", at], capture_output=True, text=True, timeout=20)
+    return subprocess.run([BIN, "status", "--control", at], capture_output=True, text=True, timeout=100)
 
 
 def metric(mesh, series):
-    with urllib.request.urlopen(f"http://{mesh.net.control}:{mesh.admin}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{mesh.net.control}:{mesh.admin}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
     return next(int(line.removeprefix(f"{series} ")) for line in lines if line.startswith(f"{series} "))
 
@@ -100,7 +99,7 @@ def test_an_intermediate_from_files_that_comes_to_its_end(local, tmp_path):
     mesh = local("--ca-intermediate", chain, "--ca-intermediate-key", key, "--ca-roots", tmp_path / "root.pem")
     alarm = lambda: metric(mesh, 'selvedge_ca_alarm{authority="intermediate"}')
     assert alarm() == 1 and metric(mesh, 'selvedge_ca_alarm{authority="root"}') == 0
-    assert "half of the life of the CA's authority is over" in mesh.log("control")
+    wait_for(lambda: "half of the life of the CA's authority is over" in mesh.log("control"), "the alarm in the log")
     assert metric(mesh, 'selvedge_ca_expiry_timestamp_seconds{authority="intermediate"}') == int(below.certificate.not_valid_after_utc.timestamp())
     shown = mesh.ask("ca", "show").stdout
     assert below.certificate.not_valid_after_utc.strftime("ends %Y-%m-%dT%H:%M:%SZ (in ") in shown, shown
@@ -108,10 +107,10 @@ def test_an_intermediate_from_files_that_comes_to_its_end(local, tmp_path):
     wait_for(lambda: alarm() == 2, "the alarm at four fifths")
     # A key that does not fit, and one that has ended: told of once, and the former one signs.
     good = key.read_bytes()
-    key.write_bytes(pathlib.Path(write(tmp_path, "other", [root.certificate], root.key)[1]).read_bytes())
+    put(key, write(tmp_path, "other", [root.certificate], root.key)[1].read_bytes())
     unusable = lambda: metric(mesh, "selvedge_ca_files_unusable")
     wait_for(lambda: unusable() == 1, "files that do not fit")
-    key.write_bytes(good)
+    put(key, good)
     wait_for(lambda: unusable() == 0, "files that fit again")
     files(days=-1, begin=3)
     wait_for(lambda: unusable() == 1, "an intermediate that has ended")
