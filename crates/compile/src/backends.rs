@@ -262,6 +262,10 @@ fn service_port<'a>(cx: &Context<'a>, wanted: &ClusterUse) -> Result<&'a Service
         );
         return Err(bad(Code::UnsupportedBackendProtocol, "port", "UnsupportedProtocol", message));
     }
+    if service.spec.ports.is_empty() {
+        let message = format!("Service {namespace}/{name} has no ports; add {} to its `spec.ports`", wanted.port);
+        return Err(bad(Code::BackendNotFound, "port", "BackendNotFound", message));
+    }
     let ports: Vec<String> = service.spec.ports.iter().map(|p| p.port.to_string()).collect();
     let message = format!("Service {namespace}/{name} has no port {}; it has: {}", wanted.port, ports.join(", "));
     Err(bad(Code::BackendNotFound, "port", "BackendNotFound", message))

@@ -1,7 +1,7 @@
 //! Golden cases: `testdata/*.case` holds resources as YAML, a line `---expect---`, and what compiling them must say.
 //! `UPDATE=1 cargo test -p selvedge-compile --test cases` rewrites the expectations; read the difference before you commit it.
 
-use selvedge_compile::{FixedPort, LocalWorkload, Options, Ports, Position, compile, snapshot::Netns, summary};
+use selvedge_compile::{FixedPort, LocalWorkload, Options, Ports, Position, check, compile, snapshot::Netns, summary};
 use selvedge_model::{Limits, Resources, parse};
 use std::{fs, path::PathBuf};
 
@@ -39,7 +39,7 @@ fn cases() {
 
 /// Comments before the first document set options: `# now: SECONDS`, `# identity: SPIFFE-ID`, `# zone: ZONE`,
 /// `# region: REGION`, and `# workload: NAMESPACE/NAME [netns=N] [capture] [hbone=ADDRESS] [proxy=ADDRESS]
-/// [fixed=ADDRESS>HOST:PORT]` for each local workload.
+/// [fixed=ADDRESS>HOST:PORT]` for each local workload. `# check` asks for the findings of `selvedge check`, too.
 fn run(input: &str) -> String {
     let parsed = parse("case", input.as_bytes(), &Limits::default());
     let mut resources = Resources::default();
@@ -65,7 +65,12 @@ fn run(input: &str) -> String {
     for diagnostic in &parsed.diagnostics {
         out.push_str(&format!("load: {diagnostic}\n"));
     }
-    out.push_str(&summary(&compile(&resources, &options)));
+    let compiled = if input.lines().take_while(|l| l.starts_with('#')).any(|l| l == "# check") {
+        check(&resources, &options)
+    } else {
+        compile(&resources, &options)
+    };
+    out.push_str(&summary(&compiled));
     out
 }
 

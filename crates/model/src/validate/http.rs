@@ -18,6 +18,7 @@ use crate::http::{
     HeaderMatch, HttpFilterType, HttpQueryParamMatch, HttpRoute, HttpRouteFilter, HttpRouteMatch, HttpRouteRetry,
     HttpRouteRule, HttpRouteTimeouts, PathMatchType, PathModifierType, ValueMatchType,
 };
+use crate::refs::ParentReference;
 
 /// Most matches of all rules of a route together.
 const MAX_MATCHES: usize = 128;
@@ -30,6 +31,8 @@ pub(super) fn http_route(report: &mut Report, route: &HttpRoute, spec: &At<'_>) 
     match_count(report, route.spec.rules.iter().map(|rule| rule.matches.len()).sum(), &rules);
     for (index, rule) in route.spec.rules.iter().enumerate() {
         http_rule(report, rule, &rules.index(index));
+        let matches = rule.matches.iter().map(|one| one.headers.as_slice());
+        host_matches(report, &route.spec.parent_refs, matches, &rules.index(index).field("matches"));
     }
 }
 
@@ -42,6 +45,8 @@ pub(super) fn grpc_route(report: &mut Report, route: &GrpcRoute, spec: &At<'_>) 
     for (index, rule) in route.spec.rules.iter().enumerate() {
         let at = rules.index(index);
         let matches = at.field("matches");
+        let all = rule.matches.iter().map(|one| one.headers.as_slice());
+        host_matches(report, &route.spec.parent_refs, all, &matches);
         for (index, one) in rule.matches.iter().enumerate() {
             let at = matches.index(index);
             if let Some(method) = &one.method {
@@ -142,6 +147,30 @@ fn headers(report: &mut Report, headers: &[HeaderMatch], at: &At<'_>) {
                 header.name
             );
             report.warning(Code::InvalidHeaderName, &item.field("name"), message);
+        }
+    }
+}
+
+/// A match of the header Host works, but is seldom what was meant. An expression may say what no hostname can, and routes
+/// of Services alone have no use for `hostnames`: neither is doubted.
+fn host_matches<'a>(
+    report: &mut Report,
+    parents: &[ParentReference],
+    matches: impl Iterator<Item = &'a [HeaderMatch]>,
+    at: &At<'_>,
+) {
+    if !parents.is_empty() && parents.iter().all(|parent| parent.kind == "Service") {
+        return;
+    }
+    for (index, headers) in matches.enumerate() {
+        for (number, header) in headers.iter().enumerate() {
+            if header.name.eq_ignore_ascii_case("host") && header.match_type == ValueMatchType::Exact {
+                let message = "hosts are matched by `hostnames`: with a header, the route is still attached for every host \
+                               of its listeners, and the value is compared with the host in lower case, without the \
+                               port that belongs to the scheme; write it in `hostnames`";
+                let (one, headers) = (at.index(index), "headers");
+                report.warning(Code::InvalidHeaderName, &one.field(headers).index(number).field("name"), message);
+            }
         }
     }
 }

@@ -67,7 +67,13 @@ pub(super) fn parents(report: &mut Report, parents: &[ParentReference], at: &At<
 
 pub(super) fn hostnames(report: &mut Report, hostnames: &[String], at: &At<'_>) {
     for (index, hostname) in hostnames.iter().enumerate() {
-        report.check(Code::InvalidHostname, &at.index(index), wildcard_hostname(hostname));
+        let item = at.index(index);
+        report.check(Code::InvalidHostname, &item, wildcard_hostname(hostname));
+        // The standard does not forbid it, and the route works as if it were there once.
+        if hostnames[..index].contains(hostname) {
+            let message = format!("hostname `{hostname}` is given twice; remove one, or correct it");
+            report.warning(Code::DuplicateItem, &item, message);
+        }
     }
 }
 

@@ -162,7 +162,15 @@ fn header_modifier(report: &mut Report, modifier: &HeaderModifier, at: &At<'_>) 
 
 fn mirror(report: &mut Report, mirror: &RequestMirror, at: &At<'_>) {
     backend_object(report, &mirror.backend_ref, &at.field("backendRef"));
+    // Allowed, and a way to switch it off for a while: the more it should be seen.
+    let nothing = "no request is copied; write a share above 0, or remove the filter";
+    if mirror.percent == Some(0) {
+        report.warning(Code::NoEffect, &at.field("percent"), nothing);
+    }
     if let Some(fraction) = &mirror.fraction {
+        if fraction.numerator == 0 {
+            report.warning(Code::NoEffect, &at.field("fraction").field("numerator"), nothing);
+        }
         let at = at.field("fraction");
         if mirror.percent.is_some() {
             report.error(Code::ConflictingFields, &at, "`percent` and `fraction` exclude each other");

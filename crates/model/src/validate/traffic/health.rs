@@ -5,12 +5,17 @@ use selvedge_wire::host;
 use super::super::{Report, hostname, match_path, method};
 use super::not_zero;
 use crate::diagnostic::Code;
+use crate::duration::Duration;
 use crate::field_path::At;
 use crate::traffic::{HealthCheck, HealthCheckType};
+
+/// Of checks that say none.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(in super::super) fn health_check(report: &mut Report, check: &HealthCheck, at: &At<'_>) {
     not_zero(report, check.interval, &at.field("interval"));
     not_zero(report, check.timeout, &at.field("timeout"));
+    slow_check(report, check, at);
     let fields = [
         ("path", check.path.is_some(), check.check_type == HealthCheckType::Http),
         ("method", check.method.is_some(), check.check_type == HealthCheckType::Http),
@@ -38,6 +43,18 @@ pub(in super::super) fn health_check(report: &mut Report, check: &HealthCheck, a
         let message = "no status would be healthy; name some, such as 200-299, or leave the field out";
         report.error(Code::WrongLength, &at.field("expectedStatuses"), message);
     }
+}
+
+/// Envoy and Kubernetes allow it, and so do we: a check begins when the one before has ended and the interval has passed, so
+/// that none overlap. But an endpoint that hangs is looked at, and found, more slowly than the interval tells.
+fn slow_check(report: &mut Report, check: &HealthCheck, at: &At<'_>) {
+    let interval = check.interval.unwrap_or(DEFAULT_INTERVAL);
+    let Some(timeout) = check.timeout.filter(|timeout| *timeout > interval) else { return };
+    let message = format!(
+        "{timeout} is longer than the interval, {interval}: checks of an endpoint that hangs begin only {interval} after the one \
+         before has timed out; lower it, or raise `interval`"
+    );
+    report.warning(Code::InvalidTimeout, &at.field("timeout"), message);
 }
 
 /// A path, maybe with a query.

@@ -5,6 +5,7 @@ use super::super::{Report, media_type, method};
 use super::{case_of_method, no_effect, not_longer, not_zero};
 use crate::check::short;
 use crate::diagnostic::Code;
+use crate::duration::Duration;
 use crate::field_path::At;
 use crate::traffic::{Compression, DirectResponse, Fault, Retry, Timeouts, TrafficSettings};
 
@@ -51,6 +52,14 @@ fn retry(report: &mut Report, retry: &Retry, timeouts: Option<&Timeouts>, at: &A
     }
     let whole = timeouts.and_then(|timeouts| timeouts.request);
     not_longer(report, retry.per_try_timeout, whole, "timeouts.request", &at.field("perTryTimeout"));
+    let backend = timeouts.and_then(|timeouts| timeouts.backend_request).filter(|limit| !limit.is_zero());
+    if let Some(limit) = backend.filter(|_| retry.per_try_timeout.is_some_and(Duration::is_zero)) {
+        let message = format!(
+            "0s is no limit for a try and goes before `timeouts.backendRequest`, so that its {limit} never count; write how \
+             long a try may take, or remove one of the two"
+        );
+        report.warning(Code::InvalidTimeout, &at.field("perTryTimeout"), message);
+    }
 }
 
 fn fault(report: &mut Report, fault: &Fault, at: &At<'_>) {
