@@ -144,7 +144,7 @@ plain! {
     PeerUriSan "DOWNSTREAM_PEER_URI_SAN" false "URI SAN of the client's certificate.",
     SourcePrincipal "SOURCE_PRINCIPAL" false "SPIFFE ID of the workload that called; proven, else absent.",
     DestinationPrincipal "DESTINATION_PRINCIPAL" false "SPIFFE ID of the workload that was called.",
-    TraceId "TRACE_ID" false "The trace, 32 hexadecimal digits; without `telemetry.tracing` that of the request's `traceparent`, if it has one.",
+    TraceId "TRACE_ID" false "The trace, 32 hexadecimal digits; without `telemetry.tracing` the one that the request names in `traceparent`, `b3` or `x-b3-traceid`, if it does.",
     SpanId "SPAN_ID" false "The request's own span, 16 hexadecimal digits; only with `telemetry.tracing`.",
     Hostname "HOSTNAME" false "Name of this machine.",
     GrpcStatusNumber "GRPC_STATUS_NUMBER" true "gRPC status as a number.",

@@ -71,6 +71,12 @@ pub fn extract(headers: &HeaderMap) -> Incoming {
     }
 }
 
+/// The trace that a request names, in whichever form: what [`extract`] finds, for less where there is nothing.
+pub fn trace_id(headers: &HeaderMap) -> Option<u128> {
+    let any = [&TRACEPARENT, &B3, &B3_TRACE].into_iter().any(|name| headers.contains_key(name));
+    if any { extract(headers).context.map(|context| context.trace_id) } else { None }
+}
+
 impl TraceContext {
     /// A new trace; `None` if an identifier is zero.
     pub fn root(trace_id: u128, span_id: u64, sampled: bool) -> Option<Self> {
@@ -379,6 +385,21 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0g",
         ] {
             assert_eq!(parse_traceparent(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_named_by_the_first_form_that_is_valid() {
+        let w3c = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        let b3 = ("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1");
+        let multi = [("x-b3-traceid", "64fe8b2a57d3eff7"), ("x-b3-spanid", "e457b5a2e4d86bd1")];
+        let id = |fields: &[(&'static str, &'static str)]| trace_id(&map(fields));
+        assert_eq!(id(&[w3c, b3, multi[0], multi[1]]), Some(0x0af7651916cd43dd8448eb211c80319c));
+        assert_eq!(id(&[("traceparent", "00-0-0-0"), b3]), Some(0x80f198ee56343ba864fe8b2a57d3eff7));
+        assert_eq!(id(&multi), Some(0x64fe8b2a57d3eff7));
+        for none in [&[][..], &[("b3", "0")], &multi[..1], &[("x-b3-sampled", "1")], &[("x-b3-traceid", "x"), multi[1]]]
+        {
+            assert_eq!(id(none), None, "{none:?}");
         }
     }
 

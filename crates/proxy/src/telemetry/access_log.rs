@@ -3,16 +3,13 @@
 
 use super::{
     Flags, Record,
-    handle::{Capture, TRACEPARENT},
+    handle::Capture,
     log_output::Output,
     record::{Offset, Progress},
 };
 use http::HeaderName;
 use selvedge_compile::snapshot::{AccessLog, LogCondition, LogFormat};
-use selvedge_wire::{
-    log_template::{DEFAULT_JSON, Field, GrpcFormat, Operator, Part, Plain, Template, TemplateError},
-    trace::parse_traceparent,
-};
+use selvedge_wire::log_template::{DEFAULT_JSON, Field, GrpcFormat, Operator, Part, Plain, Template, TemplateError};
 use std::{
     cell::RefCell,
     fmt::Display,
@@ -337,12 +334,8 @@ impl Values<'_> {
 
     /// The request's own trace, else the one that its caller has told, which is passed on as it is.
     pub(super) fn trace_id(&self) -> Option<u128> {
-        if let Some(context) = self.record.trace_context() {
-            return Some(context.trace_id);
-        }
-        let slot = self.capture.request.iter().position(|name| *name == TRACEPARENT)?;
-        let told = self.record.captured.get(slot)?.as_ref()?;
-        parse_traceparent(told.as_bytes()).map(|told| told.trace_id)
+        let own = self.record.trace_context().map(|context| context.trace_id);
+        own.or_else(|| self.record.told_trace())
     }
 
     fn plain(&self, plain: Plain, out: &mut Vec<u8>) -> bool {

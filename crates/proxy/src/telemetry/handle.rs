@@ -107,9 +107,7 @@ impl Telemetry {
         let mut capture = Capture::default();
         logs.iter().for_each(|log| log.capture(&mut capture));
         // Without tracing the caller's trace passes as it is, and is the one that logs name.
-        if tracer.is_none() && logs.iter().any(Log::names_trace) && !capture.request.contains(&TRACEPARENT) {
-            capture.request.push(TRACEPARENT);
-        }
+        capture.trace = tracer.is_none() && logs.iter().any(Log::names_trace);
         let exports = tracer.as_ref().is_some_and(|tracer| tracer.export.is_some());
         if exports && !capture.request.contains(&USER_AGENT) {
             capture.request.push(USER_AGENT);
@@ -149,9 +147,6 @@ pub(super) fn listener_label(name: &ListenerName) -> String {
     if name.section.is_empty() { String::new() } else { name.to_string() }
 }
 
-/// W3C Trace Context.
-pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
 /// Where the records of one listener go.
 #[derive(Debug)]
 pub struct ListenerHandle {
@@ -186,6 +181,8 @@ pub(super) struct Capture {
     pub request: Vec<HeaderName>,
     pub response: Vec<HeaderName>,
     pub trailers: Vec<HeaderName>,
+    /// Whether it is kept which trace the caller has named.
+    pub trace: bool,
 }
 
 impl Capture {

@@ -275,6 +275,41 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
+    /// Without tracing, whichever way the caller has named it.
+    #[test]
+    fn the_trace_of_the_caller_is_logged() {
+        const W3C: (&str, &str) = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        const B3: (&str, &str) = ("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1");
+        const ID: (&str, &str) = ("x-b3-traceid", "64fe8b2a57d3eff7");
+        const SPAN: (&str, &str) = ("x-b3-spanid", "e457b5a2e4d86bd1");
+        let folder = std::env::temp_dir().join(format!("selvedge-log-trace-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (path, telemetry, mut listener) =
+            (folder.join("access.log"), Telemetry::new(WorkerCount(1)), http_listener());
+        let format = LogFormat::Text("%TRACE_ID% %SPAN_ID%".to_owned());
+        listener.access_log = vec![Arc::new(AccessLog { format, ..AccessLog::clone(&log(&path)) })];
+        let handle = telemetry.listener(&listener);
+        for headers in [&[W3C, B3][..], &[B3], &[ID, SPAN], &[ID], &[]] {
+            let mut request = http::Request::get("/").body(()).unwrap();
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, http::HeaderValue::from_static(value));
+            }
+            let mut record = Record::start(facts(&telemetry), &request);
+            record.listener(&handle, request.headers());
+            drop(record.respond(http::Response::new(crate::Body::full("x"))));
+        }
+        telemetry.output(&listener.access_log[0].output).unwrap().flush(Instant::now() + SOON);
+        let lines = std::fs::read_to_string(&path).unwrap();
+        let ids = [
+            "0af7651916cd43dd8448eb211c80319c",
+            "80f198ee56343ba864fe8b2a57d3eff7",
+            "000000000000000064fe8b2a57d3eff7",
+        ];
+        let told: Vec<String> = ids.into_iter().chain(["-", "-"]).map(|id| format!("{id} -")).collect();
+        assert_eq!(lines.lines().collect::<Vec<_>>(), told);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
     #[test]
     fn a_file_that_cannot_be_opened_loses_lines_and_counts_them() {
         let telemetry = Telemetry::new(WorkerCount(1));

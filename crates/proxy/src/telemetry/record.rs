@@ -12,7 +12,7 @@ use crate::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, uri::PathAndQuery};
 use selvedge_compile::snapshot::{Cluster, Discovery};
-use selvedge_wire::spiffe::SpiffeId;
+use selvedge_wire::{spiffe::SpiffeId, trace};
 use std::{
     borrow::Cow,
     fmt,
@@ -153,6 +153,9 @@ pub struct Record {
     pub(super) details: Cow<'static, str>,
     /// Values of the listener's [`Capture`]: request, response, trailers.
     pub(super) captured: Box<[Option<HeaderValue>]>,
+    /// The trace that the caller has named, if the listener's [`Capture`] asks for it: two halves, so that the record is
+    /// not aligned to 16 bytes; zero for none, which is no trace's number.
+    told: [u64; 2],
     /// Of a request body that was whole.
     received: u64,
     pub(super) sent: u64,
@@ -222,11 +225,18 @@ impl Record {
             request_id: None,
             details: Cow::Borrowed(""),
             captured: Box::default(),
+            told: [0; 2],
             received: 0,
             sent: 0,
             progress: None,
             rare: None,
         }
+    }
+
+    /// The trace that the caller has named, where it is kept.
+    pub(super) fn told_trace(&self) -> Option<u128> {
+        let [high, low] = self.told.map(u128::from);
+        Some(high << 64 | low).filter(|id| *id != 0)
     }
 
     /// The listener is known: its gauge counts this record, and what its outputs name is kept from the headers, which
@@ -245,6 +255,11 @@ impl Record {
             for (slot, name) in self.captured.iter_mut().zip(&capture.request) {
                 *slot = headers.get(name).cloned();
             }
+        }
+        if capture.trace
+            && let Some(id) = trace::trace_id(headers)
+        {
+            self.told = [(id >> 64) as u64, id as u64];
         }
         self.listener = Some(handle.clone());
     }
@@ -378,7 +393,7 @@ impl Record {
     pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
         self.grpc_trailers(trailers);
         let Some(handle) = &self.listener else { return };
-        let Capture { request, response, trailers: names } = &handle.capture;
+        let Capture { request, response, trailers: names, .. } = &handle.capture;
         for (slot, name) in self.captured.iter_mut().skip(request.len() + response.len()).zip(names) {
             *slot = trailers.get(name).cloned();
         }
