@@ -1,10 +1,13 @@
 """Identities end to end: a control plane with its own CA, a proxy that joins with a token, the SPIFFE Workload API with the
 client from PyPI, rotation, revocation, and curl with an SVID."""
+import contextlib
 import datetime
 import os
 import pathlib
 import signal
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
@@ -62,13 +65,13 @@ class Fleet:
         file.write_text(made.stdout)
         return file
 
-    def proxy(self, name, token, *args, trust_domain=None):
+    def proxy(self, name, token, *args, trust_domain=None, control=None):
         """`token`: a file with one, or what is given in its place."""
         socket = self.folder / f"{name}.sock"
         more = ["--trust-domain", trust_domain] if trust_domain else []
         proof = token if isinstance(token, list) else ["--join-token-file", token]
         self.start(
-            name, "proxy", "--control", f"https://127.0.0.1:{self.port}", "--role", "sidecar", "--workload", "shop/orders",
+            name, "proxy", "--control", f"https://127.0.0.1:{control or self.port}", "--role", "sidecar", "--workload", "shop/orders",
             "--identity", "shop/orders", *proof, "--workload-api", socket, "--admin", "off",
             "--state", self.folder / name, *more, *args,
         )
@@ -162,6 +165,59 @@ def test_tokens_say_what_is_wrong_with_them(fleet):
         wait_for(lambda: "is not the one of the join token" in other.log("stranger"), "another control plane being refused")
     finally:
         other.stop()
+
+
+class Slow:
+    """Passes connections on, and holds back what the server says for a while."""
+
+    def __init__(self, port, pause):
+        self.port, self.pause = port, pause
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.port))
+            threading.Thread(target=self.copy, args=(client, server, 0), daemon=True).start()
+            threading.Thread(target=self.copy, args=(server, client, self.pause), daemon=True).start()
+
+    @staticmethod
+    def copy(source, to, pause):
+        try:
+            while data := source.recv(65536):
+                time.sleep(pause)
+                to.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, to):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self):
+        self.listener.close()
+
+
+def test_a_proxy_killed_while_it_joins_has_not_lost_its_token(fleet):
+    token = fleet.token()
+    slow = Slow(fleet.port, 1.5)
+    used = lambda: "1/1" in fleet.ask("token", "list").stdout
+    fleet.proxy("proxy", token, control=slow.address)
+    wait_for(used, "the token being used")
+    fleet.running[-1].kill()
+    fleet.running[-1].wait()
+    slow.close()
+    assert "a new certificate is in use" not in fleet.log("proxy"), "it was too fast to be killed in between"
+    again = fleet.proxy("proxy", token)
+    first = wait_for(lambda: svid(again), "the SVID for the key of before")
+    assert str(first.spiffe_id) == ID and used()
+    fleet.proxy("other", token)
+    wait_for(lambda: "was used already" in fleet.log("other"), "the refusal of somebody else")
 
 
 def test_control_killed_and_started_again_and_a_restart_without_it(fleet):

@@ -14,6 +14,18 @@ impl KeyPair {
         rcgen::KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(|e| Error::Request(e.to_string()))
     }
 
+    /// A key that was made here before, as [`private_key`](Self::private_key) gave it out.
+    ///
+    /// # Errors
+    /// When it is none, or not one on P-256.
+    pub fn from_private_key(key: &PrivateKeyDer<'_>) -> Result<Self, Error> {
+        let PrivateKeyDer::Pkcs8(pkcs8) = key else {
+            return Err(Error::Request("the key is not in PKCS #8".to_owned()));
+        };
+        let key = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(pkcs8, &PKCS_ECDSA_P256_SHA256);
+        key.map(Self).map_err(|e| Error::Request(e.to_string()))
+    }
+
     /// A PKCS #10 request (RFC 2986, DER) for a certificate of this identity, signed by this key.
     pub fn request(&self, id: &SpiffeId) -> Result<Vec<u8>, Error> {
         let failed = |e: rcgen::Error| Error::Request(e.to_string());

@@ -95,7 +95,7 @@ struct Kept {
     alarmed: Alarm,
     /// A saved certificate that ended while this process was away: it may still prove who we are to the issuer.
     lapsed: Option<Arc<Svid>>,
-    /// The key that was asked for last, as long as nothing has come for it: should it be the answer that was lost, then the
+    /// The key that was asked for last, until its certificate is in use: should it be the answer that was lost, then the
     /// join token is used up, and for this key alone it still counts.
     asked: Option<Arc<KeyPair>>,
     task: Option<JoinHandle<()>>,
@@ -136,6 +136,8 @@ impl Keeper {
             if self.shared.usable(&svid).is_ok() {
                 info!(%id, "a saved certificate is in use");
                 self.shared.identities.set(svid);
+                // The process may have ended between saving the one and removing the other.
+                self.shared.folder.iter().for_each(|folder| folder.remove_key(id));
                 life.holds(span, (self.shared.options.chance)());
             } else if span.not_after <= self.shared.now() {
                 info!(%id, "the saved certificate has ended; the issuer is asked whether it will do for another one");
@@ -289,8 +291,13 @@ impl Shared {
         match result {
             Ok(svid) => {
                 let (span, serial) = (span(&svid), svid.serial().clone());
-                if let Some(Err(error)) = self.folder.as_ref().map(|f| f.save_svid(&svid)) {
-                    warn!(%id, %error, "the certificate cannot be saved; it is in use, but a restart would lose it");
+                if let Some(folder) = &self.folder {
+                    match folder.save_svid(&svid) {
+                        Ok(()) => folder.remove_key(id),
+                        Err(error) => {
+                            warn!(%id, %error, "the certificate cannot be saved; it is in use, but a restart would lose it");
+                        }
+                    }
                 }
                 self.identities.set(svid);
                 info!(%id, %serial, "a new certificate is in use");
@@ -301,7 +308,7 @@ impl Shared {
                         warn!(%id, reason = why, "the new certificate ends no later than the last one");
                     }
                     kept.renewals += 1;
-                    kept.lapsed = None;
+                    (kept.lapsed, kept.asked) = (None, None);
                     kept.last_error = (!gained).then(|| why.to_owned());
                 });
             }
@@ -328,13 +335,12 @@ impl Shared {
         let ours = |error: selvedge_identity::Error| NotIssued::Later(error.to_string());
         let key = match self.with(id, |kept| kept.asked.clone()).flatten() {
             Some(key) => key,
-            None => Arc::new(KeyPair::generate().map_err(ours)?),
+            None => Arc::new(self.key_to_ask_for(id).map_err(ours)?),
         };
         self.with(id, |kept| kept.asked = Some(Arc::clone(&key)));
         let request = key.request(id).map_err(ours)?;
         let current = self.identities.get(id).or_else(|| self.with(id, |kept| kept.lapsed.clone()).flatten());
         let Issued { chain, trust } = self.issuer.issue(id, current, request).await?;
-        self.with(id, |kept| kept.asked = None);
         self.trust(&trust, true);
         let svid = Svid::new(chain, key.private_key())
             .map_err(|e| NotIssued::Later(format!("what was issued cannot be used: {e}")))?;
@@ -348,6 +354,21 @@ impl Shared {
             return Err(NotIssued::Later(format!("asked for {id} and got {}", svid.id())));
         }
         Ok(svid)
+    }
+
+    /// A new key, or the one that was asked for when this process ended without a certificate. A join token is used up by the
+    /// key that is asked for: from then on until its certificate is saved, it must not be lost, and so it is saved first.
+    fn key_to_ask_for(&self, id: &SpiffeId) -> Result<KeyPair, selvedge_identity::Error> {
+        if let Some(key) = self.folder.as_ref().and_then(|folder| folder.load_key(id)) {
+            info!(%id, "the key of before is asked for again: no certificate had come for it when the process ended");
+            return Ok(key);
+        }
+        let key = KeyPair::generate()?;
+        if let Some(Err(error)) = self.folder.as_ref().map(|folder| folder.save_key(id, &key)) {
+            warn!(%id, %error, "the new key cannot be saved: should the process end before it has its certificate, the join \
+                               token is used up");
+        }
+        Ok(key)
     }
 
     /// Whether peers with our bundle accept it now, whichever side we are.

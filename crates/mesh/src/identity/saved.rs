@@ -1,8 +1,8 @@
 //! SVIDs and the bundle on disk, so that a restart works while the control plane is away.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use selvedge_identity::{Bundle, Serial, Svid, Trust};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use selvedge_identity::{Bundle, KeyPair, Serial, Svid, Trust};
 use selvedge_wire::spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -17,7 +17,8 @@ const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 const BUNDLE: &str = "bundle.json";
 
-/// A folder of mode 0700 with a file of mode 0600 for each identity.
+/// A folder of mode 0700 with a file of mode 0600 for each identity, and one beside it for a key that no certificate came for
+/// yet.
 #[derive(Debug, Clone)]
 pub(super) struct Folder(PathBuf);
 
@@ -47,12 +48,12 @@ impl Folder {
             _ => "RSA PRIVATE KEY",
         };
         text += &pem(kind, svid.key().secret_der());
-        self.write(&file_of(svid.id()), text.as_bytes())
+        self.write(&file_of(svid.id(), "pem"), text.as_bytes())
     }
 
     /// `None`: there is none, or it cannot be used, which is logged.
     pub(super) fn load_svid(&self, id: &SpiffeId) -> Option<Svid> {
-        let file = file_of(id);
+        let file = file_of(id, "pem");
         let text = self.read(&file)?;
         match Svid::from_pem(&text, &text) {
             Ok(svid) if svid.id() == id => Some(svid),
@@ -64,6 +65,30 @@ impl Folder {
                 tracing::warn!(file, %error, "a saved certificate cannot be used; a new one is asked for");
                 None
             }
+        }
+    }
+
+    /// Before it is asked for: a join token that was used for this key counts for no other.
+    pub(super) fn save_key(&self, id: &SpiffeId, key: &KeyPair) -> io::Result<()> {
+        self.write(&file_of(id, "key"), pem("PRIVATE KEY", key.private_key().secret_der()).as_bytes())
+    }
+
+    /// `None`: there is none, or it cannot be used, which is logged.
+    pub(super) fn load_key(&self, id: &SpiffeId) -> Option<KeyPair> {
+        let file = file_of(id, "key");
+        let text = self.read(&file)?;
+        let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| error.to_string());
+        let key = key.and_then(|key| KeyPair::from_private_key(&key).map_err(|error| error.to_string()));
+        key.inspect_err(|error| tracing::warn!(file, error, "a saved key cannot be used; a new one is made")).ok()
+    }
+
+    /// A certificate for it is saved.
+    pub(super) fn remove_key(&self, id: &SpiffeId) {
+        let path = self.0.join(file_of(id, "key"));
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "a key that is saved elsewhere cannot be removed");
         }
     }
 
@@ -117,7 +142,7 @@ impl Folder {
 }
 
 /// Each ID has its own name: what is no letter or digit is written as its code.
-fn file_of(id: &SpiffeId) -> String {
+fn file_of(id: &SpiffeId, ending: &str) -> String {
     let text = id.as_str().trim_start_matches("spiffe://");
     let mut name: String = text
         .bytes()
@@ -129,7 +154,7 @@ fn file_of(id: &SpiffeId) -> String {
         .collect();
     // File names end at 255 bytes; such IDs are rare, and a file that another one has overwritten is told by its ID.
     name.truncate(200);
-    format!("{name}.pem")
+    format!("{name}.{ending}")
 }
 
 fn pem(label: &str, der: &[u8]) -> String {

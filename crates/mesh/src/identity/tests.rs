@@ -184,6 +184,94 @@ async fn a_lost_answer_is_asked_for_with_the_same_key() {
     assert_ne!(keys[1], keys[2], "each certificate has a key of its own");
 }
 
+/// Whom a token for one use lets in: the first key, and that again. Its first answer comes when nobody waits any more.
+struct OneUse {
+    lossy: Lossy,
+    asked: watch::Sender<usize>,
+}
+
+impl OneUse {
+    fn new(ca: &Arc<Ca>) -> Arc<Self> {
+        let lossy = Lossy { inner: LocalIssuer::new(Arc::clone(ca)), keys: Mutex::default() };
+        Arc::new(Self { lossy, asked: watch::Sender::new(0) })
+    }
+
+    /// Resolves when it was asked that often.
+    async fn asked(&self, times: usize) {
+        self.asked.subscribe().wait_for(|count| *count >= times).await.unwrap();
+    }
+}
+
+impl Issuer for OneUse {
+    fn issue(&self, id: &SpiffeId, current: Option<Arc<Svid>>, request: Vec<u8>) -> Issuing {
+        let joins = current.is_none();
+        let issuing = self.lossy.issue(id, current, request);
+        let keys = self.lossy.keys.lock().unwrap();
+        self.asked.send_replace(keys.len());
+        let same = keys.first() == keys.last();
+        match keys.len() {
+            1 => Box::pin(std::future::pending()),
+            _ if joins && !same => {
+                Box::pin(async { Err(NotIssued::Never("the join token was used already".to_owned())) })
+            }
+            _ => issuing,
+        }
+    }
+
+    fn trust(&self) -> watch::Receiver<Option<Arc<Trust>>> {
+        self.lossy.trust()
+    }
+}
+
+/// Killed after its token was used up and before its certificate was there: the key is on disk, and is asked for again.
+#[tokio::test(start_paused = true)]
+async fn a_process_that_is_killed_while_it_joins_joins_after_its_restart() {
+    let (time, folder) = (Time::new(), tempfile::tempdir().unwrap());
+    let ca = new_ca(1000, &time).await;
+    let files = |ending: &str| -> Vec<std::path::PathBuf> {
+        let all = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| path.extension().is_some_and(|it| it == ending)).collect()
+    };
+    let issuer = OneUse::new(&ca);
+    let node = Node::new(issuer.clone(), &time, Some(folder.path()));
+    node.keeper.keep(&id("orders"));
+    issuer.asked(1).await;
+    drop(node);
+    assert_eq!((files("key").len(), files("pem").len()), (1, 0));
+    let mode = std::fs::metadata(&files("key")[0]).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+    let node = Node::new(issuer.clone(), &time, Some(folder.path()));
+    node.keeper.keep(&id("orders"));
+    let svid = node.keeper.ready(&id("orders")).await;
+    assert_eq!((files("key").len(), files("pem").len()), (0, 1), "key and certificate are one file now");
+    // Killed between saving the certificate and removing the key.
+    drop(node);
+    std::fs::write(files("pem")[0].with_extension("key"), "of before").unwrap();
+    let node = Node::new(issuer.clone(), &time, Some(folder.path()));
+    node.keeper.keep(&id("orders"));
+    assert_eq!(node.keeper.ready(&id("orders")).await.serial(), svid.serial());
+    assert_eq!(files("key").len(), 0);
+    drop(node);
+    // Without the folder it is somebody else; with a damaged key too, and that is said.
+    let stranger = Node::new(issuer.clone(), &time, None);
+    stranger.keeper.keep(&id("orders"));
+    issuer.asked(3).await;
+    tokio::time::sleep(seconds(1)).await;
+    assert!(stranger.status().last_error.unwrap().contains("used already"));
+    let issuer = OneUse::new(&ca);
+    std::fs::remove_file(&files("pem")[0]).unwrap();
+    let node = Node::new(issuer.clone(), &time, Some(folder.path()));
+    node.keeper.keep(&id("orders"));
+    issuer.asked(1).await;
+    drop(node);
+    std::fs::write(&files("key")[0], "damaged").unwrap();
+    let node = Node::new(issuer.clone(), &time, Some(folder.path()));
+    node.keeper.keep(&id("orders"));
+    issuer.asked(2).await;
+    tokio::time::sleep(seconds(1)).await;
+    assert!(node.status().last_error.unwrap().contains("used already"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hundred_rotations_and_never_a_gap() {
     let time = Time::new();
