@@ -335,7 +335,7 @@ fn control_side(parts: &[&[u8]]) {
         match kind >> 1 & 7 {
             0 => hub.tick(now),
             1 => hub.gone(now, node),
-            2 => hub.connected(now, 3, None),
+            2 => drop(hub.connected(now, 3, None)),
             _ => match ProxyMessage::decode(rest) {
                 Ok(message) => hub.message(now, node, message),
                 Err(_) => continue,
