@@ -21,10 +21,8 @@ const TRAINING: [&[&str]; 3] = [
 ];
 
 /// How the counts are used: parts of functions that did not run lie elsewhere than the rest of them, and the linker keeps what runs
-/// often, what runs and what does not apart, so that a process touches few pages of its code. Often is what makes up 99.99 % of all
-/// counts: with the 99 % that LLVM takes unasked, it is the loops of ciphers and little else.
-const LAYOUT: &str = "-Cllvm-args=-enable-split-machine-functions -Cllvm-args=-profile-summary-cutoff-hot=999900 \
-                      -Clink-arg=-Wl,-z,keep-text-section-prefix";
+/// often, what runs and what does not apart, so that a process touches few pages of its code.
+const LAYOUT: &str = "-Cllvm-args=-enable-split-machine-functions -Clink-arg=-Wl,-z,keep-text-section-prefix";
 
 /// Builds the program and says where it is.
 pub fn run() -> Result<()> {
