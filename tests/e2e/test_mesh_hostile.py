@@ -1,6 +1,7 @@
 """What members of a mesh, and strangers, send to the tunnel port of a proxy: raw frames, floods, targets that are nobody's
 business, and requests that two programs might read differently."""
 import pathlib
+import re
 import socket
 import ssl
 import threading
@@ -152,8 +153,9 @@ def answer(shop, request, *headers):
 
 
 def memory(shop):
-    pages = int(pathlib.Path(f"/proc/{shop.proxies['app'].pid}/statm").read_text().split()[1])
-    return pages * 4096
+    """Of a proxy's own: pages of the program come and go."""
+    status = pathlib.Path(f"/proc/{shop.proxies['app'].pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) * 1024
 
 
 # Identity
