@@ -1,4 +1,5 @@
-//! Memory of idle connections: each has had one request and is kept.
+//! Memory of idle connections: each has had one request and is kept. It is what a process has of its own that counts, as pages of its
+//! program come and go.
 
 use super::{
     config::Routes,
@@ -69,10 +70,10 @@ fn per_connection<S>(
         open(&running)?;
     }
     thread::sleep(Duration::from_secs(1));
-    let before = running.process.rss()?;
+    let before = running.process.own()?;
     let kept = (0..count).map(|_| open(&running)).collect::<Result<Vec<_>>>()?;
     thread::sleep(Duration::from_secs(1));
-    let after = running.process.rss()?;
+    let after = running.process.own()?;
     drop(kept);
     Ok((before, after.saturating_sub(before) as f64 / count as f64))
 }

@@ -148,7 +148,7 @@ impl Report {
     pub fn memory(&mut self, rows: &[memory::Row]) {
         let mut table = format!(
             "### Memory of idle connections: {} plain, {} TLS 1.3, one request each before\n\n\
-             | peer | RSS MiB without them | KiB per plain connection | KiB per TLS connection |\n|---|--:|--:|--:|\n",
+             | peer | MiB of its own without them | KiB per plain connection | KiB per TLS connection |\n|---|--:|--:|--:|\n",
             memory::PLAIN,
             memory::TLS
         );
