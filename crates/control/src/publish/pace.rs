@@ -1,6 +1,6 @@
 //! How often proxies that have registered something say that they live, and after how much silence they are taken for dead.
 //!
-//! Each time costs a control plane some 15 µs of a processor, nearly all of it for the kernel, TLS and HTTP/2. Up to [`MANY`]
+//! Each time costs a control plane some 15 µs of a processor, half of it in the kernel and next to nothing in the hub. Up to [`MANY`]
 //! proxies say it as often as they can; with more each is asked to say it less often, so that all together cost about what
 //! those do: a fifth of one. With 5,000 a machine that vanishes is still out in less than a second.
 
