@@ -33,7 +33,6 @@ impl Default for Limits {
 pub struct Overload {
     limits: Limits,
     max_memory: u64,
-    memory: AtomicU64,
     level: AtomicU8,
     connections: AtomicUsize,
     /// Connections closed at accept and requests answered 503, since the start.
@@ -60,7 +59,6 @@ impl Overload {
         Arc::new(Self {
             limits,
             max_memory,
-            memory: AtomicU64::new(0),
             level: AtomicU8::new(0),
             connections: AtomicUsize::new(0),
             refused_connections: AtomicU64::new(0),
@@ -101,14 +99,8 @@ impl Overload {
         self.connections.load(Relaxed)
     }
 
-    /// Resident bytes at the last look, and the limit (zero = none).
-    pub fn memory(&self) -> (u64, u64) {
-        (self.memory.load(Relaxed), self.max_memory)
-    }
-
     /// Takes a new reading of resident memory in.
     pub fn observe(&self, resident: u64) {
-        self.memory.store(resident, Relaxed);
         let over = |percent: u8| self.max_memory > 0 && resident >= self.max_memory / 100 * u64::from(percent);
         let level = match () {
             () if over(self.limits.refuse_connections_percent) => 2,
@@ -128,8 +120,11 @@ impl Overload {
         }
     }
 
-    /// Watches memory for ever; run on the control runtime.
+    /// Watches memory for ever; run on the control runtime. Where there is no limit it wakes nobody.
     pub async fn watch(self: Arc<Self>) {
+        if self.max_memory == 0 {
+            return;
+        }
         let mut tick = tokio::time::interval(REFRESH);
         loop {
             tick.tick().await;
