@@ -8,6 +8,7 @@
 //! | `key` | [`KeyPair`]: a new key and the request for its certificate |
 //! | `bundle` | [`Bundle`], [`Bundles`]: roots and revocations by trust domain |
 //! | `verify` | whether a peer is who it must be: [`Expect`], [`Peer`], [`Refused`] |
+//! | `remembered` | signatures of certificates that need not be checked again |
 //! | `leaf` | what the certificate of an identity says |
 //! | `life` | when to renew a certificate, and when to raise the alarm: [`Life`] |
 //! | `issuer` | [`Issuer`]: where SVIDs come from |
@@ -26,6 +27,7 @@ mod key;
 mod leaf;
 mod life;
 mod pin;
+mod remembered;
 mod store;
 mod svid;
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use crate::{
     Bundle, Bundles, Serial,
-    config::provider,
     leaf::{self, When},
+    remembered,
 };
 use rustls::{CertificateError, OtherError};
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -224,9 +224,8 @@ pub(crate) fn path(
     let options = RevocationOptionsBuilder::new(&lists)
         .ok()
         .map(|options| options.with_depth(depth).with_status_policy(UnknownStatusPolicy::Allow).build());
-    let algorithms = provider().signature_verification_algorithms.all;
     let parsed = EndEntityCert::try_from(leaf).map_err(|_| Broken::Unreadable)?;
-    match parsed.verify_for_usage(algorithms, &anchors, intermediates, now, usage, options, None) {
+    match parsed.verify_for_usage(remembered::algorithms(), &anchors, intermediates, now, usage, options, None) {
         Ok(_) => Ok(()),
         Err(webpki::Error::CertRevoked) => Err(Broken::Revoked),
         Err(error) => Err(Broken::Other(reason(&error))),
