@@ -14,7 +14,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -41,11 +41,13 @@ pub struct Line {
     pub cut: AtomicBool,
     /// It can be read, and takes no writes.
     pub full: AtomicBool,
+    /// How often something was to be written.
+    pub writes: AtomicU64,
 }
 
 impl Line {
     pub fn new(memory: Arc<Memory>) -> Self {
-        Self { memory, cut: AtomicBool::new(false), full: AtomicBool::new(false) }
+        Self { memory, cut: AtomicBool::new(false), full: AtomicBool::new(false), writes: AtomicU64::new(0) }
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -88,6 +90,7 @@ impl Store for Line {
         Box::pin(async move {
             Turn(false).await;
             self.check()?;
+            self.writes.fetch_add(1, Ordering::Relaxed);
             if self.full.load(Ordering::Relaxed) {
                 return Err(StoreError::Full { place: self.place() });
             }

@@ -180,9 +180,12 @@ impl Certificates {
         let control = &mut self.controls[c];
         control.clock.store(now + control.member.skew, Ordering::Relaxed);
         let Some(ca) = &control.ca else { return };
+        let writes = control.line.writes.load(Ordering::Relaxed);
         if run(ca.tick()).is_ok() {
             control.member.fresh = now;
         }
+        let wrote = control.line.writes.load(Ordering::Relaxed) > writes;
+        let follows = wrote && !*control.leads.borrow();
         let (before, bundle) = (control.member.sequence(), ca.bundle());
         control.member.set(&bundle);
         if control.member.wants_another(now) {
@@ -192,6 +195,9 @@ impl Certificates {
             if !got {
                 control.member.failed(now, chance);
             }
+        }
+        if follows {
+            self.fail(format!("control {c} does what is due, and does not lead"));
         }
         if bundle.sequence < before {
             self.fail(format!("control {c} goes back from bundle {before} to {}", bundle.sequence));

@@ -1,10 +1,10 @@
 //! What must hold at every moment, and what must hold when all is well again.
 
-use crate::control::{ConnId, Sight};
-use crate::plan::Millis;
-use crate::proxy::{Table, rejected, request};
+use crate::control::{ConnId, Control, Sight};
+use crate::plan::{Millis, Spec};
+use crate::proxy::{News, Table, rejected, request};
 use crate::sim::Sim;
-use crate::world::ROOT;
+use crate::world::{ROOT, grant};
 use selvedge_control::publish::hub::SETTLE;
 use selvedge_control::publish::scope::{Role, Wanted};
 use selvedge_control::publish::version::Version;
@@ -128,11 +128,10 @@ pub fn sent(sim: &mut Sim, conn: ConnId, control: usize, nonce: &str, group: Gro
     if spec.rogue {
         sim.checks.fail(format!("p{proxy} is not what it says, and gets an update"));
     }
-    let mine = |key: &ResourceKey| key.namespace == spec.namespace || spec.namespace == ROOT;
     for (key, _) in &group.upserts {
         let may = match key.kind {
-            Kind::Secret => spec.role == Role::Gateway && mine(key) && key.name == "cert",
-            _ if key.kind.name() == "Gateway" => spec.role == Role::Gateway && mine(key),
+            Kind::Secret => may_have(&sim.controls[control], &spec, key),
+            Kind::Gateway => spec.role == Role::Gateway && [&*key.namespace, ROOT].contains(&&*spec.namespace),
             _ => true,
         };
         if !may {
@@ -160,13 +159,24 @@ pub fn sent(sim: &mut Sim, conn: ConnId, control: usize, nonce: &str, group: Gro
     sim.checks.groups.insert((conn, nonce.to_owned()), group);
 }
 
+/// Secrets are for those who serve or call what is of their namespace, and for Gateways of another one that is let.
+fn may_have(control: &Control, spec: &Spec, secret: &ResourceKey) -> bool {
+    let beside = spec.workload.as_deref().and_then(|name| Some(name.split_once('/')?.0));
+    let home = match spec.role {
+        Role::Gateway => spec.namespace == secret.namespace || spec.namespace == ROOT,
+        Role::Sidecar | Role::Node => beside == Some(&secret.namespace),
+    };
+    let granted = spec.role == Role::Gateway && control.knows(&grant(&secret.namespace));
+    secret.name == "cert" && (home || granted)
+}
+
 /// A proxy has made an update effective.
 pub fn installed(
     sim: &mut Sim,
     proxy: usize,
     (conn, nonce): &(ConnId, String),
     before: &Table,
-    news: &[(ResourceKey, Version)],
+    news: &News,
     outcome: &Outcome,
 ) {
     let (conn, nonce) = (*conn, nonce.as_str());
@@ -178,9 +188,14 @@ pub fn installed(
     let Some(group) = sim.checks.groups.remove(&(conn, nonce.to_owned())) else {
         return sim.checks.fail(format!("p{proxy} has made {nonce} of {conn} effective, which nobody sent"));
     };
-    in_order(sim, proxy, &group, news);
+    in_order(sim, proxy, &group, &news.upserts);
     let own = &sim.proxies[proxy];
     let mut wrong = Vec::new();
+    // Of a former stream there may be parts, of an update with the same nonce.
+    if news.upserts != group.upserts || news.removals != group.removals {
+        wrong.push("has something else in effect than was sent".to_owned());
+    }
+    wrong.extend(not_tried_again(news, &rejected(&own.intake)));
     // One state of the control plane, and nothing of another.
     for (key, version) in group.should.iter() {
         if own.has.get(key) != Some(version) {
@@ -193,6 +208,17 @@ pub fn installed(
     if let Some(wrong) = wrong.first() {
         sim.checks.fail(format!("p{proxy} {wrong} (after {nonce} of {conn})"));
     }
+}
+
+/// What was refused is tried again with each update. A Secret is refused when it comes with a complaint about certificates
+/// that was not there before: it is taken with the next update that makes nobody complain.
+fn not_tried_again(news: &News, refused: &BTreeMap<ResourceKey, Version>) -> Option<String> {
+    let harmless = |kind: Kind| matches!(kind.name(), "EndpointSlice" | "HTTPRoute" | "AccessPolicy" | "Workload");
+    let all = news.upserts.iter().map(|(key, _)| key).chain(&news.removals);
+    let secrets =
+        refused.iter().filter(|(key, version)| key.kind == Kind::Secret && news.refused.get(*key) == Some(*version));
+    let still = secrets.map(|(key, _)| format!("has not tried {key} again")).next();
+    still.filter(|_| all.map(|key| key.kind).all(harmless))
 }
 
 /// Only what was committed, and never back.

@@ -59,8 +59,16 @@ pub struct Table {
     pub compiled: Arc<Compiled>,
 }
 
+/// What an update brought.
+pub struct News {
+    pub upserts: Vec<(ResourceKey, Version)>,
+    pub removals: Vec<ResourceKey>,
+    /// What was refused before.
+    pub refused: BTreeMap<ResourceKey, Version>,
+}
+
 /// Stream and nonce of an update, what it brought, and what became of it.
-pub type Applied = ((ConnId, String), Vec<(ResourceKey, Version)>, Outcome);
+pub type Applied = ((ConnId, String), News, Outcome);
 
 /// Compiles for all proxies; each state once.
 #[derive(Default)]
@@ -178,7 +186,11 @@ impl Proxy {
             self.has.remove(&key);
             self.reached.remove(&key);
         }
-        let news = change.upserts.iter().filter_map(|(key, version, _)| Some((read(key)?, *version))).collect();
+        let news = News {
+            upserts: change.upserts.iter().filter_map(|(key, version, _)| Some((read(key)?, *version))).collect(),
+            removals: change.removals.iter().filter_map(|key| read(key)).collect(),
+            refused: rejected(&self.intake),
+        };
         let nonce = change.nonce.clone();
         self.mark.clone_from(&change.source);
         self.intake.take_in(change);

@@ -663,8 +663,9 @@ impl Sim {
         }
         let namespace = self.rng.pick(&NAMESPACES).unwrap_or_default();
         let number = self.rng.below(self.plan.services as u64 + 1);
-        let wanted = match self.rng.below(4) {
+        let wanted = match self.rng.below(5) {
             0 => Wanted::Host(format!("pair.{namespace}")),
+            2 => Wanted::Host(format!("ext.{namespace}.example")),
             1 => {
                 let key = ResourceKey::new(selvedge_model::Kind::Service, namespace, format!("s{number}"));
                 let resource = self.editor.now.get(&key).map(selvedge_model::Resource::to_value);

@@ -3,7 +3,7 @@
 
 use crate::rng::Rng;
 use selvedge_control::publish::version::{Version, canonical};
-use selvedge_model::{Resource, ResourceKey};
+use selvedge_model::{Kind, Resource, ResourceKey};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,10 +64,11 @@ fn slice(namespace: &str, service: &str, port: u64, addresses: &[String]) -> Res
     }))
 }
 
-fn gateway(namespace: &str, secret: bool) -> Resource {
+/// With TLS by the Secret `cert` of a namespace.
+fn gateway(namespace: &str, secret: Option<&str>) -> Resource {
     let mut listeners = vec![json!({"name": "web", "port": 80, "protocol": "HTTP"})];
-    if secret {
-        let tls = json!({"certificateRefs": [{"name": "cert"}]});
+    if let Some(of) = secret {
+        let tls = json!({"certificateRefs": [{"name": "cert", "namespace": of}]});
         listeners.push(json!({"name": "tls", "port": 443, "protocol": "HTTPS", "tls": tls}));
     }
     named(GATEWAY, "Gateway", namespace, "edge", json!({"gatewayClassName": "selvedge", "listeners": listeners}))
@@ -78,6 +79,26 @@ fn secret(namespace: &str, name: &str, generation: u64) -> Resource {
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace},
         "stringData": {"text": generation.to_string()},
     }))
+}
+
+/// What lets Gateways of another namespace use the Secret `cert`.
+pub fn grant(namespace: &str) -> ResourceKey {
+    ResourceKey::new(Kind::ReferenceGrant, namespace, "cert")
+}
+
+fn granted(namespace: &str, from: &str) -> Resource {
+    let from = json!([{"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": from}]);
+    let to = json!([{"group": "", "kind": "Secret", "name": "cert"}]);
+    named("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", namespace, "cert", json!({"from": from, "to": to}))
+}
+
+/// Outside of the mesh, and called with the certificate of a namespace: `ext.<namespace>.example`.
+fn external(namespace: &str) -> Resource {
+    let spec = json!({
+        "hosts": [format!("ext.{namespace}.example")],
+        "ports": [{"port": 443, "tls": {"clientCertificate": "cert"}}],
+    });
+    named(OWN, "ExternalService", namespace, "ext", spec)
 }
 
 /// A route of `namespace/edge`, or of a Service, to a Service. A broken one has a filter that nobody knows.
@@ -134,7 +155,8 @@ impl Editor {
         let mut all = Vec::new();
         for namespace in NAMESPACES {
             all.push(resource(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})));
-            all.push(gateway(namespace, namespace == "pay"));
+            all.push(gateway(namespace, (namespace == "pay").then_some("pay")));
+            all.push(external(namespace));
             all.push(secret(namespace, "cert", 0));
             all.push(secret(namespace, "private", 0));
             all.extend(pair(namespace, 0));
@@ -186,7 +208,7 @@ impl Editor {
         let number = rng.index(self.services);
         let to = format!("s{number}");
         let up = |resource: Resource| vec![(resource.key(), Some(resource))];
-        let changes = match rng.below(12) {
+        let changes = match rng.below(14) {
             0..=3 => up(self.endpoints(namespace, number, rng)),
             4 => pair(namespace, generation).into_iter().map(|r| (r.key(), Some(r))).collect(),
             5 | 6 => up(route(namespace, &format!("r{number}"), None, (&to, 80), generation, false)),
@@ -200,13 +222,28 @@ impl Editor {
             8 => up(route(namespace, &format!("m{number}"), Some(&to), (&to, 80), generation, false)),
             9 => self.delete(rng),
             10 => up(self.policy(namespace, generation, rng)),
-            _ => match rng.below(3) {
+            11 => match rng.below(2) {
                 0 => up(secret(namespace, "cert", generation)),
-                1 => up(gateway(namespace, rng.percent(50))),
                 _ => up(service(namespace, number, 80)),
             },
+            _ => self.tls(namespace, generation, rng),
         };
         self.commit(changes)
+    }
+
+    /// The certificate of a Gateway: none, its own, that of another namespace, and whether it may have that.
+    fn tls(&self, namespace: &'static str, generation: u64, rng: &mut Rng) -> Vec<Change> {
+        let other = NAMESPACES.into_iter().find(|n| *n != namespace).unwrap_or(ROOT);
+        let up = |resource: Resource| (resource.key(), Some(resource));
+        match rng.below(5) {
+            0 => vec![up(gateway(namespace, None))],
+            1 => vec![up(gateway(namespace, Some(other)))],
+            2 if self.now.contains_key(&grant(other)) => vec![(grant(other), None)],
+            2 => vec![up(granted(other, namespace))],
+            // Nothing of it can be used, as the Gateway is the first to say: the Secret is refused, until it is looked at
+            // again.
+            _ => vec![up(gateway(namespace, Some(namespace))), up(secret(namespace, "cert", generation))],
+        }
     }
 
     fn policy(&self, namespace: &str, generation: u64, rng: &mut Rng) -> Resource {
