@@ -375,6 +375,32 @@ mod tests {
     }
 
     #[test]
+    fn a_change_touches_all_by_which_it_was_found_or_is() {
+        let mut graph = Graph::default();
+        let workload = |app: &str, address: &str| {
+            resource(&format!(
+                "{{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {{name: w, namespace: shop, labels: {{app: {app}, at: home}}}}, spec: {{addresses: [{address}], ports: [{{port: 80}}]}}}}"
+            ))
+        };
+        let touched = |touched: Touched| touched.tokens.into_iter().collect::<BTreeSet<_>>();
+        let label = |name: &str, value: &str| Token::Labelled("shop".into(), name.into(), value.into());
+        let address = |text: &str| Token::Address(text.parse().unwrap());
+        let key = workload("a", "10.1.0.1").key();
+        let always =
+            [Token::Key(key.clone()), Token::In(key.kind, "shop".into()), Token::All(key.kind), label("at", "home")];
+        let all = |others: [Token; 2]| always.iter().cloned().chain(others).collect::<BTreeSet<_>>();
+        let first = touched(graph.upsert(&workload("a", "10.1.0.1")));
+        assert_eq!(first, all([label("app", "a"), address("10.1.0.1")]), "it has come");
+        let second = touched(graph.upsert(&workload("b", "10.1.0.1")));
+        assert_eq!(second, [label("app", "a"), label("app", "b")].into(), "from one to the other");
+        let third = touched(graph.upsert(&workload("b", "10.1.0.2")));
+        assert_eq!(third, [address("10.1.0.1"), address("10.1.0.2")].into());
+        assert_eq!(touched(graph.upsert(&workload("b", "10.1.0.2"))), [].into(), "nothing is other");
+        assert_eq!(touched(graph.remove(&key)), all([label("app", "b"), address("10.1.0.2")]), "it is gone");
+        assert_eq!(touched(graph.remove(&key)), [].into());
+    }
+
+    #[test]
     fn an_endpoint_that_changes_leads_nowhere_else_unless_it_is_a_workload() {
         let mut graph = Graph::default();
         graph.upsert(&service("shop", "cart", "10.0.0.1"));

@@ -14,4 +14,4 @@ pub mod status;
 pub mod version;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

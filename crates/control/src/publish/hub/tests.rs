@@ -326,3 +326,78 @@ fn who_is_heard_of_past_the_hub_lives() {
     assert_eq!(closed(&mut hub), [1]);
     assert!(!heard.again(2_000), "too late");
 }
+
+/// A proxy beside nothing that asks for hosts, and has nothing yet.
+fn asks(hub: &mut Hub, node: NodeId, hosts: &[&str]) {
+    hub.connected(0, node, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
+    let subscriptions = hosts.iter().map(|host| Subscription { what: Some(What::Host((*host).into())) }).collect();
+    let hello = Hello { id: format!("p{node}"), role: WireRole::Sidecar.into(), subscriptions, ..Hello::default() };
+    hub.message(0, node, ProxyMessage { message: Some(Message::Hello(hello)) });
+    hub.message(0, node, ProxyMessage { message: Some(Message::Known(Known { resources: Vec::new(), last: true })) });
+}
+
+/// The first answer of a proxy.
+fn acks(hub: &mut Hub, node: NodeId) {
+    let ack = crate::proto::discovery::Ack { nonce: "1".into(), ..Default::default() };
+    hub.message(0, node, ProxyMessage { message: Some(Message::Ack(ack)) });
+}
+
+/// Who is sent an update, since it was last asked.
+fn told(hub: &mut Hub) -> Vec<NodeId> {
+    let out = hub.take_output().into_iter();
+    out.filter(|(_, output)| matches!(output, Output::Group(_))).map(|(node, _)| node).collect()
+}
+
+#[test]
+fn a_workload_that_changes_is_told_to_those_that_had_it_and_to_those_that_get_it() {
+    let mut hub = Hub::new(0);
+    let put = |hub: &mut Hub, yaml: &str| {
+        let resource = resource(yaml);
+        hub.resources(0, vec![(resource.key(), Some(resource))]);
+    };
+    for name in ["a", "b", "c"] {
+        put(
+            &mut hub,
+            &format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{selector: {{app: {name}}}, ports: [{{port: 80}}]}}}}"
+            ),
+        );
+    }
+    let workload = |app: &str| {
+        format!(
+            "{{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {{name: w, namespace: shop, labels: {{app: {app}}}}}, spec: {{addresses: [10.1.0.1], ports: [{{port: 80}}]}}}}"
+        )
+    };
+    for (node, host) in [(1, "a.shop"), (2, "b.shop"), (3, "c.shop")] {
+        asks(&mut hub, node, &[host]);
+        acks(&mut hub, node);
+    }
+    told(&mut hub);
+    put(&mut hub, &workload("a"));
+    assert_eq!(told(&mut hub), [1]);
+    let ack = crate::proto::discovery::Ack { nonce: "2".into(), ..Default::default() };
+    hub.message(0, 1, ProxyMessage { message: Some(Message::Ack(ack)) });
+    put(&mut hub, &workload("b"));
+    let sees = |hub: &Hub| hub.members().map(|(_, member, _)| hub.sees(member)).collect::<Vec<_>>();
+    assert_eq!((told(&mut hub), sees(&hub)), (vec![1, 2], vec![1, 2, 1]));
+}
+
+#[test]
+fn no_more_than_have_a_turn_get_everything_at_once() {
+    let mut hub = Hub::new(0);
+    let all = "{apiVersion: selvedge.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {scope: [shop]}}";
+    let services = (0..70).map(|n| service("shop", &format!("s{n}"), &format!("10.0.0.{n}")));
+    let there = services.chain([resource(all)]).map(|r| (r.key(), Some(r)));
+    hub.resources(0, there.collect());
+    let turns = TURNS as NodeId;
+    for node in 1..=turns + 3 {
+        asks(&mut hub, node, &[]);
+    }
+    assert_eq!(told(&mut hub), (1..=turns).collect::<Vec<_>>());
+    acks(&mut hub, 1);
+    assert_eq!(told(&mut hub), [turns + 1], "who has answered lets the next one");
+    hub.gone(0, 2);
+    assert_eq!(told(&mut hub), [turns + 2], "and who goes");
+    hub.gone(0, 1);
+    assert_eq!(told(&mut hub), [0; 0], "but once");
+}

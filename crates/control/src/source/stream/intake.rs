@@ -178,3 +178,43 @@ fn is_fault(code: Code) -> bool {
 fn is_about_certificates(code: Code) -> bool {
     matches!(code, Code::InvalidCertificate | Code::InvalidCaCertificate)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::publish::testing::{route, service};
+    use selvedge_model::FieldPath;
+
+    fn change(number: u64, resource: &Resource) -> Change {
+        let (json, version) = canonical(resource);
+        let mut change = Change::default();
+        change.number = number;
+        change.upserts.push((resource.key().to_string(), version, json));
+        change
+    }
+
+    /// What the compiler says of it. Returns whether something was taken back, and what is not served then.
+    fn judged(intake: &mut Intake, diagnostics: Vec<Diagnostic>) -> (bool, Vec<String>) {
+        let back = intake.judge(&Compiled { diagnostics, ..Compiled::default() });
+        let rejected = intake.installed(Vec::new()).unwrap().rejected;
+        (back, rejected.into_iter().map(|(key, ..)| key).collect())
+    }
+
+    #[test]
+    fn what_is_refused_is_tried_again_with_the_next_update() {
+        let mut intake = Intake::default();
+        let (good, bad) = (route("shop", "r", ("Gateway", "edge"), "a"), route("shop", "r", ("Gateway", "edge"), "b"));
+        let fault = || Diagnostic::error(Code::UnsupportedValue, good.key(), FieldPath::root(), "bad".to_owned());
+        intake.take_in(change(1, &good));
+        assert_eq!(judged(&mut intake, Vec::new()), (false, Vec::new()));
+        intake.take_in(change(2, &bad));
+        assert_eq!(judged(&mut intake, vec![fault()]), (true, vec!["HTTPRoute shop/r".to_owned()]));
+        assert_eq!(intake.resources().get(&good.key()).as_ref(), Some(&good));
+        intake.take_in(change(3, &service("shop", "a", "10.0.0.1")));
+        assert_eq!(intake.resources().get(&good.key()).as_ref(), Some(&bad), "it may be good now");
+        assert_eq!(judged(&mut intake, vec![fault()]), (true, vec!["HTTPRoute shop/r".to_owned()]), "it is not");
+        intake.take_in(change(4, &service("shop", "b", "10.0.0.2")));
+        assert_eq!(judged(&mut intake, Vec::new()), (false, Vec::new()));
+        assert_eq!(intake.resources().get(&good.key()).as_ref(), Some(&bad));
+    }
+}

@@ -550,6 +550,21 @@ mod tests {
     }
 
     #[test]
+    fn what_has_come_of_an_update_goes_with_its_stream() {
+        let mut machine = machine(&["a"]);
+        machine.step(0, Event::Tick);
+        machine.step(0, Event::Connected);
+        assert!(machine.step(1, update("1", &["Service a/b"], false, Vec::new())).is_empty());
+        machine.step(2, Event::Lost("reset".into()));
+        machine.step(1_000, Event::Tick);
+        machine.step(1_000, Event::Connected);
+        // Nonces count from one on each stream.
+        let actions = machine.step(1_001, update("1", &["Service a/c"], true, Vec::new()));
+        let [Action::Apply(change)] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(change.upserts.iter().map(|(key, ..)| key.as_str()).collect::<Vec<_>>(), ["Service a/c"]);
+    }
+
+    #[test]
     fn an_update_of_a_former_stream_is_not_taken_for_one_of_this() {
         let mut machine = machine(&["a"]);
         machine.step(0, Event::Tick);
