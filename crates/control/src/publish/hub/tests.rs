@@ -327,10 +327,10 @@ fn who_is_heard_of_past_the_hub_lives() {
     assert!(!heard.again(2_000), "too late");
 }
 
-/// A proxy beside nothing that asks for hosts, and has nothing yet.
-fn asks(hub: &mut Hub, node: NodeId, hosts: &[&str]) {
+/// A proxy beside nothing that asks for these, and has nothing yet.
+fn asks(hub: &mut Hub, node: NodeId, what: &[What]) {
     hub.connected(0, node, Some(SpiffeId::workload("mesh.example", "shop", "web").ok()));
-    let subscriptions = hosts.iter().map(|host| Subscription { what: Some(What::Host((*host).into())) }).collect();
+    let subscriptions = what.iter().map(|what| Subscription { what: Some(what.clone()) }).collect();
     let hello = Hello { id: format!("p{node}"), role: WireRole::Sidecar.into(), subscriptions, ..Hello::default() };
     hub.message(0, node, ProxyMessage { message: Some(Message::Hello(hello)) });
     hub.message(0, node, ProxyMessage { message: Some(Message::Known(Known { resources: Vec::new(), last: true })) });
@@ -369,7 +369,7 @@ fn a_workload_that_changes_is_told_to_those_that_had_it_and_to_those_that_get_it
         )
     };
     for (node, host) in [(1, "a.shop"), (2, "b.shop"), (3, "c.shop")] {
-        asks(&mut hub, node, &[host]);
+        asks(&mut hub, node, &[What::Host(host.into())]);
         acks(&mut hub, node);
     }
     told(&mut hub);
@@ -380,6 +380,21 @@ fn a_workload_that_changes_is_told_to_those_that_had_it_and_to_those_that_get_it
     put(&mut hub, &workload("b"));
     let sees = |hub: &Hub| hub.members().map(|(_, member, _)| hub.sees(member)).collect::<Vec<_>>();
     assert_eq!((told(&mut hub), sees(&hub)), (vec![1, 2], vec![1, 2, 1]));
+}
+
+#[test]
+fn what_was_asked_for_by_address_is_taken_back_when_it_has_another() {
+    let mut hub = Hub::new(0);
+    let put = |hub: &mut Hub, resource: Resource| hub.resources(0, vec![(resource.key(), Some(resource))]);
+    put(&mut hub, service("shop", "cart", "10.0.0.1"));
+    for (node, address) in [(1, "10.0.0.1"), (2, "10.0.0.2")] {
+        asks(&mut hub, node, &[What::Address(address.into())]);
+        acks(&mut hub, node);
+    }
+    let sees = |hub: &Hub| hub.members().map(|(_, member, _)| hub.sees(member)).collect::<Vec<_>>();
+    assert_eq!((told(&mut hub), sees(&hub)), (vec![1, 2], vec![1, 0]));
+    put(&mut hub, service("shop", "cart", "10.0.0.2"));
+    assert_eq!((told(&mut hub), sees(&hub)), (vec![1, 2], vec![0, 1]));
 }
 
 #[test]
