@@ -1,7 +1,7 @@
 //! What a request would meet, and why nothing else: `selvedge explain`. It asks the same router that serves requests.
 
 use crate::{
-    access::{Asked, Layer7, Subject},
+    access::{Asked, By, Layer7, Subject},
     hosts,
     router::{Candidate, HostMap, Lookup, Mismatch, Pattern},
     snapshot::{
@@ -33,6 +33,8 @@ pub struct Request {
     pub from: Option<IpAddr>,
     /// Of the client, as mutual TLS would prove it.
     pub identity: Option<SpiffeId>,
+    /// What a verified token of the client says; `None` is who comes without.
+    pub claims: Option<serde_json::Value>,
 }
 
 /// What a request would meet.
@@ -359,8 +361,16 @@ impl<'a> Walk<'a> {
             }),
         };
         let port = access.port.or(self.port).unwrap_or(host::default_port(self.secure));
-        let subject =
-            Subject { identity, mtls: identity.is_some(), peer: from, client: self.client, port, claims: None, layer7 };
+        let subject = Subject {
+            identity,
+            mtls: identity.is_some(),
+            peer: from,
+            client: self.client,
+            port,
+            claims: self.request.claims.as_ref(),
+            preflight: false,
+            layer7,
+        };
         let verdict = access.decide(&subject);
         let mut why = verdict.by.to_string();
         for policy in &verdict.audited {
@@ -370,7 +380,14 @@ impl<'a> Walk<'a> {
         out.access = Some(Chosen { name: name.to_owned(), why: why.clone() });
         match (verdict.allowed, rule) {
             (true, _) => Ok(()),
-            (false, Some(_)) => Err(answer(403, why)),
+            (false, Some(_)) => {
+                let status = match verdict.by {
+                    By::Unproven(auth) if auth.broken.is_some() => 500,
+                    By::Unproven(_) => 401,
+                    _ => 403,
+                };
+                Err(answer(status, why))
+            }
             (false, None) => Err(answer(0, format!("the connection is reset: {why}"))),
         }
     }

@@ -3,8 +3,8 @@
 use crate::grants::Grants;
 use ahash::AHashMap;
 use selvedge_model::{
-    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
-    HttpRoute, Kind, ListenerSet, Mesh, Namespace, Object, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute,
+    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass,
+    GrpcRoute, HttpRoute, Kind, ListenerSet, Mesh, Namespace, Object, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute,
     TrafficPolicy, UdpRoute, Workload, gateway::FromNamespaces, refs::LabelSelector, resources::Set,
 };
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
@@ -26,6 +26,7 @@ pub(crate) struct Index<'a> {
     pub(crate) backend_tls: Vec<&'a BackendTlsPolicy>,
     pub(crate) traffic: Vec<&'a TrafficPolicy>,
     pub(crate) access: Vec<&'a Arc<AccessPolicy>>,
+    pub(crate) auth: Vec<&'a Arc<AuthPolicy>>,
     pub(crate) namespaces: AHashMap<&'a str, &'a Namespace>,
     /// By the Service they belong to; made when somebody asks, as a change of a route mostly does not.
     slices: OnceCell<AHashMap<Name<'a>, Vec<&'a Arc<EndpointSlice>>>>,
@@ -49,6 +50,11 @@ impl<'a> Index<'a> {
             backend_tls: by_age(resources.backend_tls_policies().iter(), |it| &it.metadata),
             traffic: by_age(resources.traffic_policies().iter(), |it| &it.metadata),
             access: resources.access_policies().iter().collect(),
+            auth: {
+                let mut list: Vec<_> = resources.auth_policies().iter().collect();
+                list.sort_by(|a, b| age(&a.metadata).cmp(&age(&b.metadata)));
+                list
+            },
             namespaces: resources.namespaces().iter().map(|it| (it.metadata.name.as_str(), &**it)).collect(),
             slices: OnceCell::new(),
             secrets: resources.secrets().iter().map(|it| (name(&it.metadata), it)).collect(),

@@ -1,6 +1,7 @@
 //! What is judged of all resources at once, wherever a proxy may stand: for `selvedge check`.
 
 mod alone;
+mod claims;
 mod effect;
 
 use crate::{
@@ -23,9 +24,12 @@ pub fn check(resources: &Resources, options: &Options) -> Compiled {
     let index = Index::new(resources);
     alone::all(resources, &options.controller_name, &mut report);
     effect::all(resources, &mut report);
+    claims::all(&compiled.snapshot, &mut report);
     if index.is_mesh() || !resources.external_services().is_empty() {
         let beside = Options { position: Position::Workloads(positions(resources)), ..options.clone() };
-        report.0.extend(compile(resources, &beside).diagnostics);
+        let beside = compile(resources, &beside);
+        report.0.extend(beside.diagnostics);
+        claims::all(&beside.snapshot, &mut report);
         let mut cx = Context {
             mesh: mesh::State::new(&index, &mut Report::default(), options),
             index,

@@ -155,6 +155,19 @@ fn write_access(out: &mut String, access: Option<&Access>, indent: &str) -> fmt:
     if access.default != DefaultAccess::Allow {
         writeln!(out, "{indent}access by default {:?}", access.default)?;
     }
+    if let Some(auth) = &access.auth {
+        let providers: Vec<String> = auth
+            .providers
+            .iter()
+            .map(|provider| {
+                let keys: Vec<String> = provider.keys.iter().map(|key| format!("{:?}", key.material)).collect();
+                format!("{} ({})", provider.name, keys.join(", "))
+            })
+            .collect();
+        let optional = if auth.optional { " optional" } else { "" };
+        let broken = if auth.broken.is_some() { " (broken)" } else { "" };
+        writeln!(out, "{indent}auth{optional} {} by jwt [{}]{broken}", auth.name, providers.join("; "))?;
+    }
     for policy in &access.policies {
         let rules: Vec<&str> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
         let broken = if policy.broken.is_some() { " (broken)" } else { "" };

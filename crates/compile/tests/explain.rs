@@ -57,7 +57,7 @@ fn snapshot(text: &str) -> Snapshot {
 
 fn ask(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
     let request =
-        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None };
+        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None, claims: None };
     explain(snapshot, &request)
 }
 
@@ -159,7 +159,7 @@ fn beside(text: &str) -> Snapshot {
 
 fn call(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
     let request =
-        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None };
+        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None, claims: None };
     explain_outbound(snapshot, ("shop", "web"), &request)
 }
 
@@ -187,6 +187,7 @@ fn a_call_of_a_workload_is_explained() {
         headers: HeaderMap::new(),
         from: None,
         identity: None,
+        claims: None,
     };
     assert!(explain_outbound(&snapshot, ("shop", "nobody"), &request).answer.is_some());
 }
@@ -240,7 +241,7 @@ fn the_client_is_who_the_listener_believes() {
         headers.insert("x-forwarded-for", "6.6.6.6, 203.0.113.7".parse().unwrap());
         let url = "http://shop.example/cart".to_owned();
         let found =
-            explain(snapshot, &Request { method: Method::GET, url, headers, from: from.parse().ok(), identity: None });
+            explain(snapshot, &Request { method: Method::GET, url, headers, from: from.parse().ok(), identity: None, claims: None });
         (found.client.map(|c| c.name).unwrap_or_default(), found.settings.join("; "))
     };
     let trusting = policed(
@@ -307,7 +308,7 @@ spec: {clusterIP: 10.96.0.1, ports: [{name: postgres, port: 5432}, {name: http, 
     let snapshot = compile(&resources, &options).snapshot;
     let explained = |url: &str| {
         let (headers, url) = (HeaderMap::new(), url.to_owned());
-        let request = Request { method: Method::GET, url, headers, from: None, identity: None };
+        let request = Request { method: Method::GET, url, headers, from: None, identity: None, claims: None };
         explain_outbound(&snapshot, ("shop", "web"), &request)
     };
     let db = explained("tcp://db:5432");

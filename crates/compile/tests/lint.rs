@@ -90,7 +90,7 @@ fn policies_that_cannot_do_what_they_say_are_found() {
     let method = policy("{action: Allow, rules: [{to: [{methods: [get]}]}]}");
     finds(&method, &["SELV0402", "spec.rules[0].to[0].methods[0]", "GET"]);
     let claims = policy("{action: Allow, rules: [{from: [{claims: [{name: group, values: [admin]}]}]}]}");
-    finds(&claims, &["SELV0402", "spec.rules[0].from[0].claims", "tokens"]);
+    finds(&claims, &["SELV0402", "spec.rules[0].from[0].claims", "no AuthPolicy holds"]);
 }
 
 #[test]

@@ -142,7 +142,8 @@ pub struct AccessRule {
     pub to: Vec<AccessOperation>,
     /// A CEL expression that must be true. Variables: `source` (`identity`, `namespace`, `trust_domain`, `service_account`,
     /// `ip`), `destination` (`port`), `request` (`method`, `path`, `host`, `query`, `remote_ip`, `headers`: a list of values
-    /// by lower-case name), `connection` (`mtls`). Texts that are not known are empty. An expression that fails matches
+    /// by lower-case name), `connection` (`mtls`), `claims` (of the token that an AuthPolicy has verified; empty without one: ask
+    /// `'sub' in claims && …`). Texts that are not known are empty. An expression that fails matches
     /// with action `Deny`, and does not with action `Allow`. `source.namespace` may be one of another trust domain: compare
     /// `source.trust_domain` too where others are trusted.
     #[schemars(length(min = 1, max = 4096))]
@@ -206,13 +207,13 @@ pub struct AccessSource {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 49)))]
     pub not_remote_ip_blocks: Vec<String>,
-    /// Claims of the caller's verified token; all must hold.
+    /// Claims of the token that the caller has sent and an AuthPolicy has verified; all must hold. Who comes without has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 32))]
     pub claims: Vec<AccessClaim>,
 }
 
-/// A claim of a verified token.
+/// A claim of a token that an AuthPolicy has verified.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessClaim {

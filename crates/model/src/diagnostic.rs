@@ -390,6 +390,10 @@ codes! {
         "The value cannot be used, so that the policy is left out.";
     BrokenAccessPolicy = 404, "AccessPolicy is broken",
         "A range, path, identity or expression of the AccessPolicy cannot be understood, or the whole policy cannot be read. Its targets deny everything until it is corrected: what a broken policy meant to keep out must not come in.";
+    BrokenAuthPolicy = 405, "AuthPolicy is broken",
+        "Keys, issuers or headers of the AuthPolicy cannot be used, or the whole policy cannot be read. Its targets answer no request (500) and reset other connections until it is corrected: nobody could prove who they are.";
+    UnusableKey = 406, "Key of an issuer is left out",
+        "A key of a JWK set is of a kind that is not known here or is not for signatures. Tokens that it has signed are refused; those of the other keys of the set are not.";
 }
 
 /// The candidate most like `name`, if one is like enough to be what was meant.

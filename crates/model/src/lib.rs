@@ -2,6 +2,7 @@
 //! those of our own.
 
 pub mod access;
+pub mod auth;
 pub mod backend_tls;
 pub mod bytes;
 mod check;
@@ -29,6 +30,7 @@ pub mod traffic;
 pub mod validate;
 
 pub use access::AccessPolicy;
+pub use auth::AuthPolicy;
 pub use backend_tls::BackendTlsPolicy;
 pub use bytes::ByteString;
 pub use collect::{Collected, Origins, fill_locations};

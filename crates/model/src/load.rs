@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::AccessPolicy;
+use crate::{AccessPolicy, AuthPolicy};
 use crate::check::{check, short};
 use crate::diagnostic::{Code, Diagnostic, Finding, Location, Severity, nearest};
 use crate::field_path::{FieldPath, Segment};
@@ -65,7 +65,8 @@ pub struct Loaded {
     pub key: Option<ResourceKey>,
     /// The resource; none if a diagnostic of severity error is about it.
     pub resource: Option<Resource>,
-    /// What must hold in its place when there was no sound one before: an AccessPolicy that cannot be read denies.
+    /// What must hold in its place when there was no sound one before: an AccessPolicy or AuthPolicy that cannot be read
+    /// denies.
     pub stand_in: Option<Resource>,
     /// Where it is.
     pub origin: Origin,
@@ -364,14 +365,17 @@ fn key_of(kind: Kind, root: &Node) -> Option<ResourceKey> {
 
 /// What must hold instead of a resource that cannot be used. Targets that cannot be read either are the whole namespace.
 fn stand_in(key: &ResourceKey, root: &Node) -> Option<Resource> {
-    if key.kind != Kind::AccessPolicy {
+    if !matches!(key.kind, Kind::AccessPolicy | Kind::AuthPolicy) {
         return None;
     }
     let mut fields = root.to_value();
     let spec = fields.get_mut("spec").map(Value::take).unwrap_or_default();
     let targets = serde_json::from_value(spec["targetRefs"].clone()).unwrap_or_default();
     let selector = serde_json::from_value(spec["selector"].clone()).unwrap_or_default();
-    Some(AccessPolicy::unreadable(&key.namespace, &key.name, targets, selector).into())
+    Some(match key.kind {
+        Kind::AuthPolicy => AuthPolicy::unreadable(&key.namespace, &key.name, targets, selector).into(),
+        _ => AccessPolicy::unreadable(&key.namespace, &key.name, targets, selector).into(),
+    })
 }
 
 /// The resource, unless something is wrong with it, and what is wrong with its place.

@@ -114,6 +114,7 @@ kinds! {
     Workload, "Workload", "selvedge.dev", ["v1alpha1"], true;
     ExternalService, "ExternalService", "selvedge.dev", ["v1alpha1"], true;
     AccessPolicy, "AccessPolicy", "selvedge.dev", ["v1alpha1"], true;
+    AuthPolicy, "AuthPolicy", "selvedge.dev", ["v1alpha1"], true;
     Namespace, "Namespace", "", ["v1"], false;
     Service, "Service", "", ["v1"], true;
     EndpointSlice, "EndpointSlice", "discovery.k8s.io", ["v1"], true;

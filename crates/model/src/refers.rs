@@ -127,6 +127,8 @@ mod tests {
         "HttpHeader.name",
         "HttpQueryParamMatch.name",
         "HttpRouteRule.name",
+        "JwtHeader.name",
+        "JwtProvider.name",
         "Listener.name",
         "MeshSpec.clusterDomain",
         "MeshSpec.scope",

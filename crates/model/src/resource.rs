@@ -10,7 +10,7 @@ use crate::diagnostic::{Code, Finding};
 use crate::field_path::{FieldPath, Segment};
 use crate::meta::{Kind, ObjectMeta, ResourceKey};
 use crate::{
-    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
+    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
     HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
     UdpRoute, Workload,
 };
@@ -120,6 +120,7 @@ resources!(
     Workload,
     ExternalService,
     AccessPolicy,
+    AuthPolicy,
     Namespace,
     Service,
     EndpointSlice,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::meta::{Kind, ResourceKey};
 use crate::resource::{Object, Resource};
 use crate::{
-    AccessPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
+    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
     HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
     UdpRoute, Workload,
 };
@@ -235,6 +235,7 @@ resources! {
     Workload, workloads, workload;
     ExternalService, external_services, external_service;
     AccessPolicy, access_policies, access_policy;
+    AuthPolicy, auth_policies, auth_policy;
     Namespace, namespaces, namespace;
     Service, services, service;
     EndpointSlice, endpoint_slices, endpoint_slice;

@@ -3,6 +3,7 @@
 use crate::{
     Body, Error, Response,
     error::{Kind, Side},
+    jwt::{Proof, Reason},
     listener::OpenListener,
     proxy::Shared,
     scope::Key,
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, uri::PathAndQuery};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use selvedge_compile::{
-    access::{Asked, Layer7, Subject, Verdict},
+    access::{Asked, By, Layer7, Subject, Verdict},
     snapshot::{Access, Bind, L4Options, ListenerName, MtlsMode, Protocol, Rule, Snapshot, TlsMode, Unknown},
 };
 use std::{
@@ -76,7 +77,9 @@ impl Watch {
             return;
         }
         let all = now.access.values().flat_map(|access| std::iter::once(access).chain(access.routes.values()));
-        counts.set(all.flat_map(|access| &access.policies).map(|policy| policy.name.as_str()).collect::<BTreeSet<_>>());
+        let all: Vec<&Arc<Access>> = all.collect();
+        counts.set(all.iter().flat_map(|access| &access.policies).map(|policy| policy.name.as_str()).collect());
+        counts.set_auth(all.iter().filter_map(|access| Some(access.auth.as_ref()?.name.as_str())).collect());
         *places = now;
         drop(places);
         self.waiting.iter().for_each(Notify::notify_waiters);
@@ -149,34 +152,54 @@ fn current(table: &ListenerTable, name: &ListenerName) -> Option<Arc<Access>> {
 /// It must be reset; the error says which rule wants that.
 pub fn connection(access: &Access, facts: &ConnectionFacts, http: bool, counts: &AccessCounts) -> Result<(), Error> {
     let layer7 = if http { Layer7::Later } else { Layer7::Bytes };
-    judge(access, &subject(access, facts, facts.client.ip(), layer7), counts).map(drop)
+    judge(access, &subject(access, facts, facts.client.ip(), layer7, None), counts).map(drop)
 }
 
 /// Whether a connection may be prepared for before it is known what it carries. Nothing is counted: it is judged later.
 pub fn may_prepare(access: &Access, facts: &ConnectionFacts, http: bool) -> bool {
     let layer7 = if http { Layer7::Later } else { Layer7::Bytes };
-    access.decide(&subject(access, facts, facts.client.ip(), layer7)).allowed
+    access.decide(&subject(access, facts, facts.client.ip(), layer7, None)).allowed
 }
 
-fn subject<'a>(access: &Access, facts: &'a ConnectionFacts, client: IpAddr, layer7: Layer7<'a>) -> Subject<'a> {
+fn subject<'a>(
+    access: &Access,
+    facts: &'a ConnectionFacts,
+    client: IpAddr,
+    layer7: Layer7<'a>,
+    proven: Option<&'a Proven>,
+) -> Subject<'a> {
     let tls = facts.tls.as_ref();
+    // Who is believed no more has said nothing.
+    let proof = proven.and_then(|proven| proven.proof.as_ref());
+    let believed = proof.filter(|proof| access.auth.as_ref().is_some_and(|auth| auth.believes(&proof.issuer)));
     Subject {
         identity: tls.and_then(|tls| tls.identity.as_ref()),
         mtls: tls.is_some_and(|tls| tls.identity.is_some() || tls.peer_subject.is_some()),
         peer: facts.peer.ip(),
         client,
         port: access.port.unwrap_or(facts.local.port()),
-        claims: None,
+        claims: believed.map(|proof| &proof.claims),
+        preflight: proven.is_some_and(|proven| proven.preflight),
         layer7,
     }
 }
 
-fn of_rule<'a>(access: &'a Access, rule: &Rule) -> &'a Access {
+/// What a request has proven of who sends it.
+#[derive(Clone, Default)]
+pub struct Proven {
+    pub proof: Option<Arc<Proof>>,
+    /// It is a question of a browser that is answered here, and comes without a token.
+    pub preflight: bool,
+}
+
+/// What holds for the requests that a rule takes.
+pub fn of_rule<'a>(access: &'a Access, rule: &Rule) -> &'a Access {
     let name = &rule.name;
     if access.routes.is_empty() { access } else { access.of_route(name.kind, &name.namespace, &name.route) }
 }
 
-/// Judges a request in the form in which a backend is going to see it. Yields what audit policies have to say.
+/// Judges a request in the form in which a backend is going to see it, by what holds for its rule. Yields what audit policies
+/// have to say.
 ///
 /// # Errors
 /// It must not pass; the error says which rule wants that.
@@ -184,13 +207,12 @@ pub fn request<B>(
     access: &Access,
     facts: &ConnectionFacts,
     client: IpAddr,
-    (request, host, rule): (&http::Request<B>, &str, Option<&Rule>),
+    (request, host, proven): (&http::Request<B>, &str, &Proven),
     counts: &AccessCounts,
 ) -> Result<Option<String>, Error> {
-    let access = rule.map_or(access, |rule| of_rule(access, rule));
     let (method, uri) = (request.method().as_str(), request.uri());
     let asked = Asked { method, host, path: uri.path(), query: uri.query(), headers: Some(request.headers()) };
-    judge(access, &subject(access, facts, client, Layer7::Request(asked)), counts)
+    judge(access, &subject(access, facts, client, Layer7::Request(asked), Some(proven)), counts)
 }
 
 /// Decides and counts. What audit policies mark is told by name.
@@ -203,7 +225,14 @@ fn judge(access: &Access, subject: &Subject<'_>, counts: &AccessCounts) -> Resul
         }
     }
     if !verdict.allowed {
-        counts.denied(verdict.policy());
+        match verdict.by {
+            By::Unproven(auth) => {
+                let bytes = matches!(subject.layer7, Layer7::Bytes);
+                let reason = if bytes { Reason::NotHttp } else { Reason::Missing };
+                counts.unproven(&auth.name, if auth.broken.is_some() { Reason::Broken } else { reason });
+            }
+            _ => counts.denied(verdict.policy()),
+        }
         return Err(Error::new(Kind::Denied, Side::Us, format!("access {}", verdict.by)));
     }
     Ok(marks(&verdict))
@@ -291,6 +320,7 @@ pub struct KeptRequest {
     /// Not of every request, as a copy costs time.
     headers: Option<HeaderMap>,
     rule: Arc<Rule>,
+    proven: Proven,
     /// What follows is no answer to be waited for, but a connection of its own.
     upgraded: bool,
 }
@@ -310,6 +340,7 @@ impl KeptRequest {
         rule: &Arc<Rule>,
         access: Option<&Access>,
         long: bool,
+        proven: Proven,
     ) -> Self {
         let path = request.uri().path_and_query().cloned();
         let headers = long || access.is_some_and(|access| access.reads_headers());
@@ -319,6 +350,7 @@ impl KeptRequest {
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
             headers: headers.then(|| request.headers().clone()),
             rule: rule.clone(),
+            proven,
             upgraded: false,
         }
     }
@@ -402,7 +434,8 @@ impl Live {
                 headers,
             }),
         };
-        judge(access, &subject(access, facts, *client, layer7), &self.shared.telemetry.access)
+        let proven = request.as_ref().map(|request| &request.proven);
+        judge(access, &subject(access, facts, *client, layer7, proven), &self.shared.telemetry.access)
     }
 
     /// Comes back when a change of policies denies it.

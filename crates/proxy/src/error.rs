@@ -1,6 +1,6 @@
 //! The one error of the data plane: what happened, on whose side, and why.
 
-use crate::telemetry::Limit;
+use crate::{jwt::Reason, telemetry::Limit};
 use std::{borrow::Cow, fmt};
 
 /// What went wrong with a connection or an exchange. `reply` alone turns it into a response.
@@ -52,6 +52,8 @@ pub enum Kind {
     Shed,
     /// An AccessPolicy, or the default where there is none, does not allow it.
     Denied,
+    /// Who asks has not proven who they are, as an AuthPolicy demands.
+    Unproven(Reason),
     Internal,
 }
 

@@ -3,6 +3,7 @@
 //! is told in ARCHITECTURE.md.
 
 pub mod access;
+pub mod auth;
 pub mod balance;
 pub mod body;
 pub mod breaker;
@@ -24,6 +25,7 @@ pub mod hbone;
 pub mod health;
 mod inbound;
 pub mod io;
+pub mod jwt;
 pub mod l4;
 pub mod listener;
 mod original;

@@ -2,6 +2,7 @@
 
 use crate::{
     access,
+    auth::Proofs,
     cluster::Clusters,
     dial::Dial,
     discover::Discover,
@@ -88,6 +89,8 @@ pub struct Shared {
     pub(crate) session_key: Option<SessionKey>,
     /// Tells what is in progress that AccessPolicies have changed.
     pub(crate) access: access::Watch,
+    /// Tokens that were verified.
+    pub(crate) proofs: Proofs,
     /// Where connections of workloads come in.
     pub(crate) own: Own,
     /// Where health checks, DNS and exports run.
@@ -151,6 +154,7 @@ impl Proxy {
             questions: Questions::default(),
             session_key: settings.session_key.clone(),
             access: access::Watch::new(count),
+            proofs: Proofs::new(count),
             own: Own::default(),
             workers,
             overload,

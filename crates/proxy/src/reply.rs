@@ -3,10 +3,11 @@
 use crate::{
     Body, Error, Response,
     error::{Kind, Side},
+    jwt::Reason,
 };
 use http::{
     HeaderValue, StatusCode,
-    header::{CONTENT_TYPE, RETRY_AFTER},
+    header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use selvedge_wire::grpc::GrpcStatus;
 
@@ -33,6 +34,9 @@ pub fn status(error: &Error) -> StatusCode {
         // Nobody is there to read it; the number is nginx's, for the log.
         (Kind::Cancelled, _) => 499,
         (Kind::Denied, _) => 403,
+        (Kind::Unproven(Reason::Repeated), _) => 400,
+        (Kind::Unproven(Reason::Broken), _) => 500,
+        (Kind::Unproven(_), _) => 401,
         (Kind::Internal, _) => 500,
         (Kind::Connect | Kind::Tls | Kind::Reset | Kind::Refused, _) => 400,
     };
@@ -68,16 +72,33 @@ pub fn from_error(error: &Error, grpc_request: bool) -> Response {
         Kind::Cancelled => "the client went away",
         Kind::Shed => "overloaded, try again",
         Kind::Denied => "access denied",
+        Kind::Unproven(reason) => reason.words(),
         Kind::Internal => "internal error",
     };
     let mut response = match grpc_status(error).filter(|_| grpc_request) {
         Some(code) => grpc(code.code(), text),
         None => from_status(status, text, grpc_request),
     };
+    if let Kind::Unproven(reason) = error.kind {
+        response.headers_mut().extend(challenge(reason).map(|challenge| (WWW_AUTHENTICATE, challenge)));
+    }
     if matches!(error.kind, Kind::Overflow | Kind::Shed) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+/// How to prove who one is (RFC 6750 section 3). Who has not tried is told of no error.
+fn challenge(reason: Reason) -> Option<HeaderValue> {
+    const REALM: &str = "Bearer realm=\"gateway\"";
+    let error = match reason {
+        Reason::Broken => return None,
+        Reason::Missing | Reason::NotHttp => return Some(HeaderValue::from_static(REALM)),
+        Reason::Repeated => "invalid_request",
+        _ => "invalid_token",
+    };
+    let words = reason.words();
+    HeaderValue::try_from(format!("{REALM}, error=\"{error}\", error_description=\"{words}\"")).ok()
 }
 
 /// A plain text answer made here, or its gRPC equivalent.

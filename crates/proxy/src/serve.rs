@@ -2,11 +2,12 @@
 
 use crate::{
     Body, Request, Response,
-    access::{self, KeptRequest, Live},
+    access::{self, KeptRequest, Live, Proven},
+    auth,
     codec::Informational,
     connection::Conn,
     error::{Error, Kind, Side},
-    filters::{Chain, Facts, Injected},
+    filters::{self, Chain, Facts, Injected},
     forward, reply,
     request::{self, Target},
     scope::Scope,
@@ -123,6 +124,10 @@ async fn route(
         return Ok(to_normal_form(request, grpc));
     }
     record.begin_trace(request.headers_mut());
+    let access = access_of(conn, table, http);
+    if let Some(auth) = access.and_then(|access| access.auth.as_deref()) {
+        auth::strip(auth, request.headers_mut());
+    }
     let uri = request.uri();
     let lookup = Lookup {
         host: &target.host,
@@ -132,9 +137,16 @@ async fn route(
         headers: request.headers(),
     };
     let found = http.config.router.find(&lookup);
-    let access = access_of(conn, table, http);
+    let mut proven = Proven::default();
     if let Some(access) = access {
-        let what = (&*request, target.host.as_str(), found.as_ref().map(|found| found.rule.as_ref()));
+        let rule = found.as_ref().map(|found| found.rule);
+        let access = rule.map_or(access.as_ref(), |rule| access::of_rule(access, rule));
+        if let Some(auth) = &access.auth {
+            proven.preflight = rule.is_some_and(|rule| filters::answers_preflight(&rule.filters, request));
+            let proofs = (&conn.shared.proofs, conn.facts.worker);
+            proven.proof = auth::request(auth, request, proven.preflight, proofs, &table.counts)?;
+        }
+        let what = (&*request, target.host.as_str(), &proven);
         if let Some(audited) = access::request(access, &conn.facts, client, what, &table.counts)? {
             record.details(audited);
         }
@@ -162,7 +174,7 @@ async fn route(
     let live = matches!(conn.scope, Scope::Hosts | Scope::Port(_)).then(|| {
         let at = access::At { shared: &conn.shared, listener: &conn.listener, facts: &conn.facts, table };
         let long = grpc || target.upgrade.is_some() || request.body().size_hint().exact().is_none();
-        let kept = KeptRequest::new(request, &target.host, rule, access.map(Arc::as_ref), long)
+        let kept = KeptRequest::new(request, &target.host, rule, access.map(Arc::as_ref), long, proven)
             .upgraded(target.upgrade.is_some());
         Live::request(&at, access, http, client, kept)
     });

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};
 use selvedge_compile::{BackendShare, Explanation, LocalWorkload, Ports, Position, Request, explain, explain_outbound};
 use selvedge_model::{Code, diagnostic::nearest};
 use selvedge_wire::{hop, host, spiffe::SpiffeId};
+use serde_json::{Map, Value};
 use std::{
     fmt::{self, Write},
     io,
@@ -22,6 +23,7 @@ use std::{
     after_help = "Examples:
   selvedge explain -f conf GET https://shop.example/cart -H 'x-canary: 1' --from 10.0.0.1
   selvedge explain -f conf https://shop.example/admin --from-identity spiffe://cluster.local/ns/shop/sa/cart
+  selvedge explain -f conf https://shop.example/admin --claim sub=anna --claim roles=admin
   selvedge explain -f conf --workload shop/web GET http://orders/cart
   selvedge explain SELV0204"
 )]
@@ -44,6 +46,10 @@ pub struct Args {
     /// Identity of the client, as mutual TLS would prove it.
     #[arg(long, value_name = "SPIFFE ID")]
     pub from_identity: Option<SpiffeId>,
+    /// Claim of the client's token, as if it had been verified; `/` leads into objects, and a name that is given again makes a
+    /// list.
+    #[arg(long = "claim", value_name = "NAME=VALUE")]
+    pub claims: Vec<String>,
     /// How the answer is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -66,6 +72,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(!args.files.is_empty(), "name the folder with the resources: -f DIR");
     let mut request = request(method, url, &args.headers, args.from)?;
     request.identity.clone_from(&args.from_identity);
+    request.claims = claims(&args.claims)?;
     let (input, explanation) = match &args.workload {
         None => {
             let input = input::read(&args.files)?;
@@ -97,6 +104,27 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::from(if explanation.rule.is_some() { 0 } else { 2 }))
+}
+
+/// What a token would say. Values are JSON (`3`, `true`, `["a", "b"]`), or else texts.
+pub(super) fn claims(args: &[String]) -> Result<Option<Value>> {
+    let mut all = Value::Object(Map::new());
+    for arg in args {
+        let (name, value) = arg.split_once('=').with_context(|| format!("`{arg}`: write NAME=VALUE"))?;
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
+        let mut place = &mut all;
+        for part in name.split('/') {
+            ensure!(!part.is_empty(), "`{arg}`: the name of a claim is empty");
+            let Value::Object(members) = place else { bail!("`{arg}`: a part of `{name}` has a value already") };
+            place = members.entry(part).or_insert_with(|| Value::Object(Map::new()));
+        }
+        match place {
+            Value::Object(members) if members.is_empty() => *place = value,
+            Value::Array(list) => list.push(value),
+            _ => *place = Value::Array(vec![place.take(), value]),
+        }
+    }
+    Ok((!args.is_empty()).then_some(all))
 }
 
 /// A proxy beside one workload that captures its connections.
@@ -170,7 +198,7 @@ fn request(method: &str, url: &str, lines: &[String], from: Option<IpAddr>) -> R
         headers.insert(HOST, text);
         hop::strip_request(&mut headers);
     }
-    Ok(Request { method, url, headers, from, identity: None })
+    Ok(Request { method, url, headers, from, identity: None, claims: None })
 }
 
 /// A header as `-H` gives it.

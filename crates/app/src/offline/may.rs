@@ -1,7 +1,7 @@
 //! `selvedge may`: whether one workload may call another.
 
 use super::{
-    explain::{Format, header},
+    explain::{Format, claims, header},
     input, text,
     tint::Tint,
 };
@@ -19,7 +19,8 @@ use std::{fmt::Write, io, net::IpAddr, path::PathBuf, process::ExitCode};
     after_help = "Examples:
   selvedge may -f conf spiffe://cluster.local/ns/shop/sa/cart GET http://orders.shop/orders/7
   selvedge may -f conf spiffe://cluster.local/ns/shop/sa/cart tcp://db.shop:5432
-  selvedge may -f conf anybody http://orders.shop/ --from 10.0.0.1"
+  selvedge may -f conf anybody http://orders.shop/ --from 10.0.0.1
+  selvedge may -f conf anybody http://orders.shop/ --claim sub=anna"
 )]
 pub struct Args {
     /// Folder or file of YAML or JSON resources, or `-` for standard input; may be given several times.
@@ -37,6 +38,10 @@ pub struct Args {
     /// Address of the caller.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
+    /// Claim of the caller's token, as if it had been verified; `/` leads into objects, and a name that is given again makes a
+    /// list.
+    #[arg(long = "claim", value_name = "NAME=VALUE")]
+    pub claims: Vec<String>,
     /// How the answer is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
@@ -59,7 +64,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         headers.append(name, value);
     }
     let method = Method::from_bytes(method.as_bytes()).with_context(|| format!("`{method}` is no HTTP method"))?;
-    let question = Question { identity, from: args.from, method, url: url.clone(), headers };
+    let question = Question { identity, from: args.from, method, url: url.clone(), headers, claims: claims(&args.claims)? };
     let input = input::read(&args.files)?;
     let rulings = may(input.folder.resources(), &Options::default(), &question).map_err(|error| anyhow!(error))?;
     ensure!(!rulings.is_empty(), "nothing is behind the Service");

@@ -2,7 +2,7 @@
 
 use super::pattern::other_reading;
 use crate::snapshot::{
-    Access, AccessAction, AccessFact, AccessPolicy, AccessRule, AccessTest, DefaultAccess, Domains, HeaderTest,
+    Access, AccessAction, AccessFact, AccessPolicy, AccessRule, AccessTest, Auth, DefaultAccess, Domains, HeaderTest,
 };
 use http::HeaderMap;
 use selvedge_wire::spiffe::SpiffeId;
@@ -24,6 +24,8 @@ pub struct Subject<'a> {
     pub port: u16,
     /// Of a verified token.
     pub claims: Option<&'a Value>,
+    /// A question of a browser before the request (CORS), which is answered here and comes without a token.
+    pub preflight: bool,
     pub layer7: Layer7<'a>,
 }
 
@@ -65,6 +67,8 @@ pub struct Verdict<'a> {
 pub enum By<'a> {
     /// A policy with its rule.
     Rule(&'a Arc<AccessPolicy>, &'a AccessRule),
+    /// An AuthPolicy demands a token, and there is none; or it is broken.
+    Unproven(&'a Auth),
     /// There are policies that allow, and none of them matches.
     NoAllow,
     Default(DefaultAccess),
@@ -75,6 +79,7 @@ impl Verdict<'_> {
     pub fn policy(&self) -> &str {
         match self.by {
             By::Rule(policy, _) => &policy.name,
+            By::Unproven(auth) => &auth.name,
             By::NoAllow | By::Default(_) => "default",
         }
     }
@@ -98,6 +103,10 @@ impl std::fmt::Display for By<'_> {
                 };
                 write!(f, "{verb} by rule {} of policy {}", rule.name, policy.name)
             }
+            By::Unproven(auth) => match &auth.broken {
+                Some(why) => write!(f, "AuthPolicy {} is broken: {why}", auth.name),
+                None => write!(f, "AuthPolicy {} demands a token, and there is none", auth.name),
+            },
             By::NoAllow => f.write_str("no policy that allows matches"),
             By::Default(DefaultAccess::Allow) => f.write_str("no policy decides, and the default is Allow"),
             By::Default(DefaultAccess::Audit) => f.write_str("no policy decides, and the default is Audit"),
@@ -106,9 +115,25 @@ impl std::fmt::Display for By<'_> {
     }
 }
 
+impl Auth {
+    /// Whether a subject lacks the proof that is demanded. No token comes with what is not HTTP.
+    fn is_unproven(&self, subject: &Subject<'_>) -> bool {
+        match subject.layer7 {
+            Layer7::Later => false,
+            Layer7::Bytes => self.broken.is_some() || !self.optional,
+            Layer7::Request(_) => {
+                self.broken.is_some() || (!self.optional && subject.claims.is_none() && !subject.preflight)
+            }
+        }
+    }
+}
+
 impl Access {
-    /// Deny wins, whatever the order; then one that allows must match where there is one; then the default.
+    /// Who must prove who they are and have not, have nothing to say. Deny wins, whatever the order; then one that allows must match where there is one; then the default.
     pub fn decide(&self, subject: &Subject<'_>) -> Verdict<'_> {
+        if let Some(auth) = self.auth.as_deref().filter(|auth| auth.is_unproven(subject)) {
+            return Verdict { allowed: false, by: By::Unproven(auth), audited: Vec::new() };
+        }
         let reading = Reading::new(subject);
         let mut audited = Vec::new();
         let mut allows = false;

@@ -23,12 +23,17 @@ pub struct Expression {
     reads: Arc<BTreeSet<(&'static str, &'static str)>>,
 }
 
+/// What a verified token says: a map.
+const CLAIMS: &str = "claims";
+
 /// What expressions can read.
-const VARIABLES: [(&str, &[&str]); 4] = [
+const VARIABLES: [(&str, &[&str]); 5] = [
     ("source", &["identity", "namespace", "trust_domain", "service_account", "ip"]),
     ("destination", &["port"]),
     ("request", &["method", "path", "host", "query", "remote_ip", "headers"]),
     ("connection", &["mtls"]),
+    // Names of claims are the issuer's.
+    (CLAIMS, &[]),
 ];
 
 /// Most levels of nesting.
@@ -70,7 +75,12 @@ impl Expression {
 
     /// Whether it needs a request to be answered.
     pub(crate) fn needs_request(&self) -> bool {
-        self.reads.iter().any(|(variable, _)| *variable == "request")
+        self.reads.iter().any(|(variable, _)| matches!(*variable, "request" | CLAIMS))
+    }
+
+    /// Whether it looks at what tokens say.
+    pub(crate) fn reads_claims(&self) -> bool {
+        self.reads.iter().any(|(variable, _)| *variable == CLAIMS)
     }
 
     pub(crate) fn needs_headers(&self) -> bool {
@@ -86,12 +96,16 @@ impl Expression {
     pub(crate) fn holds(&self, subject: &Subject<'_>, path: Option<&str>) -> Result<bool, ()> {
         let mut context = Context::with_env(env());
         for (variable, _) in VARIABLES {
-            let fields = self.reads.iter().filter(|(of, _)| *of == variable);
+            let fields = self.reads.iter().filter(|(of, _)| *of == variable && variable != CLAIMS);
             let map: HashMap<&str, Value> =
                 fields.map(|(_, field)| (*field, value(subject, path, variable, field))).collect();
             if !map.is_empty() {
                 context.add_variable_from_value(variable, Value::Map(Map::from(map)));
             }
+        }
+        if self.reads_claims() {
+            let said = subject.claims.map_or_else(|| Value::Map(Map::from(HashMap::<String, Value>::new())), from_json);
+            context.add_variable_from_value(CLAIMS, said);
         }
         match Value::resolve(&self.expression, &context) {
             Ok(Value::Bool(yes)) => Ok(yes),
@@ -139,6 +153,27 @@ fn headers(headers: &http::HeaderMap) -> Value {
         map.insert(name.as_str(), Value::List(Arc::new(values)));
     }
     Value::Map(Map::from(map))
+}
+
+/// What a token says, as CEL has it.
+fn from_json(value: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match value {
+        Json::Null => Value::Null,
+        Json::Bool(yes) => Value::Bool(*yes),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Value::Int(number),
+            (None, Some(number)) => Value::UInt(number),
+            (None, None) => number.as_f64().map_or(Value::Null, Value::Float),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(list) => Value::List(Arc::new(list.iter().map(from_json).collect())),
+        Json::Object(members) => {
+            let members: HashMap<String, Value> =
+                members.iter().map(|(name, value)| (name.clone(), from_json(value))).collect();
+            Value::Map(Map::from(members))
+        }
+    }
 }
 
 /// Walks over an expression: what it reads, and how much work it is.
@@ -229,6 +264,10 @@ impl<'e> Check<'e> {
             return Ok(1);
         }
         match VARIABLES.iter().find(|(variable, _)| *variable == name) {
+            Some((CLAIMS, _)) => {
+                self.reads.insert((CLAIMS, ""));
+                Ok(UNKNOWN_LENGTH)
+            }
             // The whole of it, as in `"x" in request`.
             Some((variable, fields)) => {
                 self.reads.extend(fields.iter().map(|field| (*variable, *field)));
@@ -242,9 +281,8 @@ impl<'e> Check<'e> {
     }
 
     fn field(&mut self, name: &str, field: &str) -> Result<u64, String> {
-        let Some((variable, fields)) = VARIABLES.iter().find(|(variable, _)| *variable == name) else {
-            return self.ident(name);
-        };
+        let known = VARIABLES.iter().find(|(variable, _)| *variable == name && *variable != CLAIMS);
+        let Some((variable, fields)) = known else { return self.ident(name) };
         let Some(known) = fields.iter().find(|known| **known == field) else {
             return Err(format!("`{name}` has no `{field}`; it has {}", fields.join(", ")));
         };

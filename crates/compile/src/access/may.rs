@@ -26,6 +26,8 @@ pub struct Question {
     /// Of a Service: `http://orders.shop/orders/7`, or `tcp://db.shop:5432` for bytes.
     pub url: String,
     pub headers: HeaderMap,
+    /// What a verified token of the caller says; `None` is who comes without.
+    pub claims: Option<serde_json::Value>,
 }
 
 /// What one workload says.
@@ -202,6 +204,15 @@ impl Wanted {
             }),
         };
         let identity = question.identity.as_ref();
-        Subject { identity, mtls: identity.is_some(), peer: from, client: from, port, claims: None, layer7 }
+        Subject {
+            identity,
+            mtls: identity.is_some(),
+            peer: from,
+            client: from,
+            port,
+            claims: question.claims.as_ref(),
+            preflight: false,
+            layer7,
+        }
     }
 }

@@ -1,10 +1,15 @@
-//! AccessPolicy: what holds where, and the pure decision of who may do what.
+//! AccessPolicy and AuthPolicy: what holds where, and the pure decision of who may do what.
 //!
-//! `build` compiles one policy, `decide` judges by several, `pattern` and `expression` are what conditions are made of.
+//! `attach` says where policies hold. `build` compiles one AccessPolicy, `decide` judges by several, `pattern` and `expression` are
+//! what conditions are made of. `auth` compiles an AuthPolicy, `jwks` the keys of its issuers.
 
+mod attach;
+mod auth;
 mod build;
 mod decide;
 mod expression;
+mod json;
+mod jwks;
 mod may;
 mod pattern;
 #[cfg(test)]
@@ -12,24 +17,19 @@ mod tests;
 
 pub use decide::{Asked, By, Layer7, Subject, Verdict};
 pub use expression::Expression;
+pub use json::unique as unique_json;
 pub use may::{Question, Ruling, may};
 pub use pattern::{PathPart, PathPattern, TextPattern};
 
 use crate::{
     Context,
     index::{self, Name},
-    report::did_you_mean,
-    snapshot::{Access, AccessPolicy, DefaultAccess, ListenerName, RouteKey},
-    status::{Conditions, Fault, PolicyAncestorStatus, PolicyStatus, ResourceStatus},
+    snapshot::{Access, AccessPolicy, Auth, DefaultAccess, ListenerName, RouteKey},
+    status::Fault,
 };
 use ahash::AHashMap;
-use selvedge_model::{
-    self as model, Code, Diagnostic, Kind, ResourceKey,
-    access::{AccessTarget, AccessTargetKind},
-    mesh::{self, ROOT_NAMESPACE},
-    refs::{LabelSelector, ParentReference},
-    validate,
-};
+use attach::{Attached, Written};
+use selvedge_model::{self as model, Diagnostic, Kind, access::AccessTargetKind, mesh};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -37,7 +37,10 @@ use std::{
 
 /// Compiled policies by the resources they were made from, so that an unchanged one is not compiled again.
 #[derive(Default)]
-pub(crate) struct Cache(AHashMap<(String, String), Built>);
+pub(crate) struct Cache {
+    access: AHashMap<(String, String), Built>,
+    auth: AHashMap<(String, String), auth::Built>,
+}
 
 struct Built {
     from: Arc<model::AccessPolicy>,
@@ -61,12 +64,11 @@ pub(crate) struct WorkloadPlace<'p> {
 #[derive(Default)]
 pub(crate) struct Accesses<'a> {
     default: DefaultAccess,
-    /// The whole mesh and all Gateways.
-    everywhere: Vec<Arc<AccessPolicy>>,
-    namespaces: AHashMap<&'a str, Vec<Arc<AccessPolicy>>>,
-    /// By the namespace of the workloads; without one, of all namespaces.
-    selectors: Vec<(Option<&'a str>, &'a LabelSelector, Arc<AccessPolicy>)>,
-    targets: AHashMap<(AccessTargetKind, Name<'a>), Vec<(Option<&'a str>, Arc<AccessPolicy>)>>,
+    access: Attached<'a, Arc<AccessPolicy>>,
+    /// By number in `verifiers`.
+    auth: Attached<'a, usize>,
+    /// The oldest first.
+    verifiers: Vec<Arc<Auth>>,
 }
 
 impl<'a> Accesses<'a> {
@@ -78,8 +80,14 @@ impl<'a> Accesses<'a> {
             Some(mesh::DefaultAccess::Allow) | None => DefaultAccess::Allow,
         };
         let mut all = Accesses { default, ..Accesses::default() };
+        all.access_policies(cx, &mut cache.access);
+        all.auth_policies(cx, &mut cache.auth);
+        all
+    }
+
+    fn access_policies(&mut self, cx: &mut Context<'a>, cache: &mut AHashMap<(String, String), Built>) {
         let policies = cx.index.access.clone();
-        let mut kept = std::mem::take(&mut cache.0);
+        let mut kept = std::mem::take(cache);
         for policy in policies {
             let at = (policy.metadata.namespace.clone(), policy.metadata.name.clone());
             let domain = cx.mesh.trust_domain;
@@ -94,74 +102,49 @@ impl<'a> Accesses<'a> {
             };
             cx.report.0.extend(built.diagnostics.iter().cloned());
             let broken = built.policy.broken.as_ref().map(|why| Fault::new("Invalid", why.clone()));
-            all.enter(cx, policy, &built.policy, broken.as_ref());
-            cache.0.insert(at, built);
+            let written = Written {
+                kind: Kind::AccessPolicy,
+                metadata: &policy.metadata,
+                targets: &policy.spec.target_refs,
+                selector: policy.spec.selector.as_ref(),
+                alone: false,
+            };
+            self.access.enter(cx, written, &built.policy, broken.as_ref());
+            cache.insert(at, built);
         }
-        all
     }
 
-    fn enter(
-        &mut self,
-        cx: &mut Context<'a>,
-        policy: &'a model::AccessPolicy,
-        compiled: &Arc<AccessPolicy>,
-        broken: Option<&Fault>,
-    ) {
-        let (namespace, name) = index::name(&policy.metadata);
-        let key = ResourceKey::new(Kind::AccessPolicy, namespace, name);
-        let compiled = || Arc::clone(compiled);
-        let spec = &policy.spec;
-        let root = namespace == ROOT_NAMESPACE;
-        let mut ancestors = Vec::new();
-        for (i, target) in spec.target_refs.iter().enumerate() {
-            let path = format!("spec.targetRefs[{i}]");
-            let fault = wrong_target(cx, namespace, target);
-            if let Some(fault) = &fault {
-                cx.report.error(&key, Code::TargetNotFound, &path, &fault.message);
-            }
-            let at = (namespace, target.name.as_str());
-            if target.kind == AccessTargetKind::Namespace {
-                self.namespaces.entry(namespace).or_default().push(compiled());
-            } else {
-                let list = self.targets.entry((target.kind, at)).or_default();
-                list.push((target.section_name.as_deref(), compiled()));
-            }
-            ancestors.push(ancestor(cx, policy, target, fault.as_ref().or(broken)));
-        }
-        // One that is broken may select nobody, and what the policy keeps out must not come in: it holds everywhere here.
-        let sound = |selector: &&LabelSelector| validate::label_selector(selector).is_ok();
-        if let Some(selector) = spec.selector.as_ref().filter(|_| spec.target_refs.is_empty()).filter(sound) {
-            self.selectors.push(((!root).then_some(namespace), selector, compiled()));
-        } else if spec.target_refs.is_empty() && root {
-            self.everywhere.push(compiled());
-        } else if spec.target_refs.is_empty() {
-            self.namespaces.entry(namespace).or_default().push(compiled());
-        }
-        if spec.target_refs.is_empty() {
-            let whole = AccessTarget {
-                group: None,
-                kind: AccessTargetKind::Namespace,
-                name: namespace.to_owned(),
-                section_name: None,
+    fn auth_policies(&mut self, cx: &mut Context<'a>, cache: &mut AHashMap<(String, String), auth::Built>) {
+        let policies = cx.index.auth.clone();
+        let mut kept = std::mem::take(cache);
+        for policy in policies {
+            let (namespace, name) = index::name(&policy.metadata);
+            let at = (namespace.to_owned(), name.to_owned());
+            let secrets = auth::secrets(policy, &cx.index.secrets);
+            let built = match kept.remove(&at).filter(|built| built.is_of(policy, &secrets)) {
+                Some(built) => built,
+                None => auth::Built::new(policy, secrets),
             };
-            ancestors.push(ancestor(cx, policy, &whole, broken));
+            cx.report.0.extend(built.diagnostics.iter().cloned());
+            let broken = built.auth.broken.as_ref().map(|why| Fault::new("Invalid", why.clone()));
+            let written = Written {
+                kind: Kind::AuthPolicy,
+                metadata: &policy.metadata,
+                targets: &policy.spec.target_refs,
+                selector: policy.spec.selector.as_ref(),
+                alone: true,
+            };
+            self.verifiers.push(Arc::clone(&built.auth));
+            self.auth.enter(cx, written, &(self.verifiers.len() - 1), broken.as_ref());
+            cache.insert(at, built);
         }
-        cx.status.set(key, ResourceStatus::Policy(PolicyStatus { ancestors }));
     }
 
     /// What holds for connections to a workload.
     pub(crate) fn for_workload(&self, place: WorkloadPlace<'_>) -> Arc<Access> {
-        let mut list: Vec<Arc<AccessPolicy>> = self.everywhere.clone();
-        list.extend(self.namespaces.get(place.namespace).into_iter().flatten().cloned());
-        let selected = self.selectors.iter().filter(|(namespace, selector, _)| {
-            namespace.is_none_or(|namespace| namespace == place.namespace) && selector.matches(place.labels)
-        });
-        list.extend(selected.map(|(_, _, policy)| Arc::clone(policy)));
-        list.extend(self.of_target(AccessTargetKind::Workload, (place.namespace, place.name), None));
-        for service in place.services {
-            list.extend(self.of_target(AccessTargetKind::Service, (place.namespace, service), None));
-        }
-        Arc::new(self.access(list, None))
+        let list = self.access.of_workload(place).into_iter().flatten().cloned().collect();
+        let auth = self.most_specific(self.auth.of_workload(place));
+        Arc::new(self.access(list, None, auth))
     }
 
     /// What holds for a listener of a Gateway; `None` when everything is open.
@@ -172,12 +155,9 @@ impl<'a> Accesses<'a> {
         port: u16,
         routes: impl IntoIterator<Item = RouteKey>,
     ) -> Option<Arc<Access>> {
-        let mut list: Vec<Arc<AccessPolicy>> = self.everywhere.clone();
-        list.extend(self.namespaces.get(gateway.0).into_iter().flatten().cloned());
-        // Sections of a ListenerSet are not the Gateway's.
-        let section = (listener.kind == "Gateway").then_some(listener.section.as_str());
-        list.extend(self.of_target(AccessTargetKind::Gateway, gateway, section));
-        let mut access = self.access(list.clone(), Some(port));
+        let list: Vec<_> = self.access.of_listener(gateway, listener).into_iter().flatten().cloned().collect();
+        let auth = self.most_specific(self.auth.of_listener(gateway, listener));
+        let mut access = self.access(list.clone(), Some(port), auth.clone());
         if self.has_routes() {
             let unique: BTreeSet<RouteKey> = routes.into_iter().collect();
             for key in unique {
@@ -185,10 +165,13 @@ impl<'a> Accesses<'a> {
                     "GRPCRoute" => AccessTargetKind::GrpcRoute,
                     _ => AccessTargetKind::HttpRoute,
                 };
-                let own: Vec<_> = self.of_target(kind, (key.1.as_str(), key.2.as_str()), None).collect();
-                if !own.is_empty() {
+                let name = (key.1.as_str(), key.2.as_str());
+                let own: Vec<_> = self.access.of_route(kind, name).cloned().collect();
+                let own_auth = self.most_specific([self.auth.of_route(kind, name).collect()]);
+                if !own.is_empty() || own_auth.is_some() {
                     let both = list.iter().cloned().chain(own).collect();
-                    access.routes.insert(key, Arc::new(self.access(both, Some(port))));
+                    let auth = own_auth.or_else(|| auth.clone());
+                    access.routes.insert(key, Arc::new(self.access(both, Some(port), auth)));
                 }
             }
         }
@@ -197,90 +180,19 @@ impl<'a> Accesses<'a> {
 
     /// Whether some policy targets a route.
     pub(crate) fn has_routes(&self) -> bool {
-        self.targets.keys().any(|(kind, _)| matches!(kind, AccessTargetKind::HttpRoute | AccessTargetKind::GrpcRoute))
+        self.access.has_routes() || self.auth.has_routes()
     }
 
-    /// Policies of a target, and those of one section of it.
-    fn of_target<'s>(
-        &'s self,
-        kind: AccessTargetKind,
-        at: Name<'s>,
-        section: Option<&'s str>,
-    ) -> impl Iterator<Item = Arc<AccessPolicy>> + 's {
-        let list = self.targets.get(&(kind, at)).into_iter().flatten();
-        list.filter(move |(only, _)| only.is_none() || *only == section).map(|(_, policy)| Arc::clone(policy))
+    /// The oldest of the last level that has any.
+    fn most_specific<const N: usize>(&self, levels: [Vec<&usize>; N]) -> Option<Arc<Auth>> {
+        let level = levels.into_iter().rev().find(|level| !level.is_empty())?;
+        let oldest = level.into_iter().min()?;
+        self.verifiers.get(*oldest).cloned()
     }
 
-    fn access(&self, mut policies: Vec<Arc<AccessPolicy>>, port: Option<u16>) -> Access {
+    fn access(&self, mut policies: Vec<Arc<AccessPolicy>>, port: Option<u16>, auth: Option<Arc<Auth>>) -> Access {
         policies.sort_by(|a, b| (a.action, &a.name).cmp(&(b.action, &b.name)));
         policies.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        Access { default: self.default, port, policies, routes: BTreeMap::new() }
-    }
-}
-
-/// Why a target cannot be one, if so.
-fn wrong_target(cx: &Context<'_>, namespace: &str, target: &AccessTarget) -> Option<Fault> {
-    let section = target.section_name.as_deref();
-    let at = (namespace, target.name.as_str());
-    let missing = || {
-        let kind: Option<Kind> = target.kind.name().parse().ok();
-        let names = kind.map(|kind| cx.index.names(kind, namespace)).unwrap_or_default();
-        let near = did_you_mean(&target.name, names);
-        let message = format!("{} {namespace}/{} does not exist{near}", target.kind.name(), target.name);
-        Some(Fault::new("TargetNotFound", message))
-    };
-    let invalid = |message: String| Some(Fault::new("Invalid", message));
-    if target.group() != target.kind.group() && !target.group().is_empty() {
-        return invalid(format!("the group of {} is `{}`", target.kind.name(), target.kind.group()));
-    }
-    if section.is_some() && target.kind != AccessTargetKind::Gateway {
-        return invalid(format!("only a Gateway has sections here, not a {}: it is not looked at", target.kind.name()));
-    }
-    match target.kind {
-        AccessTargetKind::Namespace if target.name != namespace => {
-            invalid(format!("a policy applies to its own namespace, {namespace}: it holds there"))
-        }
-        // Whether a Workload is there changes from second to second.
-        AccessTargetKind::Namespace | AccessTargetKind::Workload => None,
-        AccessTargetKind::Service => cx.index.service(at.0, at.1).is_none().then(missing).flatten(),
-        AccessTargetKind::Gateway => {
-            let gateway = cx.index.gateways.iter().find(|g| index::name(&g.metadata) == at);
-            match (gateway, section) {
-                (None, _) => missing(),
-                (Some(gateway), Some(section)) if !gateway.spec.listeners.iter().any(|l| l.name == section) => {
-                    invalid(format!("Gateway {namespace}/{} has no listener {section}", target.name))
-                }
-                _ => None,
-            }
-        }
-        AccessTargetKind::HttpRoute => {
-            let found = cx.index.http_routes.iter().any(|r| index::name(&r.metadata) == at);
-            if found { None } else { missing() }
-        }
-        AccessTargetKind::GrpcRoute => {
-            let found = cx.index.grpc_routes.iter().any(|r| index::name(&r.metadata) == at);
-            if found { None } else { missing() }
-        }
-    }
-}
-
-fn ancestor(
-    cx: &Context<'_>,
-    policy: &model::AccessPolicy,
-    target: &AccessTarget,
-    fault: Option<&Fault>,
-) -> PolicyAncestorStatus {
-    let namespaced = target.kind != AccessTargetKind::Namespace;
-    PolicyAncestorStatus {
-        ancestor_ref: ParentReference {
-            group: target.group().to_owned(),
-            kind: target.kind.name().to_owned(),
-            namespace: namespaced.then(|| policy.metadata.namespace.clone()),
-            name: target.name.clone(),
-            section_name: target.section_name.clone(),
-            port: None,
-        },
-        controller_name: cx.controller(),
-        conditions: vec![Conditions(policy.metadata.generation).check("Accepted", fault)],
+        Access { default: self.default, port, policies, auth, routes: BTreeMap::new() }
     }
 }

@@ -23,7 +23,7 @@ fn access(text: &str) -> Access {
             }
         }
     }
-    Accesses::default().access(policies, None)
+    Accesses::default().access(policies, None, None)
 }
 
 #[derive(Clone)]
@@ -58,7 +58,7 @@ impl Default for Who {
 impl Who {
     fn subject<'a>(&'a self, layer7: Layer7<'a>) -> Subject<'a> {
         let (identity, peer, client, port) = (self.id.as_ref(), self.peer, self.client, self.port);
-        Subject { identity, mtls: identity.is_some(), peer, client, port, claims: self.claims.as_ref(), layer7 }
+        Subject { identity, mtls: identity.is_some(), peer, client, port, claims: self.claims.as_ref(), preflight: false, layer7 }
     }
 
     fn asks(&self, access: &Access) -> bool {

@@ -1,5 +1,6 @@
 //! Who may do what, compiled from AccessPolicies. Judged by [`Access::decide`].
 
+use super::Auth;
 pub use crate::access::{Expression, PathPattern, TextPattern};
 use ipnet::IpNet;
 use serde::Serialize;
@@ -13,6 +14,9 @@ pub struct Access {
     pub port: Option<u16>,
     /// Those that deny, then those that allow, then those that audit, each by name.
     pub policies: Vec<Arc<AccessPolicy>>,
+    /// How callers prove who they are; `None`: they need not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Arc<Auth>>,
     /// What holds instead for requests that these routes take: the same policies and those that target the route.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", serialize_with = "routes")]
     pub routes: BTreeMap<RouteKey, Arc<Access>>,
@@ -124,7 +128,7 @@ impl Access {
 
     /// Whether everything is allowed without a look at it.
     pub fn is_open(&self) -> bool {
-        self.default == DefaultAccess::Allow && self.policies.is_empty() && self.routes.is_empty()
+        self.default == DefaultAccess::Allow && self.auth.is_none() && self.policies.is_empty() && self.routes.is_empty()
     }
 }
 

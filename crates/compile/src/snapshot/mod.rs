@@ -5,6 +5,7 @@
 //! never written by it.
 
 mod access;
+mod auth;
 mod cluster;
 mod filter;
 mod listener;
@@ -14,6 +15,7 @@ mod telemetry;
 mod tls;
 
 pub use access::*;
+pub use auth::*;
 pub use cluster::*;
 pub use filter::*;
 pub use listener::*;

@@ -234,7 +234,8 @@ impl<'a> Walk<'a> {
         }
         if key.kind.namespaced() && !matches!(key.kind, Kind::Secret | Kind::ConfigMap | Kind::EndpointSlice) {
             self.namespace(&key.namespace);
-            self.add_all(Token::PoliciesOf(key.clone()), As::Plain);
+            let guarded = way != As::Destination && way != As::Backend;
+            self.policies(Token::PoliciesOf(key.clone()), guarded);
         }
         self.uses(entry);
     }
@@ -243,7 +244,17 @@ impl<'a> Walk<'a> {
     fn namespace(&mut self, namespace: &str) {
         let key = ResourceKey::new(Kind::Namespace, "", namespace);
         self.add(&key, As::Plain);
-        self.add_all(Token::PoliciesOf(key), As::Plain);
+        self.policies(Token::PoliciesOf(key), false);
+    }
+
+    /// Policies aimed at something. How callers prove who they are, and the keys for that, concern those alone who guard it:
+    /// a Gateway with its routes, the proxy beside a workload.
+    fn policies(&mut self, token: Token, guarded: bool) {
+        for policy in self.find(token) {
+            if guarded || policy.kind != Kind::AuthPolicy {
+                self.add(&policy, As::Plain);
+            }
+        }
     }
 
     fn gateway(&mut self, entry: &Entry) {
@@ -324,10 +335,12 @@ impl<'a> Walk<'a> {
 
     /// Policies about who may come: those of the namespace and of the whole mesh.
     fn access(&mut self, namespace: &str) {
-        let Some(kind) = Kind::find("selvedge.dev", "AccessPolicy") else { return };
-        for namespace in [namespace, ROOT_NAMESPACE] {
-            self.add_all(Token::In(kind, namespace.to_owned()), As::Plain);
+        for kind in [Kind::AccessPolicy, Kind::AuthPolicy] {
+            for namespace in [namespace, ROOT_NAMESPACE] {
+                self.add_all(Token::In(kind, namespace.to_owned()), As::Plain);
+            }
         }
+        self.policies(Token::PoliciesOf(ResourceKey::new(Kind::Namespace, "", namespace)), true);
     }
 
     fn mesh(&mut self, entry: &Entry) {
@@ -356,7 +369,12 @@ impl<'a> Walk<'a> {
     /// Secrets go only to those whose own resources refer to them: a gateway that serves the Gateway, a proxy beside a
     /// workload of the namespace. Those of another namespace need a ReferenceGrant there.
     fn may_see(&mut self, from: &Entry, secret: &ResourceKey) -> bool {
-        if self.interest.role != Role::Gateway && !self.interest.home().contains(from.key.namespace.as_str()) {
+        // Keys by which the whole mesh verifies tokens; they are public ones.
+        let of_all = from.key.kind == Kind::AuthPolicy && from.key.namespace == ROOT_NAMESPACE;
+        if self.interest.role != Role::Gateway
+            && !of_all
+            && !self.interest.home().contains(from.key.namespace.as_str())
+        {
             return false;
         }
         if secret.namespace == from.key.namespace {
@@ -459,6 +477,52 @@ mod tests {
             interest.wanted.insert(Wanted::Host("api.example.com".to_owned()));
             assert_eq!(names(&scope(&graph, &interest)), expected, "{namespace}");
         }
+    }
+
+    #[test]
+    fn keys_for_tokens_reach_only_those_who_verify_them() {
+        let auth = |namespace: &str, name: &str, target: &str, keys: &str| {
+            resource(&format!(
+                "{{apiVersion: selvedge.dev/v1alpha1, kind: AuthPolicy, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{{target} \
+                 jwt: {{providers: [{{name: a, issuer: i, jwks: {{secretRef: {{name: {keys}}}}}}}]}}}}}}"
+            ))
+        };
+        let workload = |name: &str, address: &str| {
+            resource(&format!(
+                "{{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {{name: {name}, namespace: shop, labels: {{app: {name}}}}}, \
+                 spec: {{addresses: [{address}]}}}}"
+            ))
+        };
+        let graph = graph(&[
+            auth("shop", "users", "targetRefs: [{kind: Service, name: cart}],", "users"),
+            auth("shop", "edge", "targetRefs: [{kind: Gateway, name: edge}],", "edge"),
+            auth("other", "whole", "targetRefs: [{kind: Namespace, name: other}],", "other"),
+            auth(ROOT_NAMESPACE, "all", "", "all"),
+            secret("shop", "users"),
+            secret("shop", "edge"),
+            secret("other", "other"),
+            secret(ROOT_NAMESPACE, "all"),
+            gateway("shop", "edge", "cert"),
+            route("shop", "r", ("Gateway", "edge"), "cart"),
+            resource(
+                "{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop}, spec: {selector: {app: cart}, ports: [{port: 80}]}}",
+            ),
+            service("other", "far", "10.0.0.9"),
+            workload("cart", "10.1.0.1"),
+            workload("web", "10.1.0.2"),
+        ]);
+        let secrets = |interest: &Interest| -> Vec<String> {
+            let scope = scope(&graph, interest);
+            names(&scope).into_iter().filter(|name| name.starts_with("Secret")).collect()
+        };
+        assert_eq!(secrets(&interest(Role::Gateway, "shop")), ["Secret selvedge-system/all", "Secret shop/edge"]);
+        let beside = |name: &str, wanted: &[&str]| Interest {
+            workloads: [("shop".to_owned(), name.to_owned())].into(),
+            wanted: wanted.iter().map(|host| Wanted::Host((*host).to_owned())).collect(),
+            ..interest(Role::Sidecar, "shop")
+        };
+        assert_eq!(secrets(&beside("cart", &[])), ["Secret selvedge-system/all", "Secret shop/users"]);
+        assert_eq!(secrets(&beside("web", &["cart.shop", "far.other"])), ["Secret selvedge-system/all"]);
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn validate(resource: &Resource) -> Vec<Finding> {
         Resource::TcpRoute(route) => route::stream_route(&mut report, &route.spec, &spec),
         Resource::UdpRoute(route) => route::stream_route(&mut report, &route.spec, &spec),
         // What is wrong in one is found by compiling: its target then denies, while a resource with errors is not used.
-        Resource::AccessPolicy(_) => {}
+        Resource::AccessPolicy(_) | Resource::AuthPolicy(_) => {}
         Resource::ReferenceGrant(one) => grant::grant(&mut report, one, &spec),
         Resource::Namespace(_) | Resource::Secret(_) => {}
         Resource::BackendTlsPolicy(policy) => backend_tls::policy(&mut report, policy, &spec),

@@ -28,6 +28,14 @@ pub(super) fn decide<'r>(policy: &'r Cors, request: &Request) -> Decision<'r> {
     Decision { policy, origin: origin.cloned() }
 }
 
+/// Whether it is a question of a browser before a request.
+pub(super) fn is_preflight<B>(request: &http::Request<B>) -> bool {
+    let headers = request.headers();
+    request.method() == Method::OPTIONS
+        && headers.contains_key(ORIGIN)
+        && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD)
+}
+
 fn origin_matches(pattern: &OriginMatch, origin: &str) -> bool {
     match pattern {
         OriginMatch::Any => true,
@@ -47,10 +55,7 @@ impl Decision<'_> {
     /// without CORS headers, which makes the browser refuse.
     pub(super) fn preflight(&self, request: &Request) -> Option<Response> {
         let headers = request.headers();
-        let asked = headers.get(ACCESS_CONTROL_REQUEST_METHOD)?;
-        if request.method() != Method::OPTIONS || !headers.contains_key(ORIGIN) {
-            return None;
-        }
+        let asked = headers.get(ACCESS_CONTROL_REQUEST_METHOD).filter(|_| is_preflight(request))?;
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::NO_CONTENT;
         if self.origin.is_some() {

@@ -28,6 +28,13 @@ pub struct Facts<'a> {
     pub prefix: Option<usize>,
 }
 
+/// Whether a request is a preflight that these filters answer, whatever comes with it.
+pub fn answers_preflight<B>(filters: &[Filter], request: &http::Request<B>) -> bool {
+    // A filter that changes headers first may make it something else.
+    let first = filters.iter().find(|filter| matches!(filter, Filter::Cors(_) | Filter::RequestHeaders(_)));
+    matches!(first, Some(Filter::Cors(_))) && cors::is_preflight(request)
+}
+
 /// The filters a request has passed, so that its response passes the same ones in reverse.
 #[derive(Default)]
 pub struct Chain<'r> {

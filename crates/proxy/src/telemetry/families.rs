@@ -156,6 +156,10 @@ families! {
         "Requests and connections denied, by the AccessPolicy (namespace/name) that did; default when none allowed them.";
     AccessAudited Counter "selvedge_access_audited_total" ["policy"]
         "Requests and connections that an AccessPolicy with action Audit matched; default for what the default Audit of the mesh would deny.";
+    AuthRefused Counter "selvedge_auth_refused_total" ["policy", "reason"]
+        "Requests and connections that an AuthPolicy (namespace/name) refused, by reason (missing, repeated, too_long, malformed, header, algorithm, key, signature, issuer, audience, expired, not_yet, not_http, broken).";
+    AuthAccepted Counter "selvedge_auth_accepted_total" ["policy", "by"]
+        "Tokens that an AuthPolicy accepted, by what was looked at: signature, or cache when it was verified before.";
     AccessLogWritten Counter "selvedge_access_log_records_total" ["output"]
         "Records handed to an access log output.";
     AccessLogDropped Counter "selvedge_access_log_dropped_total" ["output"]

@@ -533,7 +533,7 @@ impl Flags {
             (Kind::Overflow, _) => Flags::UPSTREAM_OVERFLOW,
             (Kind::NoEndpoint, _) => Flags::NO_HEALTHY_UPSTREAM,
             (Kind::Shed, _) => Flags::OVERLOAD,
-            (Kind::Denied, _) => Flags::UNAUTHORIZED,
+            (Kind::Denied | Kind::Unproven(_), _) => Flags::UNAUTHORIZED,
             (Kind::Internal, _) => Flags::NONE,
         }
     }

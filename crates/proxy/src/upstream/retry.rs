@@ -84,7 +84,8 @@ impl<'p> Wish<'p> {
         let built_in = self.used < BUILT_IN_ATTEMPTS.max(self.policy.map_or(0, |p| p.attempts));
         let safe = repeatable(self.policy, method);
         match (failure.error.kind, failure.progress) {
-            (Kind::NoEndpoint | Kind::Overflow | Kind::TooLarge { .. } | Kind::Cancelled | Kind::Denied, _) => None,
+            (Kind::NoEndpoint | Kind::Overflow | Kind::TooLarge { .. } | Kind::Cancelled, _) => None,
+            (Kind::Denied | Kind::Unproven(_), _) => None,
             (Kind::Refused, _) => built_in.then_some("refused"),
             (Kind::Timeout, Progress::Unsent) | (Kind::Connect | Kind::ConnectTimeout | Kind::Tls, _) => {
                 built_in.then_some("connect-failure")
