@@ -142,7 +142,7 @@ pub struct AccessRule {
     pub to: Vec<AccessOperation>,
     /// A CEL expression that must be true. Variables: `source` (`identity`, `namespace`, `trust_domain`, `service_account`,
     /// `ip`), `destination` (`port`), `request` (`method`, `path`, `host`, `query`, `remote_ip`, `headers`: a list of values
-    /// by lower-case name), `connection` (`mtls`), `claims` (of the token that an AuthPolicy has verified; empty without one: ask
+    /// by lower-case name), `connection` (`mtls`), `claims` (of the verified token; empty without one: ask
     /// `'sub' in claims && …`). Texts that are not known are empty. An expression that fails matches
     /// with action `Deny`, and does not with action `Allow`. `source.namespace` may be one of another trust domain: compare
     /// `source.trust_domain` too where others are trusted.

@@ -502,7 +502,7 @@ mod tests {
             secret("shop", "edge"),
             secret("other", "other"),
             secret(ROOT_NAMESPACE, "all"),
-            gateway("shop", "edge", "cert"),
+            gateway("shop", "edge", Some("cert")),
             route("shop", "r", ("Gateway", "edge"), "cart"),
             resource(
                 "{apiVersion: v1, kind: Service, metadata: {name: cart, namespace: shop}, spec: {selector: {app: cart}, ports: [{port: 80}]}}",
