@@ -1,6 +1,8 @@
 //! What the fuzz targets of the mesh check. Also compiled into a plain test of `selvedge`, which runs every file of the
 //! corpus.
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use prost::Message;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, CustomExtension, IsCa, KeyPair, KeyUsagePurpose,
@@ -11,7 +13,7 @@ use selvedge_compile::{
     Options,
     access::{Asked, Expression, Layer7, Subject},
     compile,
-    snapshot::DnsNames,
+    snapshot::{Auth, ClaimHeader, DnsNames, JwtAlgorithm, JwtKey, JwtMaterial, JwtProvider},
 };
 use selvedge_control::{
     ca::{Token, csr},
@@ -29,17 +31,19 @@ use selvedge_control::{
 use selvedge_identity::{Bundle, Bundles, Expect, Identities, Role};
 use selvedge_mesh::{dns::probe, workload_api};
 use selvedge_model::{Limits, Resource, parse};
+use selvedge_proxy::jwt;
 use selvedge_wire::spiffe::SpiffeId;
+use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 pub type Body = fn(&[u8]);
 
 /// Every target by name.
-pub const ALL: [(&str, Body); 8] = [
+pub const ALL: [(&str, Body); 9] = [
     ("join_token", join_token),
     ("certificate_request", certificate_request),
     ("peer_certificate", peer_certificate),
@@ -48,6 +52,7 @@ pub const ALL: [(&str, Body); 8] = [
     ("authority_rewriter", authority_rewriter),
     ("expression", expression),
     ("etcd_value", etcd_value),
+    ("jwt", jwt),
 ];
 
 const CART: &str = "spiffe://mesh.example/ns/shop/sa/cart";
@@ -360,6 +365,55 @@ pub fn authority_rewriter(data: &[u8]) {
     assert_eq!(whole, workload_api::rewritten([&whole[..]]));
 }
 
+/// Nothing is believed but what the issuer has signed: the bytes as a token, and as header and claims of one that is signed.
+pub fn jwt(data: &[u8]) {
+    static ISSUER: OnceLock<(Ed25519KeyPair, Auth)> = OnceLock::new();
+    let (key, auth) = ISSUER.get_or_init(|| {
+        let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).expect("a key");
+        let material = JwtMaterial::Ed(key.public_key().as_ref().to_vec());
+        let keys = vec![JwtKey { id: None, algorithms: vec![JwtAlgorithm::EdDSA], material }];
+        let told = ["sub", "a/b"].map(|claim| ClaimHeader {
+            header: http::HeaderName::from_static("x-a"),
+            claim: claim.split('/').map(str::to_owned).collect(),
+        });
+        let provider = JwtProvider {
+            name: "a".to_owned(),
+            issuer: "i".to_owned(),
+            audiences: vec!["shop".to_owned()],
+            keys: Arc::new(keys),
+            skew: Duration::from_secs(60),
+            claim_headers: told.to_vec(),
+            forward: true,
+        };
+        let auth = Auth {
+            name: "a/a".to_owned(),
+            optional: false,
+            providers: vec![provider],
+            places: Vec::new(),
+            strip: Vec::new(),
+            broken: None,
+            digest: [0; 32],
+        };
+        (key, auth)
+    });
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    if let Ok(token) = std::str::from_utf8(data) {
+        let _ = jwt::verify(auth, &[0], token, now);
+    }
+    let (header, claims) = line(data);
+    let text = |part: &[u8]| URL_SAFE_NO_PAD.encode(part);
+    let message = format!("{}.{}", text(header), text(claims));
+    let token = format!("{message}.{}", text(key.sign(message.as_bytes()).as_ref()));
+    if let Ok(proof) = jwt::verify(auth, &[0], &token, now) {
+        assert!(proof.claims["iss"] == "i" && proof.until > now);
+        let mut forged = token.into_bytes();
+        let last = forged.len() - 10;
+        forged[last] = if forged[last] == b'A' { b'B' } else { b'A' };
+        let forged = String::from_utf8(forged).expect("ASCII");
+        assert!(jwt::verify(auth, &[0], &forged, now).is_err());
+    }
+}
+
 /// An expression that is taken says the same each time, and within its limits.
 pub fn expression(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -374,7 +428,17 @@ pub fn expression(data: &[u8]) {
     for layer7 in [Layer7::Request(asked), Layer7::Bytes] {
         let address = [10, 0, 0, 1].into();
         let (identity, port) = (Some(&id), 80);
-        let subject = Subject { identity, mtls: true, peer: address, client: address, port, claims: None, layer7 };
+        let said = Value::from_iter([("sub", "anna"), ("aud", "shop")]);
+        let subject = Subject {
+            identity,
+            mtls: true,
+            peer: address,
+            client: address,
+            port,
+            claims: Some(&said),
+            preflight: false,
+            layer7,
+        };
         assert_eq!(expression.says(&subject), expression.says(&subject));
     }
 }

@@ -4,8 +4,8 @@ use crate::grants::Grants;
 use ahash::AHashMap;
 use selvedge_model::{
     AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass,
-    GrpcRoute, HttpRoute, Kind, ListenerSet, Mesh, Namespace, Object, ObjectMeta, Resources, Secret, Service, TcpRoute, TlsRoute,
-    TrafficPolicy, UdpRoute, Workload, gateway::FromNamespaces, refs::LabelSelector, resources::Set,
+    GrpcRoute, HttpRoute, Kind, ListenerSet, Mesh, Namespace, Object, ObjectMeta, Resources, Secret, Service, TcpRoute,
+    TlsRoute, TrafficPolicy, UdpRoute, Workload, gateway::FromNamespaces, refs::LabelSelector, resources::Set,
 };
 use std::{cell::OnceCell, collections::BTreeMap, sync::Arc};
 

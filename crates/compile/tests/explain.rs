@@ -56,8 +56,14 @@ fn snapshot(text: &str) -> Snapshot {
 }
 
 fn ask(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
-    let request =
-        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None, claims: None };
+    let request = Request {
+        method: Method::GET,
+        url: url.to_owned(),
+        headers: HeaderMap::new(),
+        from: None,
+        identity: None,
+        claims: None,
+    };
     explain(snapshot, &request)
 }
 
@@ -158,8 +164,14 @@ fn beside(text: &str) -> Snapshot {
 }
 
 fn call(snapshot: &Snapshot, url: &str) -> selvedge_compile::Explanation {
-    let request =
-        Request { method: Method::GET, url: url.to_owned(), headers: HeaderMap::new(), from: None, identity: None, claims: None };
+    let request = Request {
+        method: Method::GET,
+        url: url.to_owned(),
+        headers: HeaderMap::new(),
+        from: None,
+        identity: None,
+        claims: None,
+    };
     explain_outbound(snapshot, ("shop", "web"), &request)
 }
 
@@ -240,8 +252,10 @@ fn the_client_is_who_the_listener_believes() {
         let mut headers = HeaderMap::new();
         headers.insert("x-forwarded-for", "6.6.6.6, 203.0.113.7".parse().unwrap());
         let url = "http://shop.example/cart".to_owned();
-        let found =
-            explain(snapshot, &Request { method: Method::GET, url, headers, from: from.parse().ok(), identity: None, claims: None });
+        let found = explain(
+            snapshot,
+            &Request { method: Method::GET, url, headers, from: from.parse().ok(), identity: None, claims: None },
+        );
         (found.client.map(|c| c.name).unwrap_or_default(), found.settings.join("; "))
     };
     let trusting = policed(

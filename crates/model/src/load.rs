@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::{AccessPolicy, AuthPolicy};
 use crate::check::{check, short};
 use crate::diagnostic::{Code, Diagnostic, Finding, Location, Severity, nearest};
 use crate::field_path::{FieldPath, Segment};
@@ -13,6 +12,7 @@ use crate::meta::{Kind, ResourceKey};
 use crate::node::{self, Data, Document, Node, NodeErrorKind, NodeLimits};
 use crate::resource::{self, Resource};
 use crate::validate::validate;
+use crate::{AccessPolicy, AuthPolicy};
 
 /// Limits on what is read.
 #[derive(Clone, Copy, Debug)]

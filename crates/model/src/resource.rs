@@ -10,9 +10,9 @@ use crate::diagnostic::{Code, Finding};
 use crate::field_path::{FieldPath, Segment};
 use crate::meta::{Kind, ObjectMeta, ResourceKey};
 use crate::{
-    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
-    HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
-    UdpRoute, Workload,
+    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass,
+    GrpcRoute, HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute,
+    TrafficPolicy, UdpRoute, Workload,
 };
 
 /// What all typed resources share.

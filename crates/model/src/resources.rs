@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use crate::meta::{Kind, ResourceKey};
 use crate::resource::{Object, Resource};
 use crate::{
-    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass, GrpcRoute,
-    HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute, TrafficPolicy,
-    UdpRoute, Workload,
+    AccessPolicy, AuthPolicy, BackendTlsPolicy, ConfigMap, EndpointSlice, ExternalService, Gateway, GatewayClass,
+    GrpcRoute, HttpRoute, ListenerSet, Mesh, Namespace, ReferenceGrant, Secret, Service, TcpRoute, TlsRoute,
+    TrafficPolicy, UdpRoute, Workload,
 };
 
 /// Resources of one kind by namespace, then name. Objects are shared, and so are whole namespaces until they change.

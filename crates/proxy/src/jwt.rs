@@ -226,7 +226,8 @@ impl<'t> Token<'t> {
         let mut reason = Reason::Algorithm;
         for key in named.into_iter().filter(|key| key.algorithms.contains(&self.algorithm)) {
             reason = Reason::Signature;
-            let checked = crypto::verify(self.signature, self.message, &decoding(&key.material), algorithm(self.algorithm));
+            let checked =
+                crypto::verify(self.signature, self.message, &decoding(&key.material), algorithm(self.algorithm));
             if matches!(checked, Ok(true)) {
                 return Ok(());
             }

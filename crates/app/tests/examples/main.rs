@@ -24,6 +24,7 @@ const EXAMPLES: &[(&str, &[(u16, Protocol)])] = &[
     ("client-certificates", &[(9001, Http)]),
     ("cors-compression", &[(9001, Http)]),
     ("grpc", &[(9001, Grpc), (9002, Grpc)]),
+    ("jwt", &[(9001, Http)]),
     ("mirror", &[(9001, Http), (9002, Http)]),
     ("proxy-protocol", &[(9001, Http), (9002, HttpAfterProxyLine)]),
     ("redirect-rewrite", &[(9001, Http)]),
@@ -163,6 +164,21 @@ async fn grpc() {
     call("http://shop.example:8080/shop.Cart/Add").header("x-beta", "1").send().await.is(200).has("backend 9002");
     let none = call("http://shop.example:8080/shop.Other/List").send().await;
     assert_eq!(none.is(200).header("grpc-status"), "12", "UNIMPLEMENTED: {none:?}");
+}
+
+#[tokio::test]
+async fn jwt() {
+    let gateway = start("jwt").await;
+    let token = |who: &str| {
+        let token = fs::read_to_string(examples().join(format!("jwt/{who}.jwt"))).expect("a token");
+        format!("Bearer {}", token.trim())
+    };
+    gateway.get("http://shop.example:8080/").send().await.is(401).has("a token is needed");
+    let ask =
+        |url: &'static str, who: &str| gateway.get(url).header("authorization", &token(who)).header("x-user", "root");
+    ask("http://shop.example:8080/", "bert").send().await.is(200).has("x-user: bert");
+    ask("http://shop.example:8080/admin", "bert").send().await.is(403).has("access denied");
+    ask("http://shop.example:8080/admin", "anna").send().await.is(200).has("x-user: anna");
 }
 
 #[tokio::test]

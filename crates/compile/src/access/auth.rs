@@ -88,7 +88,8 @@ impl Built {
 fn compile(policy: &model::AuthPolicy, secrets: &Secrets) -> (Auth, Vec<Diagnostic>) {
     let (namespace, name) = (&policy.metadata.namespace, &policy.metadata.name);
     let spec = &policy.spec;
-    let mut build = Build { namespace, errors: Vec::new(), warnings: Vec::new(), places: Vec::new(), strip: Vec::new() };
+    let mut build =
+        Build { namespace, errors: Vec::new(), warnings: Vec::new(), places: Vec::new(), strip: Vec::new() };
     if spec.unreadable {
         build.errors.push(("spec".to_owned(), "it cannot be read".to_owned()));
     } else if spec.jwt.providers.is_empty() {
@@ -117,8 +118,7 @@ fn compile(policy: &model::AuthPolicy, secrets: &Secrets) -> (Auth, Vec<Diagnost
         Diagnostic::error(Code::BrokenAuthPolicy, key.clone(), path(&at), why)
             .help("until it is corrected, no request is answered where the policy holds")
     };
-    let warning =
-        |(at, why): (String, String)| Diagnostic::warning(Code::UnusableKey, key.clone(), path(&at), why);
+    let warning = |(at, why): (String, String)| Diagnostic::warning(Code::UnusableKey, key.clone(), path(&at), why);
     let warnings: Vec<Diagnostic> = build.warnings.into_iter().map(warning).collect();
     let diagnostics = build.errors.into_iter().map(error).chain(warnings).collect();
     let mut auth = Auth {
@@ -195,7 +195,7 @@ impl Build<'_> {
         }
         let keys = self.keys(&provider.jwks, secret, &format!("{at}.jwks"));
         for (i, header) in provider.from_headers.iter().enumerate() {
-            self.from_header(number, header, &format!("{at}.fromHeaders[{i}]"));
+            self.token_header(number, header, &format!("{at}.fromHeaders[{i}]"));
         }
         for param in &provider.from_params {
             self.place(number, TokenAt::Param(param.clone()));
@@ -226,12 +226,7 @@ impl Build<'_> {
         }
     }
 
-    fn keys(
-        &mut self,
-        jwks: &JwtKeys,
-        secret: Option<&Result<Arc<Secret>, String>>,
-        at: &str,
-    ) -> Option<Vec<JwtKey>> {
+    fn keys(&mut self, jwks: &JwtKeys, secret: Option<&Result<Arc<Secret>, String>>, at: &str) -> Option<Vec<JwtKey>> {
         let (at, text) = match (&jwks.inline, &jwks.secret_ref) {
             (Some(text), None) => (format!("{at}.inline"), Ok(text.as_bytes())),
             (None, Some(named)) => {
@@ -246,7 +241,7 @@ impl Build<'_> {
         Some(set.keys)
     }
 
-    fn from_header(&mut self, number: usize, header: &JwtHeader, at: &str) {
+    fn token_header(&mut self, number: usize, header: &JwtHeader, at: &str) {
         let Some(name) = self.check(format!("{at}.name"), header_name(&header.name)) else { return };
         let prefix = header.prefix.as_deref().unwrap_or_default();
         if !prefix.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {

@@ -35,7 +35,8 @@ pub(super) fn read(text: &[u8]) -> Result<KeySet, String> {
     }
     let mut set = KeySet { keys: Vec::new(), skipped: Vec::new() };
     for (i, value) in list.iter().enumerate() {
-        let id = value.get("kid").and_then(Value::as_str).map_or_else(|| format!("#{i}"), |id| format!("`{}`", short(id)));
+        let id =
+            value.get("kid").and_then(Value::as_str).map_or_else(|| format!("#{i}"), |id| format!("`{}`", short(id)));
         let object = value.as_object().ok_or_else(|| format!("key #{i} is no object"))?;
         match key(object).map_err(|why| format!("key {id}: {why}"))? {
             Ok(key) => set.keys.push(key),
@@ -62,9 +63,11 @@ fn key(jwk: &Map<String, Value>) -> Result<Result<JwtKey, String>, String> {
     };
     let kind = text("kty")?.ok_or("it has no `kty`")?;
     if kind == "oct" {
-        return Err("it is a secret (kty oct), and tokens are verified by public keys only: whoever can verify by a secret \
+        return Err(
+            "it is a secret (kty oct), and tokens are verified by public keys only: whoever can verify by a secret \
                     can sign as well"
-            .to_owned());
+                .to_owned(),
+        );
     }
     if let Some(part) = PRIVATE.iter().find(|part| jwk.contains_key(**part)) {
         return Err(format!("it is a private key (it has `{part}`): give the public one, and take this one for lost"));
@@ -204,7 +207,9 @@ mod tests {
             let error = set(&[ED, key]).unwrap_err();
             assert!(error.contains(says), "{key}: {error}");
         }
-        for (text, says) in [("", "not JSON"), ("[]", "no JWK set"), ("{\"keys\":[]}", "it is empty"), ("{\"keys\":[1]}", "no object")] {
+        for (text, says) in
+            [("", "not JSON"), ("[]", "no JWK set"), ("{\"keys\":[]}", "it is empty"), ("{\"keys\":[1]}", "no object")]
+        {
             let error = read(text.as_bytes()).unwrap_err();
             assert!(error.contains(says), "{text}: {error}");
         }

@@ -58,7 +58,16 @@ impl Default for Who {
 impl Who {
     fn subject<'a>(&'a self, layer7: Layer7<'a>) -> Subject<'a> {
         let (identity, peer, client, port) = (self.id.as_ref(), self.peer, self.client, self.port);
-        Subject { identity, mtls: identity.is_some(), peer, client, port, claims: self.claims.as_ref(), preflight: false, layer7 }
+        Subject {
+            identity,
+            mtls: identity.is_some(),
+            peer,
+            client,
+            port,
+            claims: self.claims.as_ref(),
+            preflight: false,
+            layer7,
+        }
     }
 
     fn asks(&self, access: &Access) -> bool {
@@ -355,6 +364,54 @@ fn claims() {
         assert_eq!(denied_by(&format!("{{from: [{{claims: [{claim}]}}]}}"), &who), wanted, "{claim}");
     }
     assert!(!denied_by("{from: [{claims: [{name: sub, values: ['*']}]}]}", &Who::default()));
+}
+
+#[test]
+fn expressions_read_claims() {
+    let claims = serde_json::json!({"sub": "anna", "n": 3, "f": 1.5, "big": u64::MAX, "roles": ["user", "admin"], "o": {"k": [{"x": null}]}});
+    let who = Who { claims: Some(claims), ..Who::default() };
+    let table = [
+        ("claims.sub == 'anna'", true, true),
+        ("claims['sub'] == 'bob'", false, true),
+        ("'sub' in claims && claims.sub == 'anna'", true, false),
+        ("has(claims.sub)", true, false),
+        ("claims.n > 2 && claims.f > 1.0 && claims.big > 1u", true, true),
+        ("'admin' in claims.roles", true, true),
+        ("claims.roles.exists(role, role.startsWith('adm'))", true, true),
+        ("claims.o.k[0].x == null", true, true),
+        ("size(claims) == 0", false, true),
+        ("claims.none == 'x'", true, true),
+    ];
+    for (when, with, without) in table {
+        let rule = format!("{{when: \"{when}\"}}");
+        assert_eq!(denied_by(&rule, &who), with, "{when}");
+        assert_eq!(denied_by(&rule, &Who::default()), without, "{when}, without a token");
+        assert!(!Who::default().connects(&access(&format!("  action: Deny\n  rules: [{rule}]"))), "{when}, of bytes");
+    }
+    assert!(Expression::compile("claims").is_err() && Expression::compile("claims.x + 1").is_err());
+}
+
+#[test]
+fn who_must_prove_who_they_are_and_have_not_get_no_further() {
+    let auth = |optional: bool, broken: Option<&str>| {
+        let (providers, places, strip) = Default::default();
+        let name = "shop/users".to_owned();
+        let broken = broken.map(str::to_owned);
+        let auth = Auth { name, optional, providers, places, strip, broken, digest: [0; 32] };
+        Access { auth: Some(Arc::new(auth)), ..access("  action: Allow\n  rules: [{}]") }
+    };
+    let (nobody, anna) = (Who::default(), Who { claims: Some(serde_json::json!({"sub": "anna"})), ..Who::default() });
+    // Who has no token, who has one, bytes, and a connection on which requests will come.
+    let all = |access: &Access| [nobody.asks(access), anna.asks(access), anna.connects(access), anna.may_come(access)];
+    assert_eq!(all(&auth(false, None)), [false, true, false, true]);
+    assert_eq!(all(&auth(true, None)), [true, true, true, true]);
+    assert_eq!(all(&auth(true, Some("no keys"))), [false, false, false, true]);
+    let demanded = auth(false, None);
+    let asked = Asked { method: "OPTIONS", host: "a", path: "/", query: None, headers: None };
+    let preflight = Subject { preflight: true, ..nobody.subject(Layer7::Request(asked)) };
+    assert!(demanded.decide(&preflight).allowed);
+    let verdict = demanded.decide(&nobody.subject(Layer7::Request(asked)));
+    assert_eq!((verdict.policy(), verdict.by.to_string().contains("demands a token")), ("shop/users", true));
 }
 
 #[test]

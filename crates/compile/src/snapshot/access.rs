@@ -128,7 +128,10 @@ impl Access {
 
     /// Whether everything is allowed without a look at it.
     pub fn is_open(&self) -> bool {
-        self.default == DefaultAccess::Allow && self.auth.is_none() && self.policies.is_empty() && self.routes.is_empty()
+        self.default == DefaultAccess::Allow
+            && self.auth.is_none()
+            && self.policies.is_empty()
+            && self.routes.is_empty()
     }
 }
 

@@ -93,8 +93,7 @@ pub enum JwtAlgorithm {
 }
 
 impl JwtAlgorithm {
-    pub const RSA: [JwtAlgorithm; 6] =
-        [Self::RS256, Self::RS384, Self::RS512, Self::PS256, Self::PS384, Self::PS512];
+    pub const RSA: [JwtAlgorithm; 6] = [Self::RS256, Self::RS384, Self::RS512, Self::PS256, Self::PS384, Self::PS512];
 
     /// By its name in `alg`, case and all. `Ed25519` is RFC 9864's name of what `EdDSA` is with such a key.
     pub fn named(name: &str) -> Option<Self> {

@@ -371,9 +371,7 @@ impl<'a> Walk<'a> {
     fn may_see(&mut self, from: &Entry, secret: &ResourceKey) -> bool {
         // Keys by which the whole mesh verifies tokens; they are public ones.
         let of_all = from.key.kind == Kind::AuthPolicy && from.key.namespace == ROOT_NAMESPACE;
-        if self.interest.role != Role::Gateway
-            && !of_all
-            && !self.interest.home().contains(from.key.namespace.as_str())
+        if self.interest.role != Role::Gateway && !of_all && !self.interest.home().contains(from.key.namespace.as_str())
         {
             return false;
         }

@@ -83,7 +83,13 @@ mod tests {
 
     fn proof() -> Arc<Proof> {
         let claims = serde_json::Value::Null;
-        Arc::new(Proof { issuer: String::new(), claims, provider: 0, headers: Vec::new(), until: SystemTime::UNIX_EPOCH })
+        Arc::new(Proof {
+            issuer: String::new(),
+            claims,
+            provider: 0,
+            headers: Vec::new(),
+            until: SystemTime::UNIX_EPOCH,
+        })
     }
 
     #[test]

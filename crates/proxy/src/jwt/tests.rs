@@ -130,11 +130,7 @@ fn good() -> Value {
 #[test]
 fn each_algorithm_verifies_with_its_key_and_with_no_other() {
     let rsa = Signer::rsa("rsa");
-    let signers = [
-        Signer::ed("ed"),
-        Signer::ec("p256", JwtAlgorithm::ES256),
-        Signer::ec("p384", JwtAlgorithm::ES384),
-    ];
+    let signers = [Signer::ed("ed"), Signer::ec("p256", JwtAlgorithm::ES256), Signer::ec("p384", JwtAlgorithm::ES384)];
     let mut auth = auth(&[&rsa, &signers[0], &signers[1], &signers[2]]);
     for signer in &signers {
         let proof = check(&auth, &signer.token(&good())).unwrap();
@@ -163,7 +159,8 @@ fn each_algorithm_verifies_with_its_key_and_with_no_other() {
 fn a_key_is_selected_by_its_name_and_by_nothing_else() {
     let (a, b) = (Signer::ed("a"), Signer::ed("b"));
     let auth = auth(&[&a, &b]);
-    let with = |signer: &Signer, header: Value| check(&auth, &signer.raw(&header.to_string(), &good().to_string())).map(drop);
+    let with =
+        |signer: &Signer, header: Value| check(&auth, &signer.raw(&header.to_string(), &good().to_string())).map(drop);
     assert_eq!(with(&b, json!({"alg": "EdDSA", "kid": "b"})), Ok(()));
     assert_eq!(with(&b, json!({"alg": "EdDSA"})), Ok(()), "all are tried");
     assert_eq!(with(&b, json!({"alg": "Ed25519", "kid": "b"})), Ok(()));
@@ -180,7 +177,12 @@ fn a_key_is_selected_by_its_name_and_by_nothing_else() {
         _ => unreachable!("it is of Ed25519"),
     };
     let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": x});
-    for brought in [json!({"jwk": jwk}), json!({"jku": "http://169.254.169.254/"}), json!({"x5u": "http://evil.example/"}), json!({"x5c": ["AA"]})] {
+    for brought in [
+        json!({"jwk": jwk}),
+        json!({"jku": "http://169.254.169.254/"}),
+        json!({"x5u": "http://evil.example/"}),
+        json!({"x5c": ["AA"]}),
+    ] {
         for kid in [None, Some("a"), Some("c")] {
             let mut header = brought.clone();
             header["alg"] = json!("EdDSA");
@@ -208,7 +210,11 @@ fn no_algorithm_is_chosen_by_the_token() {
     for name in ["none", "None", "NONE", "nOnE", "", "rs256", "HS256 ", "RS1", "A256KW"] {
         let header = URL_SAFE_NO_PAD.encode(json!({"alg": name, "kid": "rsa"}).to_string());
         for signature in ["", "AA"] {
-            assert_eq!(check(&auth, &format!("{header}.{claims}.{signature}")).unwrap_err(), Reason::Algorithm, "{name}");
+            assert_eq!(
+                check(&auth, &format!("{header}.{claims}.{signature}")).unwrap_err(),
+                Reason::Algorithm,
+                "{name}"
+            );
         }
     }
     // The public key, which everybody knows, as the secret of an HMAC.
@@ -237,7 +243,9 @@ fn what_a_header_demands_must_be_understood() {
     };
     assert_eq!(with(""), Ok(()));
     assert_eq!(with(r#","typ":"at+jwt","x":{"y":1}"#), Ok(()));
-    for demand in [r#","crit":["b64"],"b64":false"#, r#","crit":["exp"]"#, r#","crit":[]"#, r#","b64":false"#, r#","b64":0"#] {
+    for demand in
+        [r#","crit":["b64"],"b64":false"#, r#","crit":["exp"]"#, r#","crit":[]"#, r#","b64":false"#, r#","b64":0"#]
+    {
         assert_eq!(with(demand), Err(Reason::Header), "{demand}");
     }
     for twice in [r#","alg":"EdDSA""#, r#","kid":"a""#, r#","x":{"y":1,"y":2}"#, r#","\u0061lg":"none""#] {
@@ -260,7 +268,7 @@ fn claims_are_judged_with_the_clocks_of_two_machines() {
     };
     for (name, value, wanted) in [
         ("exp", json!(NOW - 59), Ok(())),
-        ("exp", json!(NOW - 59) , Ok(())),
+        ("exp", json!(NOW - 59), Ok(())),
         ("exp", json!(NOW as f64 + 0.5), Ok(())),
         ("exp", json!(1e300), Ok(())),
         ("exp", json!(NOW - 60), Err(Reason::Expired)),
@@ -340,7 +348,10 @@ fn of_two_providers_of_one_issuer_one_must_be_satisfied() {
     both.providers.extend(auth(&[&b]).providers);
     assert_eq!(check(&both, &b.token(&good())).unwrap().provider, 1);
     assert_eq!(check(&both, &a.token(&good())).unwrap_err(), Reason::Key);
-    assert_eq!(verify(&both, &[0], &b.token(&good()), SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)).unwrap_err(), Reason::Audience);
+    assert_eq!(
+        verify(&both, &[0], &b.token(&good()), SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)).unwrap_err(),
+        Reason::Audience
+    );
 }
 
 #[test]
@@ -348,7 +359,8 @@ fn claims_that_cannot_be_told_without_doubt_are_not() {
     let way = |way: &str| way.split('/').map(str::to_owned).collect::<Vec<_>>();
     let claims = json!({"t": "x", "b": true, "n": 1.5, "l": ["a", 2], "o": {"i": {"k": "deep"}}, "comma": ["a,b"], "line": "a\r\nx: y",
         "nested": [["a"]], "null": null, "empty": "", "utf8": "André"});
-    let told = |name: &str| told_value(&claims, &way(name)).map(|value| String::from_utf8(value.as_bytes().to_vec()).unwrap());
+    let told =
+        |name: &str| told_value(&claims, &way(name)).map(|value| String::from_utf8(value.as_bytes().to_vec()).unwrap());
     let some = |text: &str| Some(text.to_owned());
     for (name, wanted) in [
         ("t", some("x")),
