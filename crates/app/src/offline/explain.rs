@@ -23,7 +23,7 @@ use std::{
     after_help = "Examples:
   selvedge explain -f conf GET https://shop.example/cart -H 'x-canary: 1' --from 10.0.0.1
   selvedge explain -f conf https://shop.example/admin --from-identity spiffe://cluster.local/ns/shop/sa/cart
-  selvedge explain -f conf https://shop.example/admin --claim sub=anna --claim roles=admin
+  selvedge explain -f conf https://shop.example/admin --claim sub=anna --claim 'roles=[\"admin\"]'
   selvedge explain -f conf --workload shop/web GET http://orders/cart
   selvedge explain SELV0204"
 )]
@@ -46,8 +46,8 @@ pub struct Args {
     /// Identity of the client, as mutual TLS would prove it.
     #[arg(long, value_name = "SPIFFE ID")]
     pub from_identity: Option<SpiffeId>,
-    /// Claim of the client's token, as if it had been verified; `/` leads into objects, and a name that is given again makes a
-    /// list.
+    /// Claim of the client's token, as if it had been verified; `/` leads into objects. Values are JSON, such as `["admin"]`, or
+    /// else texts; a name that is given again makes a list.
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     pub claims: Vec<String>,
     /// How the answer is written.

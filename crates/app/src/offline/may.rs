@@ -38,8 +38,8 @@ pub struct Args {
     /// Address of the caller.
     #[arg(long, value_name = "IP")]
     pub from: Option<IpAddr>,
-    /// Claim of the caller's token, as if it had been verified; `/` leads into objects, and a name that is given again makes a
-    /// list.
+    /// Claim of the caller's token, as if it had been verified; `/` leads into objects. Values are JSON, such as `["admin"]`, or
+    /// else texts; a name that is given again makes a list.
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     pub claims: Vec<String>,
     /// How the answer is written.
