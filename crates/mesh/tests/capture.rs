@@ -448,9 +448,12 @@ fn without_any_tool_the_error_says_what_to_install() {
     }
 }
 
-/// A server of names elsewhere: every name is at 192.0.2.1.
-fn serve_names(space: &Space) {
-    let socket = space.within(|| UdpSocket::bind("10.77.0.2:53")).expect("inside").expect("a socket");
+/// What [`serve_names`] answers.
+const ELSEWHERE: &str = "192.0.2.1";
+
+/// A server of names elsewhere: every name is at one address.
+fn serve_names(space: &Space, address: &'static str) {
+    let socket = space.within(|| UdpSocket::bind(address)).expect("inside").expect("a socket");
     thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
@@ -495,21 +498,27 @@ impl Drop for ResolvConf {
     }
 }
 
+/// The proxy's server of names, which asks the other machine for what it does not know.
+fn serve_mesh_names(pair: &Pair) -> (tokio::runtime::Runtime, dns::Dns) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let config = dns::Config {
+        upstream: vec!["10.77.0.2:53".parse().expect("an address")],
+        space: pair.here(),
+        mark: Some(MARK),
+        ..dns::Config::default()
+    };
+    let guard = runtime.enter();
+    let server = dns::Dns::start(config, mesh_names()).expect("a server");
+    drop(guard);
+    assert_eq!(server.listening().len(), 2);
+    (runtime, server)
+}
+
 #[test]
 fn names_are_asked_of_the_proxy_whatever_the_server() {
     both(|pair, tools, _| {
-        serve_names(&pair.there());
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let config = dns::Config {
-            upstream: vec!["10.77.0.2:53".parse().expect("an address")],
-            space: pair.here(),
-            mark: Some(MARK),
-            ..dns::Config::default()
-        };
-        let guard = runtime.enter();
-        let server = dns::Dns::start(config, mesh_names()).expect("a server");
-        drop(guard);
-        assert_eq!(server.listening().len(), 2);
+        serve_names(&pair.there(), "10.77.0.2:53");
+        let (_runtime, server) = serve_mesh_names(pair);
         apply(pair, &Wish { dns: true, ..Wish::default() }, tools);
         // Nobody has these addresses.
         for conf in [
@@ -539,6 +548,61 @@ fn names_are_asked_of_the_proxy_whatever_the_server() {
     });
 }
 
+/// Some resolvers keep a socket for as long as they live; what the kernel knows of it must not outlive the rules.
+#[test]
+fn a_socket_that_asked_before_follows_the_rules_of_now() {
+    both(|pair, tools, _| {
+        // As where containers run. Without rules of others the kernel remembers nothing once ours are gone.
+        let others = "add table inet others; add chain inet others out { type nat hook postrouting priority 100; }; \
+                      add rule inet others out oifname docker0 masquerade";
+        pair.run(&format!("nft '{others}'"));
+        assert!(pair.rules().contains("masquerade"));
+        serve_names(&pair.there(), "10.77.0.2:53");
+        serve_names(&pair.there(), "[fd77::2]:53");
+        let _server = serve_mesh_names(pair);
+        let sockets = [("0.0.0.0:0", "10.77.0.2:53"), ("[::]:0", "[fd77::2]:53")].map(|(from, to)| {
+            let socket = pair.here().within(|| UdpSocket::bind(from)).expect("inside").expect("a socket");
+            socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+            socket.connect(to).expect("a server");
+            socket
+        });
+        let answered = |when: &str, address: &str| {
+            for socket in &sockets {
+                assert_eq!(asked(socket, "orders.shop.svc.cluster.local.").expect("an answer"), address, "{when}");
+            }
+        };
+        let dns = Wish { dns: true, ..Wish::default() };
+        answered("before there were rules", ELSEWHERE);
+        apply(pair, &dns, tools);
+        answered("captured", "10.96.0.10");
+        apply(pair, &Wish { outbound: chosen("", "10.77.0.0/16,fd77::/16"), ..dns.clone() }, tools);
+        answered("left alone", ELSEWHERE);
+        apply(pair, &dns, tools);
+        answered("captured again", "10.96.0.10");
+        apply(pair, &Wish::default(), tools);
+        answered("without DNS", ELSEWHERE);
+        apply(pair, &dns, tools);
+        answered("captured once more", "10.96.0.10");
+        assert!(capture::remove(&pair.here(), tools).expect("removed"));
+        answered("removed", ELSEWHERE);
+    });
+}
+
+/// What the server of a connected socket says where a name is.
+fn asked(socket: &UdpSocket, name: &str) -> std::io::Result<String> {
+    let mut query = Message::query();
+    query.add_query(Query::query(Name::from_ascii(name).expect("a name"), RecordType::A));
+    socket.send(&query.to_vec().expect("bytes"))?;
+    let mut buffer = [0; 4096];
+    // A signal, as of a child that ended, interrupts a wait with a timeout.
+    let length = rustix::io::retry_on_intr(|| {
+        socket.recv(&mut buffer).map_err(|e| rustix::io::Errno::from_io_error(&e).expect("of the kernel"))
+    })?;
+    let answer = Message::from_vec(&buffer[..length]).expect("an answer");
+    assert_eq!((answer.metadata.id, answer.answers.len()), (query.metadata.id, 1), "{answer}");
+    Ok(answer.answers[0].data.to_string())
+}
+
 /// Ports of many short-lived sockets are used again while the kernel still remembers that they were redirected.
 fn many_queries(pair: &Pair) {
     let sockets = || {
@@ -546,14 +610,7 @@ fn many_queries(pair: &Pair) {
             let socket = UdpSocket::bind("0.0.0.0:0")?;
             socket.set_read_timeout(Some(Duration::from_secs(60)))?;
             socket.connect("10.77.0.2:53")?;
-            let mut query = Message::query();
-            let name = Name::from_ascii(format!("host{n}.example.com.")).expect("a name");
-            query.add_query(Query::query(name, RecordType::A));
-            socket.send(&query.to_vec().expect("bytes"))?;
-            let mut buffer = [0; 4096];
-            let length = socket.recv(&mut buffer)?;
-            let answer = Message::from_vec(&buffer[..length]).expect("an answer");
-            assert_eq!((answer.metadata.id, answer.answers.len()), (query.metadata.id, 1), "{answer}");
+            assert_eq!(asked(&socket, &format!("host{n}.example.com."))?, ELSEWHERE);
         }
         Ok::<_, std::io::Error>(())
     };

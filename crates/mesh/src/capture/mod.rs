@@ -3,6 +3,7 @@
 //! Where they were going is asked of the kernel by the proxy (SO_ORIGINAL_DST). The proxy's own connections are known by the
 //! mark of their sockets. nftables does it, or iptables where the kernel or the machine has no nftables.
 
+mod flows;
 mod iptables;
 mod nft;
 mod tool;
@@ -92,12 +93,34 @@ pub struct Shown {
 /// nothing has changed. Blocks for some tens of milliseconds.
 pub fn apply(space: &Space, wish: &Wish, tools: &Tools) -> Result<Applied, CaptureError> {
     wish.check().map_err(CaptureError::Wish)?;
-    inside(space, || apply_here(&space.to_string(), wish, tools))
+    inside(space, || {
+        let applied = apply_here(&space.to_string(), wish, tools)?;
+        if applied.changed {
+            forget_queries(wish.dns);
+        }
+        Ok(applied)
+    })
 }
 
 /// Removes all rules of ours, and none of others; whether there were any.
 pub fn remove(space: &Space, tools: &Tools) -> Result<bool, CaptureError> {
-    inside(space, || remove_here(&space.to_string(), tools))
+    inside(space, || {
+        let removed = remove_here(&space.to_string(), tools)?;
+        if removed {
+            forget_queries(false);
+        }
+        Ok(removed)
+    })
+}
+
+/// The rules hold for sockets that have asked before as well: a resolver may keep one for as long as it lives.
+fn forget_queries(all: bool) {
+    if let Err(error) = flows::forget(all) {
+        tracing::warn!(
+            "the rules are as wished, but DNS queries of sockets that asked before go where they went, until a socket has been \
+             silent for two minutes: the kernel could not be told to forget them (that needs nf_conntrack_netlink): {error}"
+        );
+    }
 }
 
 /// What is there, compared with `wish`. More than one when rules were made with different tools.
