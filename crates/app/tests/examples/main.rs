@@ -71,6 +71,36 @@ fn every_example_is_known_and_sound() {
     }
 }
 
+/// A command in a comment prints what stands behind it.
+#[test]
+fn commands_of_the_examples_print_what_is_said_of_them() {
+    let root = examples().join("..");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::os::unix::fs::symlink(binary(), folder.path().join("selvedge")).expect("a link");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a path"));
+    let mut ran = 0;
+    for name in EXAMPLES.iter().map(|(name, _)| *name).chain(CHECKED.iter().copied()) {
+        let files =
+            fs::read_dir(examples().join(name)).expect("the example").map(|entry| entry.expect("an entry").path());
+        for file in files.filter(|file| file.extension().is_some_and(|e| e == "yaml")) {
+            let text = fs::read_to_string(&file).expect("an example");
+            let asks = |line: &&str| {
+                ["explain", "may", "check", "diff"].iter().any(|c| line.starts_with(&format!("selvedge {c} ")))
+            };
+            for line in text.lines().filter_map(|line| line.strip_prefix('#')).map(str::trim).filter(asks) {
+                let (command, says) = line.rsplit_once(" # ").unwrap_or((line, ""));
+                let out = Command::new("sh").args(["-c", command]).env("PATH", &path).current_dir(&root).output();
+                let out = out.expect("a shell");
+                let printed = String::from_utf8_lossy(&out.stdout);
+                assert!(out.status.success(), "{line}: {printed}{}", String::from_utf8_lossy(&out.stderr));
+                assert!(printed.contains(says), "{line}: {printed}");
+                ran += 1;
+            }
+        }
+    }
+    assert!(ran >= 5, "only {ran} commands were found");
+}
+
 #[tokio::test]
 async fn access_log() {
     let gateway = start("access-log").await;
