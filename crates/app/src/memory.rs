@@ -20,8 +20,9 @@ const SETTLED: Duration = Duration::from_secs(2);
 /// Each wait is so many times as long as the one before, as what belongs to the start does not end with being ready: the first
 /// connections to the control plane and to backends, and all there is to know.
 const RARER: u32 = 2;
-/// The longest wait. What is used is mapped again in some hundred faults of a microsecond or two.
-const RAREST: Duration = Duration::from_secs(600);
+/// The longest wait. The kernel maps four times what serving uses, and more with all that happens now and then; to have that gone
+/// twice a minute costs a millisecond or two for the map and some hundred faults of a microsecond or two: 0.01 % of a core.
+const RAREST: Duration = Duration::from_secs(30);
 
 /// Gives back for as long as it is polled; for the control runtime, as reading the process's own map takes milliseconds.
 pub async fn give_back() {
