@@ -140,7 +140,8 @@ fn listen(space: &Space, address: &str) {
             let to = original.ok().and_then(|a| a.as_socket()).filter(|to| Some(*to) != local);
             let body = to.map_or("to=me".to_owned(), |to| format!("to={to}"));
             stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-            let _ = stream.read(&mut [0; 4096]);
+            // Signals interrupt a wait with a timeout; a connection closed with something unread is reset.
+            while stream.read(&mut [0; 4096]).is_err_and(|e| e.kind() == std::io::ErrorKind::Interrupted) {}
             let _ = write!(stream, "HTTP/1.0 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         }
     });

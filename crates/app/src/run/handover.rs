@@ -7,9 +7,12 @@
 //! for each entry. The answer is [`READY`].
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketType, recvmsg, sendmsg, sockopt,
+use rustix::{
+    io::retry_on_intr,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+        SocketType, recvmsg, sendmsg, sockopt,
+    },
 };
 use selvedge_compile::snapshot::{Bind, Transport};
 use selvedge_proxy::{listener::OpenSocket, proxy::Proxy};
@@ -194,7 +197,8 @@ fn send(mut to: UnixStream, sockets: &[(Passed, OwnedFd)]) -> std::io::Result<Un
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [fd.as_fd()];
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        sendmsg(&to, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+        // Waits when many are passed, and a socket with a time limit is interrupted by any signal.
+        retry_on_intr(|| sendmsg(&to, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL))?;
     }
     Ok(to)
 }
@@ -303,7 +307,8 @@ fn receive_one(from: &UnixStream) -> Result<OwnedFd> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(from, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received =
+        retry_on_intr(|| recvmsg(from, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC))?;
     ensure!(received.bytes == 1, "the old process is gone");
     let rights = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
