@@ -165,13 +165,13 @@ class Spaces:
 
 
 class Mesh:
-    def __init__(self, folder, net, *control_args, ttl="24h"):
-        self.folder, self.net, self.control_args, self.ttl = pathlib.Path(folder), net, control_args, ttl
+    def __init__(self, folder, net, *control_args, ttl="24h", domain=DOMAIN):
+        self.folder, self.net, self.control_args, self.ttl, self.domain = pathlib.Path(folder), net, control_args, ttl, domain
         self.running, self.proxies, self.http_proxies = [], {}, {}
         self.port, self.admin = (15012, 15014) if net.captured else (free_port(), free_port())
         self.state = self.folder / "control.state"
         (self.folder / "conf").mkdir()
-        self.write("mesh", mesh_resource())
+        self.write("mesh", mesh_resource(trustDomain=domain))
         self.start_control()
 
     # Processes
@@ -187,7 +187,7 @@ class Mesh:
 
     def start_control(self):
         self.control = self.spawn(
-            "control", None, BIN, "control", "-f", self.folder / "conf", "--state", self.state, "--trust-domain", DOMAIN,
+            "control", None, BIN, "control", "-f", self.folder / "conf", "--state", self.state, "--trust-domain", self.domain,
             "--listen", f"{self.net.control}:{self.port}", "--admin", f"{self.net.control}:{self.admin}",
             "--svid-ttl", self.ttl, *self.control_args)
         wait_for(lambda: self.ask("ca", "show").returncode == 0, f"the control plane answering; {self.folder}/control.log")
@@ -207,7 +207,7 @@ class Mesh:
         more = ["--workload", f"{namespace}/{name}"] if workload else []
         process = self.spawn(
             name, name, BIN, "proxy", "--control", f"https://{self.net.control}:{self.port}", "--role", "sidecar", "--id", name,
-            "--identity", account, "--trust-domain", DOMAIN, "--join-token-file", file, "--workers", 1,
+            "--identity", account, "--trust-domain", self.domain, "--join-token-file", file, "--workers", 1,
             "--state", self.folder / f"{name}.state", "--admin", f"{admin[0]}:{admin[1]}", *more, *where, *args)
         process.admin = admin
         self.proxies[name] = process
@@ -321,6 +321,18 @@ class Mesh:
     def says(self, name, *args):
         """What a server of mesh_peer.py saw, which it tells as JSON."""
         return json.loads(self.curl(name, *args, check=True).stdout)
+
+    def upgraded(self, name, host):
+        """A connection on loopback that a server of mesh_peer.py echoes lines on, for as long as it lives."""
+        s = socket.create_connection(("127.0.0.1", self.http_proxies[name]), timeout=60)
+        s.sendall(f"GET http://{host}/ws HTTP/1.1\r\nhost: {host}\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                  "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += (data := s.recv(4096))
+            assert data, head
+        assert b" 101 " in head, head
+        return s
 
     def load(self, name, host, port=80, threads=2, address=None):
         proxy = None if self.net.captured else ("127.0.0.1", self.http_proxies[name])

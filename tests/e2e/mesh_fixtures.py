@@ -1,7 +1,7 @@
 """The meshes that tests share."""
 import pytest
 from conftest import BIN, wait_for
-from mesh import Loopback, Mesh, Spaces, service, why_not, workload
+from mesh import DOMAIN, Loopback, Mesh, Spaces, service, why_not, workload
 
 
 def capture(mesh, name, *args):
@@ -83,12 +83,12 @@ def extra(shop):
     shop.settle()
 
 
-def start_local(folder, *control_args, callers=("web",), servers=("app",), ttl="24h", zones={}, **kwargs):
+def start_local(folder, *control_args, callers=("web",), servers=("app",), ttl="24h", domain=DOMAIN, zones={}, **kwargs):
     """A mesh on loopback: `web` calls, `app`s have an HTTP server each on port 8080."""
     net = Loopback()
     for name in [*callers, *servers]:
         net.add(name)
-    mesh = Mesh(folder, net, *control_args, ttl=ttl)
+    mesh = Mesh(folder, net, *control_args, ttl=ttl, domain=domain)
     try:
         text = "".join(workload(name, net.address(name), []) for name in callers)
         text += "".join(workload(name, net.address(name), [{"name": "http", "port": 8080}], app="app") for name in servers)

@@ -55,17 +55,7 @@ def test_the_root_rotates_under_load(local):
 
 def test_revocation_ends_what_lives(local):
     mesh = local(callers=("web", "guest"))
-    lines = {}
-    for name in ("web", "guest"):
-        s = socket.create_connection(("127.0.0.1", mesh.http_proxies[name]), timeout=60)
-        s.sendall(b"GET http://app.shop/ws HTTP/1.1\r\nhost: app.shop\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
-                  b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += (data := s.recv(4096))
-            assert data, head
-        assert b" 101 " in head
-        lines[name] = s
+    lines = {name: mesh.upgraded(name, "app.shop") for name in ("web", "guest")}
     done = mesh.ask("ca", "revoke", "--identity", "shop/web")
     assert done.returncode == 0, done.stderr
     try:
