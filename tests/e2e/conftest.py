@@ -30,6 +30,15 @@ with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65_536) if most >= 0 else 65_536, most))
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """Where nothing may be missing, as in CI, a test that is left out has failed."""
+    report = (yield).get_result()
+    if report.skipped and os.environ.get("SELVEDGE_TEST_ALL"):
+        report.outcome = "failed"
+        report.longrepr = f"left out, although SELVEDGE_TEST_ALL is set: {report.longrepr}"
+
+
 def free_port():
     """A port of all addresses for whoever asks for it by its number: the kernel gives it to nobody else while this process
     lives. It refuses connections until somebody listens."""

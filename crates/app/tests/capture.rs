@@ -26,7 +26,7 @@ impl Namespace {
         let name = format!("sv-capture-{}-{name}", process::id());
         let made = Command::new("ip").args(["netns", "add", &name]).output().is_ok_and(|out| out.status.success());
         if !made {
-            eprintln!("left out: network namespaces cannot be made here (that needs root and `ip`)");
+            selvedge_testkit::left_out("network namespaces cannot be made here (that needs root and `ip`)");
         }
         made.then_some(Self(name))
     }

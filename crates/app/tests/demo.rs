@@ -223,7 +223,7 @@ async fn inventory(demo: &Demo, method: &'static str) -> Vec<(String, u32)> {
 fn every_printed_command_works() {
     let curl = Command::new("curl").arg("--version").output().is_ok_and(|output| output.status.success());
     if !curl {
-        eprintln!("left out: the curl lines that the demo prints, because curl is not installed");
+        selvedge_testkit::left_out("the curl lines that the demo prints, because curl is not installed");
     }
     // No traffic of its own, which would hide the failures that some commands show.
     let demo = Demo::start(&["--svid-ttl", "20", "--no-traffic"]);
@@ -347,7 +347,7 @@ fn programs_in_network_namespaces_are_captured() {
     let able = root
         .then(|| sh("ip netns add sv-demotest && ip netns delete sv-demotest && nft list tables && curl --version"));
     if !able.as_ref().is_some_and(|o| o.status.success()) {
-        return eprintln!("left out: needs root, ip, nft and curl");
+        return selvedge_testkit::left_out("needs root, ip, nft and curl");
     }
     let mut first = Demo::start(&["--netns"]);
     let left = first.folder();

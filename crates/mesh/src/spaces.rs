@@ -203,6 +203,7 @@ impl Spaces for Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use selvedge_testkit::left_out;
 
     #[test]
     fn names_paths_and_process_ids_are_told_apart() {
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn a_namespace_has_one_number_by_whatever_name() {
         let own = format!("/proc/{}/ns/net", process::id());
-        let Ok(space) = Space::open(&own) else { return eprintln!("left out: namespaces cannot be opened here") };
+        let Ok(space) = Space::open(&own) else { return left_out("namespaces cannot be opened here") };
         let known = Known::default();
         let number = known.number(&space).expect("a number");
         let again = Space::open(&process::id().to_string()).expect("by process");
@@ -238,9 +239,9 @@ mod tests {
 
     #[test]
     fn a_panic_inside_still_comes_home() {
-        let Ok(space) = Space::open("/proc/self/ns/net") else { return };
+        let Ok(space) = Space::open("/proc/self/ns/net") else { return left_out("namespaces cannot be opened here") };
         if space.within(|| ()).is_err() {
-            return eprintln!("left out: entering a namespace needs CAP_SYS_ADMIN");
+            return left_out("entering a namespace needs CAP_SYS_ADMIN");
         }
         let panicked = std::panic::catch_unwind(|| space.within(|| panic!("inside")));
         assert!(panicked.is_err());

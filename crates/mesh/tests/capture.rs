@@ -45,7 +45,7 @@ impl Pair {
         let name = format!("sv-capture-{}-{}", process::id(), NEXT.fetch_add(1, Relaxed));
         let pair = Self { here: format!("{name}h"), there: format!("{name}t") };
         if !rustix::process::geteuid().is_root() || !sh(&format!("ip netns add {}", pair.here)).status.success() {
-            eprintln!("left out: network namespaces cannot be made here (that needs root and `ip`)");
+            selvedge_testkit::left_out("network namespaces cannot be made here (that needs root and `ip`)");
             return None;
         }
         let Self { here, there } = &pair;

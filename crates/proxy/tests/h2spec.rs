@@ -18,7 +18,7 @@ fn h2spec() -> Command {
 
 async fn conforms(tls: Option<TlsAcceptor>, arguments: &[&str]) {
     if h2spec().arg("--version").output().await.is_err() {
-        eprintln!("left out: h2spec is not installed");
+        selvedge_testkit::left_out("h2spec is not installed");
         return;
     }
     // h2spec leaves requests open and expects errors about what it sends next: an answer that comes before, and
