@@ -275,6 +275,28 @@ fn requests_are_explained() {
 }
 
 #[test]
+fn a_call_in_a_mesh_is_explained_to_its_end() {
+    let mesh = include_str!("../../../examples/mesh/config.yaml");
+    let policy = "---\napiVersion: selvedge.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: carts, namespace: shop}\nspec:\n  \
+                  targetRefs: [{kind: Service, name: orders}]\n  action: Deny\n  rules:\n  - name: no-deletes\n    \
+                  from: [{identities: ['spiffe://prod.example.com/ns/shop/sa/web']}]\n    to: [{methods: [DELETE], paths: ['/cart/*']}]\n";
+    let all = format!("{mesh}{policy}");
+    let explain = |args: &[&str]| {
+        selvedge(Path::new("/"), &[&["explain", "-f", "-", "--workload", "shop/web"], args].concat(), &all)
+    };
+    let out = explain(&["DELETE", "http://orders/cart/1"]);
+    let denied =
+        "there      denied by Workload shop/orders-1\n           denied by rule no-deletes of policy shop/carts\n";
+    assert!(out.stdout.contains(denied), "{}{}", out.stdout, out.stderr);
+    assert_eq!(out.code, 0);
+    let out = explain(&["GET", "http://orders/cart/1", "--format", "json"]);
+    let explained: serde_json::Value = serde_json::from_str(&out.stdout).expect("JSON");
+    assert_eq!(explained["identity"], "spiffe://prod.example.com/ns/shop/sa/web");
+    assert_eq!(explained["admission"][0]["allowed"], true);
+    assert_eq!(explained["admission"][0]["place"], "Workload shop/orders-1");
+}
+
+#[test]
 fn codes_are_explained() {
     let out = selvedge(Path::new("/"), &["explain", "SELV0204"], "");
     out.says(0, "SELV0204: Backend does not exist");

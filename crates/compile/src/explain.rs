@@ -1,7 +1,7 @@
 //! What a request would meet, and why nothing else: `selvedge explain`. It asks the same router that serves requests.
 
 use crate::{
-    access::{Asked, By, Layer7, Subject},
+    access::{Asked, By, Layer7, Ruling, Subject},
     hosts,
     router::{Candidate, HostMap, Lookup, Mismatch, Pattern},
     snapshot::{
@@ -47,6 +47,13 @@ pub struct Explanation {
     /// In a mesh: what the URL names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination: Option<Chosen>,
+    /// In a mesh: who the request is from, by the caller's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<String>,
+    /// In a mesh: whether the workloads behind the backends let it in. Left empty here, for a caller's proxy does not know;
+    /// [`crate::may`] does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub admission: Vec<Ruling>,
     pub listener: Option<Chosen>,
     pub rule: Option<Chosen>,
     /// What AccessPolicies say, and why; `None` where there are none.
@@ -112,6 +119,8 @@ pub fn explain_outbound(snapshot: &Snapshot, (namespace, workload): (&str, &str)
 fn explain_by(request: &Request, walk: impl FnOnce(&mut Explanation) -> Result<(), Answer>) -> Explanation {
     let mut explanation = Explanation {
         destination: None,
+        identity: None,
+        admission: Vec::new(),
         request: format!("{} {}", request.method, request.url),
         client: None,
         listener: None,
@@ -216,6 +225,7 @@ impl<'a> Walk<'a> {
             return Err(answer(0, format!("nothing is served for Workload {namespace}/{workload}: it does not exist")));
         };
         let identity = outbound.identity.as_ref().map_or("nobody", |id| id.as_str());
+        out.identity = outbound.identity.as_ref().map(ToString::to_string);
         out.listener = Some(Chosen {
             name: outbound.name.to_string(),
             why: format!("{namespace}/{workload} calls as {identity}"),

@@ -44,7 +44,7 @@ mod traffic;
 mod unopened;
 mod words;
 
-pub use access::{Question, Ruling, may};
+pub use access::{Arrival, Question, Ruling, may};
 pub use diff::{Change, ChangeKind, diff, diff_to_json};
 pub use explain::{Answer, BackendShare, Chosen, Explanation, Lost, Request, explain, explain_outbound};
 pub use lint::check;

@@ -5,8 +5,11 @@ use crate::output::print;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};
-use selvedge_compile::{BackendShare, Explanation, LocalWorkload, Ports, Position, Request, explain, explain_outbound};
-use selvedge_model::{Code, diagnostic::nearest};
+use selvedge_compile::{
+    Arrival, BackendShare, Explanation, LocalWorkload, Options, Ports, Position, Question, Request, Ruling, explain,
+    explain_outbound, may,
+};
+use selvedge_model::{Code, Resources, diagnostic::nearest};
 use selvedge_wire::{hop, host, spiffe::SpiffeId};
 use serde_json::{Map, Value};
 use std::{
@@ -34,7 +37,8 @@ pub struct Args {
     /// Method (GET when it is left out) and URL; or the code of a diagnostic.
     #[arg(value_names = ["METHOD", "URL"], num_args = 1..=2, required = true)]
     pub what: Vec<String>,
-    /// Workload of a mesh that makes the request; without it, a client of a Gateway does.
+    /// Workload of a mesh that makes the request; without it, a client of a Gateway does. Whether the workloads that it leads to
+    /// let it in is told too, as `selvedge may` tells it for any caller.
     #[arg(long, value_name = "NAMESPACE/NAME")]
     pub workload: Option<String>,
     /// Header of the request; may be given several times.
@@ -82,7 +86,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(workload) => {
             let (namespace, name) = workload.split_once('/').unwrap_or(("default", workload));
             let input = input::read_for(&args.files, beside(namespace, name))?;
-            let explanation = explain_outbound(&input.compiled.snapshot, (namespace, name), &request);
+            let mut explanation = explain_outbound(&input.compiled.snapshot, (namespace, name), &request);
+            explanation.admission = admission(input.folder.resources(), (namespace, name), &request, &explanation);
             (input, explanation)
         }
     };
@@ -125,6 +130,41 @@ pub(super) fn claims(args: &[String]) -> Result<Option<Value>> {
         }
     }
     Ok((!args.is_empty()).then_some(all))
+}
+
+/// Whether the workloads behind the backends let the request in. It is judged with the headers that the caller sent, and where
+/// nothing is a Service, such as outside the mesh, by nobody.
+fn admission(
+    resources: &Resources,
+    (namespace, name): (&str, &str),
+    request: &Request,
+    explanation: &Explanation,
+) -> Vec<Ruling> {
+    let own = resources.workloads().get(namespace, name).and_then(|workload| workload.spec.addresses.first().cloned());
+    let mut question = Question {
+        identity: explanation.identity.as_ref().and_then(|identity| identity.parse().ok()),
+        from: request.from.or_else(|| own?.parse().ok()),
+        method: request.method.clone(),
+        url: explanation.final_url.clone().unwrap_or_else(|| request.url.clone()),
+        at: None,
+        headers: request.headers.clone(),
+        claims: request.claims.clone(),
+    };
+    let mut rulings = Vec::new();
+    for backend in &explanation.backends {
+        question.at = arrival(&backend.to);
+        if question.at.is_some() {
+            rulings.extend(may(resources, &Options::default(), &question).unwrap_or_default());
+        }
+    }
+    rulings
+}
+
+/// Of the key of a cluster: `shop/orders:80~shop/web`.
+fn arrival(cluster: &str) -> Option<Arrival> {
+    let (service, port) = cluster.split('~').next()?.rsplit_once(':')?;
+    let (namespace, service) = service.split_once('/')?;
+    Some(Arrival { namespace: namespace.to_owned(), service: service.to_owned(), port: port.parse().ok()? })
 }
 
 /// A proxy beside one workload that captures its connections.
@@ -252,6 +292,11 @@ fn render(out: &mut String, explanation: &Explanation, from: &str, tint: Tint) -
     }
     if let Some(url) = &explanation.final_url {
         line(out, tint, "asks for", url)?;
+    }
+    for (number, ruling) in explanation.admission.iter().enumerate() {
+        let word = if ruling.allowed { tint.green("allowed") } else { tint.red("denied") };
+        line(out, tint, if number == 0 { "there" } else { "" }, &format!("{word} by {}", ruling.place))?;
+        line(out, tint, "", &tint.dim(&ruling.why))?;
     }
     match &explanation.answer {
         Some(answer) if answer.status == 0 => line(out, tint, "no answer", &tint.red(&answer.why))?,

@@ -64,8 +64,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         headers.append(name, value);
     }
     let method = Method::from_bytes(method.as_bytes()).with_context(|| format!("`{method}` is no HTTP method"))?;
-    let question =
-        Question { identity, from: args.from, method, url: url.clone(), headers, claims: claims(&args.claims)? };
+    let question = Question {
+        identity,
+        from: args.from,
+        method,
+        url: url.clone(),
+        at: None,
+        headers,
+        claims: claims(&args.claims)?,
+    };
     let input = input::read(&args.files)?;
     let rulings = may(input.folder.resources(), &Options::default(), &question).map_err(|error| anyhow!(error))?;
     ensure!(!rulings.is_empty(), "nothing is behind the Service");

@@ -25,9 +25,19 @@ pub struct Question {
     pub method: Method,
     /// Of a Service: `http://orders.shop/orders/7`, or `tcp://db.shop:5432` for bytes.
     pub url: String,
+    /// Where it arrives, when a route sent it elsewhere than its URL says.
+    pub at: Option<Arrival>,
     pub headers: HeaderMap,
     /// What a verified token of the caller says; `None` is who comes without.
     pub claims: Option<serde_json::Value>,
+}
+
+/// A port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arrival {
+    pub namespace: String,
+    pub service: String,
+    pub port: u16,
 }
 
 /// What one workload says.
@@ -47,6 +57,7 @@ pub struct Ruling {
 /// The URL names no Service, or cannot be understood.
 pub fn may(resources: &Resources, options: &Options, question: &Question) -> Result<Vec<Ruling>, String> {
     let wanted = Wanted::parse(question)?;
+    let address = wanted.ip().filter(|_| question.at.is_none());
     let index = Index::new(resources);
     let mut report = Report::default();
     let mut cx = Context {
@@ -58,7 +69,7 @@ pub fn may(resources: &Resources, options: &Options, question: &Question) -> Res
         controller: Arc::from(options.controller_name.as_str()),
     };
     let accesses = Accesses::new(&mut cx, &mut Cache::default());
-    if let Some(workload) = wanted.ip().and_then(|ip| cx.mesh.members.at(ip)) {
+    if let Some(workload) = address.and_then(|ip| cx.mesh.members.at(ip)) {
         let meta = &workload.metadata;
         let picks = |service: &&Arc<Service>| mesh::members::picks(service, workload);
         let services = resources.services().of_namespace(&meta.namespace).filter(picks);
@@ -134,7 +145,8 @@ impl Wanted {
         let url = question.url.as_str();
         if let Some(authority) = url.strip_prefix("tcp://") {
             let authority = host::parse(authority.as_bytes()).map_err(|error| error.to_string())?;
-            let port = authority.port.ok_or("name the port, as in tcp://db.shop:5432")?;
+            let port = question.at.as_ref().map(|at| at.port).or(authority.port);
+            let port = port.ok_or("name the port, as in tcp://db.shop:5432")?;
             return Ok(Wanted { host: authority.host.into_owned(), port, request: None });
         }
         let options = PathOptions { escaped_slashes: EscapedSlashes::Keep, ..PathOptions::default() };
@@ -144,7 +156,8 @@ impl Wanted {
         };
         let authority = host::parse(authority).map_err(|error| error.to_string())?;
         let request = Some((target.path().to_owned(), target.query().map(str::to_owned)));
-        Ok(Wanted { port: authority.effective_port(secure), host: authority.host.into_owned(), request })
+        let port = question.at.as_ref().map_or(authority.effective_port(secure), |at| at.port);
+        Ok(Wanted { port, host: authority.host.into_owned(), request })
     }
 
     /// The address, where the URL has one instead of a name.
@@ -159,6 +172,10 @@ impl Wanted {
         question: &Question,
         domain: &str,
     ) -> Result<&'r Arc<Service>, String> {
+        if let Some(Arrival { namespace, service, .. }) = &question.at {
+            let found = resources.services().get(namespace, service);
+            return found.ok_or_else(|| format!("there is no Service {namespace}/{service}"));
+        }
         if let Some(ip) = self.ip() {
             let found = resources.services().iter().find(|service| endpoints::cluster_ips(service).contains(&ip));
             return found.ok_or_else(|| format!("{ip} is the address of no Service and of no Workload"));

@@ -18,7 +18,7 @@ mod tests;
 pub use decide::{Asked, By, Layer7, Subject, Verdict};
 pub use expression::Expression;
 pub use json::unique as unique_json;
-pub use may::{Question, Ruling, may};
+pub use may::{Arrival, Question, Ruling, may};
 pub use pattern::{PathPart, PathPattern, TextPattern};
 
 use crate::{
