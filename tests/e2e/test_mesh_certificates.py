@@ -33,6 +33,16 @@ def test_a_hundred_rotations_under_load(local):
     for load in loads:
         load.more(20)
         load.none_failed()
+    no_handshake_failed(mesh)
+
+
+def no_handshake_failed(mesh):
+    """Of no proxy that runs, on either side; a request may hide that one did, since it is sent again."""
+    for name in mesh.proxies:
+        tunnels = lambda outcome: mesh.metric(name, "selvedge_mesh_tunnel_connections_total", f'outcome="{outcome}"')
+        counted = tunnels("handshake_failure"), mesh.metric(name, "selvedge_mesh_refused_total", 'reason="handshake"')
+        assert counted == (0, 0), f"{name}: {counted} handshakes failed; {mesh.log(name)[-3000:]}"
+    assert sum(mesh.metric(name, "selvedge_mesh_tunnel_connections_total", 'outcome="opened"') for name in mesh.proxies) >= 1
 
 
 def test_the_root_rotates_under_load(local):
@@ -51,6 +61,25 @@ def test_the_root_rotates_under_load(local):
     wait_for(lambda: time.sleep(0.2) or all(now >= t + 2 for now, t in zip(renewed(), then)), "certificates under the next root")
     load.more(200)
     load.none_failed()
+    no_handshake_failed(mesh)
+
+
+def test_alarms_while_certificates_cannot_be_renewed(local):
+    mesh = local(ttl="60s")
+    name = "web"
+    alarm = lambda: mesh.metric(name, "selvedge_identity_alarm", f'identity="spiffe://{DOMAIN}/ns/shop/sa/{name}"')
+    assert "selvedge_identity_alarm{" in mesh.admin_get(name, "/metrics") and alarm() == 0
+    mesh.kill(mesh.control)
+    half, soon = "half of the certificate's life is over and it could not be renewed", "the certificate ends soon and could not be renewed"
+    assert half not in mesh.log(name) and soon not in mesh.log(name)
+    # Each level lasts for twelve seconds at least.
+    wait_for(lambda: alarm() == 1, "the alarm at half of the life", 150)
+    wait_for(lambda: half in mesh.log(name), "the line at half of the life")
+    wait_for(lambda: alarm() == 2, "the alarm at four fifths", 150)
+    wait_for(lambda: soon in mesh.log(name), "the line at four fifths")
+    mesh.start_control()
+    wait_for(lambda: alarm() == 0, "the alarm being over", 150)
+    wait_for(lambda: mesh.code("web", "http://app.shop/") == "200", "requests")
 
 
 def test_revocation_ends_what_lives(local):
