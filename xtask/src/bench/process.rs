@@ -57,14 +57,24 @@ impl Process {
 
     pub fn helper_on(args: &[String], core: Core) -> Result<(Self, SocketAddr)> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(args).stdout(Stdio::piped());
-        let mut child = spawn(&mut command, core).context("cannot start a helper")?;
+        let name = args.first().cloned().unwrap_or_default();
+        let (process, line) = Self::saying(&name, command.args(args), core)?;
+        let address = line.strip_prefix("listening ").context("a helper did not say where it listens")?;
+        Ok((process, address.parse()?))
+    }
+
+    /// Starts a program that prints a line once it is ready, and waits for this line; empty if it ended without.
+    pub fn saying(name: &str, command: &mut Command, core: Core) -> Result<(Self, String)> {
+        let mut child = spawn(command.stdout(Stdio::piped()), core).with_context(|| format!("cannot start {name}"))?;
         let stdout = child.stdout.take().context("a helper has no output")?;
-        let process = Self { child, name: args.first().cloned().unwrap_or_default() };
+        let process = Self { child, name: name.into() };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().strip_prefix("listening ").context("a helper did not say where it listens")?;
-        Ok((process, address.parse()?))
+        Ok((process, line.trim().to_owned()))
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits until an address accepts connections.

@@ -74,11 +74,10 @@ impl Control {
         Ok(Self { process, at, admin, program: program.to_owned(), state })
     }
 
-    /// A join token for a service account of the namespace `bench`.
-    fn token(&self, account: &str) -> Result<String> {
-        let identity = format!("bench/{account}");
+    /// A join token for an identity, `namespace/account`.
+    fn token(&self, identity: &str) -> Result<String> {
         let output = Command::new(&self.program)
-            .args(["token", "create", "--identity", &identity, "--uses", "100", "--log", "warn", "--state"])
+            .args(["token", "create", "--identity", identity, "--uses", "100", "--log", "warn", "--state"])
             .arg(&self.state)
             .output()?;
         ensure!(output.status.success(), "no join token: {}", String::from_utf8_lossy(&output.stderr));
@@ -98,23 +97,55 @@ pub struct Sidecar<'a> {
 
 impl Sidecar<'_> {
     pub fn start(&self, control: &Control, dir: &Path) -> Result<Process> {
+        let identity = format!("bench/{}", self.name);
+        Beside {
+            role: "sidecar",
+            id: self.name,
+            workloads: std::slice::from_ref(&identity),
+            identities: std::slice::from_ref(&identity),
+            hbone: self.hbone,
+            to: self.to,
+        }
+        .start(control, dir)
+    }
+}
+
+/// A proxy beside workloads, of either role.
+pub struct Beside<'a> {
+    pub role: &'a str,
+    pub id: &'a str,
+    /// As on the command line: `namespace/name`, or `namespace/name@netns`.
+    pub workloads: &'a [String],
+    /// The first one speaks to the control plane.
+    pub identities: &'a [String],
+    /// Where HBONE arrives, in the network namespace of each workload.
+    pub hbone: Option<SocketAddr>,
+    /// Ports that lead to one destination each, in the network namespace of each workload.
+    pub to: &'a [(SocketAddr, String)],
+}
+
+impl Beside<'_> {
+    /// Starts it with one worker on the core of what is measured, and waits until it serves.
+    pub fn start(&self, control: &Control, dir: &Path) -> Result<Process> {
         fs::create_dir_all(dir)?;
         let admin = address(free_port()?);
+        let tokens: Vec<String> = self.identities.iter().map(|id| control.token(id)).collect::<Result<_>>()?;
         let token = dir.join("token");
-        fs::write(&token, control.token(self.name)?)?;
+        fs::write(&token, tokens.join("\n"))?;
         let mut command = Command::new(&control.program);
-        command.args(["proxy", "--role", "sidecar", "--workers", "1", "--drain", "0", "--log", "warn"]);
+        command.args(["proxy", "--role", self.role, "--workers", "1", "--drain", "0", "--log", "warn"]);
         command.args(["--control", &format!("https://{}", control.at), "--admin", &admin.to_string()]);
-        command.args(["--id", self.name, "--workload", &format!("bench/{}", self.name)]);
-        command.args(["--identity", &format!("bench/{}", self.name), "--join-token-file"]).arg(token);
-        command.arg("--state").arg(dir.join("state"));
+        command.args(["--id", self.id, "--join-token-file"]).arg(token).arg("--state").arg(dir.join("state"));
+        command.args(self.workloads.iter().flat_map(|name| ["--workload", name]));
+        command.args(self.identities.iter().flat_map(|name| ["--identity", name]));
         command.arg("--hbone").arg(self.hbone.map_or_else(|| "off".into(), |at| at.to_string()));
         for (listen, destination) in self.to {
             command.arg("--to").arg(format!("{listen}={destination}"));
         }
-        let mut process = Process::start("a sidecar", command.env("NO_COLOR", "1"), Core::Proxy, &dir.join("log"))?;
+        let what = format!("a {} proxy", self.role);
+        let mut process = Process::start(&what, command.env("NO_COLOR", "1"), Core::Proxy, &dir.join("log"))?;
         process.wait_for(admin, LIMIT)?;
-        until("a sidecar is ready", || ready(admin))?;
+        until(&format!("{what} is ready"), || ready(admin))?;
         let ports = self.hbone.iter().chain(self.to.iter().map(|(listen, _)| listen));
         for port in ports {
             process.wait_for(*port, LIMIT)?;

@@ -41,6 +41,7 @@ pub struct Row {
 
 impl Load {
     pub const ALL: [Self; 6] = [Self::Http, Self::Fresh, Self::Tcp, Self::TcpFresh, Self::Big, Self::Handshakes];
+    pub const LAYER_4: [Self; 3] = [Self::Tcp, Self::TcpFresh, Self::Big];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -80,7 +81,7 @@ impl Load {
                 let seen = self.load(dir, way, effort.seconds)?;
                 let cpu = cpu(way)?.saturating_sub(before).as_secs_f64() * 1e6 / seen.requests.max(1) as f64;
                 println!(
-                    "  round {round}: {:10} {cpu:8.1} us CPU, p50 {:?}, p90 {:?}, p99 {:?}, {:.0}/s, failed {}",
+                    "  round {round}: {:22} {cpu:8.1} us CPU, p50 {:?}, p90 {:?}, p99 {:?}, {:.0}/s, failed {}",
                     way.name, seen.p50, seen.p90, seen.p99, seen.per_second, seen.failed
                 );
                 rounds.push((cpu, seen));
@@ -90,10 +91,11 @@ impl Load {
     }
 
     /// The forwarders are the floor for what a proxy that sleeps between requests costs; with large bodies or new connections
-    /// they would only show what TLS costs.
+    /// they would only show what TLS costs. Node proxies are there for layer 4.
     fn suits(self, way: &Way) -> bool {
         match self {
             Self::Handshakes => way.inbound.is_some(),
+            _ if way.name == super::NODES => Self::LAYER_4.contains(&self),
             Self::Http => true,
             _ => way.name != super::FORWARD,
         }

@@ -4,6 +4,7 @@ mod envoy;
 pub mod fleet;
 mod load;
 mod memory;
+mod node;
 mod tables;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
 };
 use anyhow::{Context, Result};
 use load::Load;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs,
     net::SocketAddr,
@@ -71,11 +72,14 @@ pub struct Way {
     pub tcp: SocketAddr,
     /// Where connections from other members arrive, and who may open them.
     pub inbound: Option<(SocketAddr, Svid)>,
-    _control: Option<fleet::Control>,
+    /// What the proxies need: a control plane, workloads.
+    _others: Vec<Process>,
 }
 
 pub const DIRECT: &str = "no mesh";
 pub const SELVEDGE: &str = "Selvedge";
+/// One proxy per host, shared by its workloads, instead of one per workload.
+pub const NODES: &str = "Selvedge, node proxies";
 pub const ENVOY: &str = "Envoy";
 pub const FORWARD: &str = "two byte forwarders";
 
@@ -104,6 +108,12 @@ pub fn run(args: &Args) -> Result<()> {
             ways.push(forwarders(&backend)?);
         }
         ways.push(selvedge(&world.selvedge, &authority, &dir.join("selvedge"), &backend)?);
+        if Load::LAYER_4.iter().any(|l| wanted(l.name())) {
+            match node::start(&world.selvedge, &authority, &dir.join("nodes"), &backend).context("two node proxies")? {
+                Some(way) => ways.push(way),
+                None => report.add(&format!("Without node proxies: {}\n", node::MISSING)),
+            }
+        }
         if let Some(envoy) = &world.envoy {
             ways.push(envoys(envoy, &authority, &dir.join("envoy"), &backend)?);
         }
@@ -140,7 +150,7 @@ impl Backend {
 }
 
 fn direct(backend: &Backend) -> Way {
-    Way { name: DIRECT, proxies: Vec::new(), http: backend.http, tcp: backend.tcp, inbound: None, _control: None }
+    Way { name: DIRECT, proxies: Vec::new(), http: backend.http, tcp: backend.tcp, inbound: None, _others: Vec::new() }
 }
 
 /// The floor: two processes in a row that read and write without looking, and without TLS.
@@ -151,38 +161,42 @@ fn forwarders(backend: &Backend) -> Result<Way> {
     };
     let (second, at) = forward(backend.http)?;
     let (first, http) = forward(at)?;
-    Ok(Way { name: FORWARD, proxies: vec![first, second], http, tcp: backend.tcp, inbound: None, _control: None })
+    Ok(Way { name: FORWARD, proxies: vec![first, second], http, tcp: backend.tcp, inbound: None, _others: Vec::new() })
 }
 
 fn envoys(envoy: &Path, authority: &Authority, dir: &Path, backend: &Backend) -> Result<Way> {
     let (proxies, [http, tcp, inbound]) = envoy::start(envoy, authority, dir, backend).context("two Envoys")?;
     let inbound = Some((inbound, authority.issue("client")?));
-    Ok(Way { name: ENVOY, proxies: proxies.into(), http, tcp, inbound, _control: None })
+    Ok(Way { name: ENVOY, proxies: proxies.into(), http, tcp, inbound, _others: Vec::new() })
 }
 
 fn selvedge(program: &Path, authority: &Authority, dir: &Path, backend: &Backend) -> Result<Way> {
     let hbone: SocketAddr = format!("{SERVER}:{}", free_port()?).parse()?;
-    let ports = json!([
-        {"name": "http", "port": backend.http.port(), "appProtocol": "http"},
-        {"name": "tcp", "port": backend.tcp.port(), "appProtocol": "tcp"},
-    ]);
-    let resources = [
-        json!({"apiVersion": "selvedge.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "default"},
-            "spec": {"mtls": {"mode": "Strict"}}}),
-        fleet::workload("client", CLIENT, json!([]), hbone.port()),
-        fleet::workload("server", SERVER, ports, hbone.port()),
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "server", "namespace": "bench"},
-        "spec": {"selector": {"app": "server"}, "ports": [
-            {"name": "http", "port": 80, "appProtocol": "http", "targetPort": backend.http.port()},
-            {"name": "tcp", "port": 81, "appProtocol": "tcp", "targetPort": backend.tcp.port()},
-        ]}}),
-    ];
-    fleet::write(&dir.join("resources"), &resources)?;
+    fleet::write(&dir.join("resources"), &resources(backend, hbone.port()))?;
     let control = fleet::Control::start(program, authority, dir, Core::Load)?;
     let server = fleet::Sidecar { name: "server", hbone: Some(hbone), to: &[] }.start(&control, &dir.join("server"))?;
     let (http, tcp) = (address(free_port()?), address(free_port()?));
     let to = [(http, "server.bench:80".to_owned()), (tcp, "server.bench:81".to_owned())];
     let client = fleet::Sidecar { name: "client", hbone: None, to: &to }.start(&control, &dir.join("client"))?;
     let inbound = Some((hbone, authority.issue("client")?));
-    Ok(Way { name: SELVEDGE, proxies: vec![client, server], http, tcp, inbound, _control: Some(control) })
+    Ok(Way { name: SELVEDGE, proxies: vec![client, server], http, tcp, inbound, _others: vec![control.process] })
+}
+
+/// A mesh where one workload calls another.
+fn resources(backend: &Backend, hbone: u16) -> Vec<Value> {
+    let ports = json!([
+        {"name": "http", "port": backend.http.port(), "appProtocol": "http"},
+        {"name": "tcp", "port": backend.tcp.port(), "appProtocol": "tcp"},
+    ]);
+    vec![
+        json!({"apiVersion": "selvedge.dev/v1alpha1", "kind": "Mesh", "metadata": {"name": "default"},
+            "spec": {"mtls": {"mode": "Strict"}}}),
+        fleet::workload("client", CLIENT, json!([]), hbone),
+        fleet::workload("server", SERVER, ports, hbone),
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "server", "namespace": "bench"},
+        "spec": {"selector": {"app": "server"}, "ports": [
+            {"name": "http", "port": 80, "appProtocol": "http", "targetPort": backend.http.port()},
+            {"name": "tcp", "port": 81, "appProtocol": "tcp", "targetPort": backend.tcp.port()},
+        ]}}),
+    ]
 }
