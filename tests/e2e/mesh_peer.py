@@ -1,5 +1,5 @@
-"""Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`, `grpc ADDRESS PORT`,
-`tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
+"""Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`,
+`grpc ADDRESS PORT [NAME]`, `tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
 import base64
 import hashlib
 import http.server
@@ -35,7 +35,7 @@ class Http(http.server.BaseHTTPRequestHandler):
                 left = self.failures.setdefault(self.path, int(self.path.split("/")[2]))
                 self.failures[self.path] = left - 1
                 status = 503 if left > 0 else 200
-        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers = {name.lower(): ",".join(self.headers.get_all(name)) for name in self.headers}
         body = json.dumps({"name": self.name, "path": self.path, "method": self.command, "headers": headers}).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
@@ -116,7 +116,7 @@ def serve_smtp(address, port):
     socketserver.ThreadingTCPServer((address, port), Smtp).serve_forever()
 
 
-def serve_grpc(address, port):
+def serve_grpc(address, port, name=""):
     import grpc
 
     def unary(request, context):
@@ -127,6 +127,7 @@ def serve_grpc(address, port):
             yield b"%s %d" % (request, index)
 
     handlers = {
+        "Name": grpc.unary_unary_rpc_method_handler(lambda request, context: name.encode()),
         "Unary": grpc.unary_unary_rpc_method_handler(unary),
         "Stream": grpc.unary_stream_rpc_method_handler(stream),
     }
@@ -154,11 +155,15 @@ def serve_health(address, port, file):
     server.wait_for_termination()
 
 
-def call_grpc(target):
-    """A client: prints what it got."""
+def call_grpc(target, count=0):
+    """A client: prints what it got; with a count, who has answered so many calls."""
     import grpc
 
     with grpc.insecure_channel(target) as channel:
+        if count:
+            ask = channel.unary_unary("/test.Echo/Name")
+            print(json.dumps([ask(b"", timeout=60).decode() for _ in range(count)]))
+            return
         said = channel.unary_unary("/test.Echo/Unary")(b"mesh", timeout=60)
         heard = list(channel.unary_stream("/test.Echo/Stream")(b"part", timeout=60))
     print(json.dumps([said.decode(), *[part.decode() for part in heard]]))
@@ -175,8 +180,8 @@ if __name__ == "__main__":
     elif what == "dns":
         serve_dns(address, int(rest[0]), *rest[1:])
     elif what == "grpc":
-        serve_grpc(address, int(rest[0]))
+        serve_grpc(address, int(rest[0]), *rest[1:])
     elif what == "health":
         serve_health(address, int(rest[0]), rest[1])
     else:
-        call_grpc(address)
+        call_grpc(address, *map(int, rest))
