@@ -79,7 +79,7 @@ fn mesh(ports: Ports, folder: &Folder) -> Vec<Attempt> {
         ),
         ("access: which rule decides?", vec![may("cart"), may("chat")]),
         (
-            "outlier detection: one of two instances fails, and after three failures gets no more requests",
+            "circuit breaker: one of two instances fails; after three failures its breaker opens, and it gets no more requests",
             vec![
                 format!(
                     "curl -s -X POST http://{failing}/fail; for i in $(seq 20); do curl -s -o /dev/null -w '%{{http_code}} ' {http}/api/products/1; done; echo"
