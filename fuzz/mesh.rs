@@ -446,8 +446,8 @@ pub fn expression(data: &[u8]) {
 /// Lines of a path, and below each a value up to a NUL; a value that begins with `-` is removed. Only what is written there is
 /// served, and in the end nothing.
 pub fn etcd_value(data: &[u8]) {
-    let client = Arc::new(Client::new(Vec::new(), "/selvedge"));
-    let mut source = EtcdSource::new(client.clone());
+    let client = Client::new(Vec::new(), "/selvedge");
+    let mut source = EtcdSource::new(&client);
     let mut written = BTreeSet::new();
     for part in data.split(|b| *b == 0).take(16) {
         let (path, value) = line(part);

@@ -86,7 +86,7 @@ pub struct Args {
 
 /// An etcd that control planes share.
 pub struct Shared {
-    pub client: Arc<Client>,
+    pub client: Client,
     /// Knows which of them leads.
     pub keeper: Lease,
 }
@@ -193,7 +193,7 @@ impl Args {
                 "the certificate authority in etcd needs the key that all its control planes share: give --ca-key-file or \
                  --ca-passphrase-file",
             )?;
-            return Ok((Arc::new(selvedge_control::ca::Etcd::new(shared.client.clone())), key));
+            return Ok((Arc::new(selvedge_control::ca::Etcd::new(&shared.client)), key));
         }
         let Some(path) = path else {
             tracing::warn!(

@@ -102,7 +102,7 @@ async fn serve(args: &Args, level: Level) -> Result<ExitCode> {
         Some(shared) => {
             let sharing = shared.keeper.clone();
             publisher.share(Box::new(move |key, json| sharing.joined(key, json)));
-            Box::new(EtcdSource::new(shared.client.clone()))
+            Box::new(EtcdSource::new(&shared.client))
         }
     };
     // What is compiled here is never served: it is how resources are judged.
@@ -190,8 +190,8 @@ async fn declared(args: &Args, current: &mut watch::Receiver<Arc<Current>>) -> R
 
 /// Keeps in etcd what this control plane holds, from now on.
 fn etcd(args: &Args, name: &str) -> Shared {
-    let client = Arc::new(Client::new(args.etcd.clone(), &args.prefix));
-    let keeper = Keeper::new(client.clone(), name);
+    let client = Client::new(args.etcd.clone(), &args.prefix);
+    let keeper = Keeper::new(&client, name);
     tokio::spawn(keeper.clone().run());
     Shared { client, keeper }
 }

@@ -381,6 +381,14 @@ pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
+/// What a peer said of a call that failed, or what became of the connection.
+pub(crate) fn told(status: &tonic::Status) -> String {
+    match status.message() {
+        "" => status.code().to_string(),
+        message => message.to_owned(),
+    }
+}
+
 struct Connector {
     secure: bool,
     identities: Arc<Identities>,

@@ -90,7 +90,7 @@ struct Control {
 impl Control {
     /// Follows etcd at that address; proxies are refused until it serves.
     fn start(etcd: SocketAddr) -> Self {
-        let source = EtcdSource::new(Arc::new(Client::new(vec![format!("http://{etcd}")], "/selvedge")));
+        let source = EtcdSource::new(&Client::new(vec![format!("http://{etcd}")], "/selvedge"));
         let engine = Engine::with(Box::new(source), None, Options::default(), Box::new(|_| Vec::new()));
         let (publisher, current, look) = (Publisher::new("test"), engine.current(), Arc::new(Notify::new()));
         let asked = look.clone();

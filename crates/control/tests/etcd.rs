@@ -12,11 +12,14 @@ use selvedge_model::{Kind, Limits, Resource, ResourceKey, parse};
 use selvedge_testkit::{etcd::Etcd, selvedge::free_port};
 use selvedge_wire::spiffe::SpiffeId;
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+};
 use tonic::transport::Channel;
 
-fn connector(etcd: &Etcd) -> Arc<Client> {
-    Arc::new(Client::new(vec![etcd.url()], "/selvedge"))
+fn connector(etcd: &Etcd) -> Client {
+    Client::new(vec![etcd.url()], "/selvedge")
 }
 
 async fn ready(etcd: &Etcd) -> Channel {
@@ -35,9 +38,18 @@ async fn ready(etcd: &Etcd) -> Channel {
 }
 
 fn service(name: &str, port: u16) -> Resource {
-    let yaml = format!(
+    resource(&format!(
         "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: shop}}, spec: {{ports: [{{port: {port}}}]}}}}"
-    );
+    ))
+}
+
+fn workload(name: &str) -> Resource {
+    resource(&format!(
+        "{{apiVersion: selvedge.dev/v1alpha1, kind: Workload, metadata: {{name: {name}, namespace: shop}}, spec: {{addresses: [10.0.0.9]}}}}"
+    ))
+}
+
+fn resource(yaml: &str) -> Resource {
     parse("test", yaml.as_bytes(), &Limits::default()).loaded.remove(0).resource.expect("sound")
 }
 
@@ -46,7 +58,7 @@ async fn put(client: &Client, channel: &Channel, resource: &Resource) {
     client.put(channel, &client.path(&resource.key()), json, 0).await.expect("written");
 }
 
-fn engine(client: Arc<Client>) -> watch::Receiver<Arc<Current>> {
+fn engine(client: &Client) -> watch::Receiver<Arc<Current>> {
     let source = Box::new(EtcdSource::new(client));
     let engine = Engine::with(source, None, Options::default(), Box::new(|_| Vec::new()));
     let current = engine.current();
@@ -68,7 +80,7 @@ async fn resources_are_followed_through_outage_and_compaction() {
     let Some(mut etcd) = Etcd::start() else { return };
     let (client, channel) = (connector(&etcd), ready(&etcd).await);
     put(&client, &channel, &service("a", 80)).await;
-    let mut current = engine(client.clone());
+    let mut current = engine(&client);
     until(&mut current, "one", |c| names(c) == ["Service shop/a"] && !c.last_good).await;
     put(&client, &channel, &service("b", 80)).await;
     until(&mut current, "two", |c| names(c).len() == 2).await;
@@ -93,7 +105,7 @@ async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
     let (client, channel) = (connector(&etcd), ready(&etcd).await);
     put(&client, &channel, &service("a", 80)).await;
     put(&client, &channel, &service("gone", 80)).await;
-    let source = Box::new(EtcdSource::new(client.clone()));
+    let source = Box::new(EtcdSource::new(&client));
     let engine = Engine::with(source, None, Options::default(), Box::new(|_| Vec::new()));
     let mut current = engine.current();
     tokio::spawn(engine.run(Arc::default()));
@@ -119,11 +131,93 @@ async fn history_that_is_gone_is_no_reason_to_miss_a_change() {
     assert_eq!(service.spec.ports[0].port, 89);
 }
 
+/// etcd ends connections that ask too often whether it is still there, and a control plane whose connection ends says that
+/// what it serves may be old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_with_nothing_to_say_is_not_asked_too_often() {
+    let Some(etcd) = Etcd::start() else { return };
+    ready(&etcd).await;
+    let between = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = Client::new(vec![format!("http://{}", between.local_addr().unwrap())], "/selvedge");
+    let (connections, asked) = (watch::Sender::new(0), watch::Sender::new(0));
+    let (accepted, mut pings, address) = (connections.clone(), asked.subscribe(), etcd.client);
+    tokio::spawn(async move {
+        while let Ok((ours, _)) = between.accept().await {
+            accepted.send_modify(|count| *count += 1);
+            let theirs = tokio::net::TcpStream::connect(address).await.expect("etcd accepts");
+            let ((mut from_us, mut to_us), (mut from_etcd, mut to_etcd)) = (ours.into_split(), theirs.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut from_etcd, &mut to_us).await });
+            let asked = asked.clone();
+            tokio::spawn(async move {
+                let mut bytes = vec![0; 65_536];
+                while let Ok(count @ 1..) = from_us.read(&mut bytes).await {
+                    // RFC 9113 6.7: 8 bytes, type 6, no ACK.
+                    let pings = bytes[..count].windows(5).filter(|head| *head == [0, 0, 8, 6, 0]).count();
+                    asked.send_modify(|all| *all += pings);
+                    to_etcd.write_all(&bytes[..count]).await?;
+                }
+                std::io::Result::Ok(())
+            });
+        }
+    });
+    let mut current = engine(&client);
+    until(&mut current, "the first answer", |c| c.spoken && !c.last_good).await;
+    // It ends them at the fourth.
+    let enough = tokio::time::timeout(Duration::from_secs(60), pings.wait_for(|pings| *pings >= 5)).await;
+    enough.expect("it is asked").unwrap();
+    assert_eq!(*connections.borrow(), 1, "etcd has ended a connection");
+}
+
+/// A member that hangs, and one that is cut off from the others: nothing may wait for either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_member_is_asked_when_one_is_of_no_use() {
+    let Some(members) = Etcd::cluster(3) else { return };
+    let [first, second, third] = &members[..] else { unreachable!("three members") };
+    let urls = |members: &[&Etcd]| members.iter().map(|member| member.url()).collect();
+    let client = Client::new(urls(&[first, second, third]), "/selvedge");
+    let channel = ready(second).await;
+    let mut current = engine(&client);
+    put(&client, &channel, &service("a", 80)).await;
+    until(&mut current, "one", |c| names(c).len() == 1 && !c.last_good).await;
+    let keeper = Keeper::new(&client, "one");
+    let mut leads = keeper.leads();
+    tokio::spawn(keeper.clone().run());
+    leads.wait_for(|leads| *leads).await.unwrap();
+    let key = ResourceKey::new(Kind::Workload, "shop", "w");
+    keeper.joined(key.clone(), Some(canonical(&workload("w")).0.to_vec()));
+    until(&mut current, "joined", |c| names(c).len() == 2).await;
+
+    first.pause();
+    let missed = tokio::time::timeout(Duration::from_secs(60), leads.wait_for(|leads| !*leads)).await;
+    missed.expect("the lead not kept").unwrap();
+    until(&mut current, "the first one missed", |c| c.last_good).await;
+    until(&mut current, "through another", |c| !c.last_good).await;
+    // Most often the others have to find a leader first.
+    let (path, json) = (client.path(&service("b", 80).key()), canonical(&service("b", 80)).0);
+    let written = async { while client.put(&channel, &path, json.to_vec(), 0).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(60), written).await.expect("written");
+    until(&mut current, "the change", |c| names(c).iter().any(|name| name == "Service shop/b")).await;
+    let again = tokio::time::timeout(Duration::from_secs(60), leads.wait_for(|leads| *leads)).await;
+    again.expect("the lead through another").unwrap();
+    until(&mut current, "what has joined", |c| names(c).len() == 3).await;
+    first.go_on();
+
+    // One that lives, and hears of nothing.
+    let mut lonely = engine(&connector(first));
+    until(&mut lonely, "the same there", |c| names(c).len() == 3 && !c.last_good).await;
+    second.pause();
+    third.pause();
+    until(&mut lonely, "no leader", |c| c.last_good && names(c).len() == 3).await;
+    second.go_on();
+    third.go_on();
+    until(&mut lonely, "a leader", |c| !c.last_good).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_leads_and_what_joined_through_it_ends_with_it() {
     let Some(etcd) = Etcd::start() else { return };
     let channel = ready(&etcd).await;
-    let (one, two) = (Keeper::new(connector(&etcd), "one"), Keeper::new(connector(&etcd), "two"));
+    let (one, two) = (Keeper::new(&connector(&etcd), "one"), Keeper::new(&connector(&etcd), "two"));
     let mut one_leads = one.leads();
     let first = tokio::spawn(one.clone().run());
     one_leads.wait_for(|leads| *leads).await.unwrap();
@@ -174,7 +268,7 @@ async fn authority(etcd: &Etcd, passphrase: &str, leads: bool) -> Result<(Ca, wa
         files: None,
     };
     let key = ca::Key::Passphrase(passphrase.to_owned());
-    let (store, clock) = (Arc::new(ca::Etcd::new(connector(etcd))), Arc::new(std::time::SystemTime::now));
+    let (store, clock) = (Arc::new(ca::Etcd::new(&connector(etcd))), Arc::new(std::time::SystemTime::now));
     Ok((Ca::open_shared(store, &key, options, clock, leads.subscribe()).await?, leads))
 }
 

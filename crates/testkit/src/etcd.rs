@@ -1,6 +1,7 @@
 //! A real etcd, where it is installed.
 
 use crate::selvedge::free_port;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
@@ -19,24 +20,50 @@ pub struct Etcd {
     /// Where clients connect; another address is used from the next start.
     pub client: SocketAddr,
     peer: SocketAddr,
+    /// All members, as etcd wants them told.
+    members: String,
 }
 
 impl Etcd {
     /// None, with a word on why, where etcd is not installed.
     pub fn start() -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (client, peer) = (free_port(), free_port());
-        let Ok(process) = spawn(&folder, client, peer) else {
-            crate::left_out("etcd is not installed (package etcd-server)");
-            return None;
+        Self::cluster(1)?.pop()
+    }
+
+    /// As many members, all of which answer.
+    pub fn cluster(members: usize) -> Option<Vec<Self>> {
+        let peers: Vec<_> = (0..members).map(|_| free_port()).collect();
+        let names: Vec<_> = peers.iter().map(|peer| format!("{}=http://{peer}", name(*peer))).collect();
+        let start = |peer: &SocketAddr| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (client, peer, members) = (free_port(), *peer, names.join(","));
+            let process = spawn(&folder, client, peer, &members).ok()?;
+            Some(Self { process, folder, client, peer, members })
         };
-        let etcd = Self { process, folder, client, peer };
-        etcd.answers();
-        Some(etcd)
+        let all: Option<Vec<_>> = peers.iter().map(start).collect();
+        match &all {
+            Some(all) => all.iter().for_each(Self::answers),
+            None => crate::left_out("etcd is not installed (package etcd-server)"),
+        }
+        all
     }
 
     pub fn url(&self) -> String {
         format!("http://{}", self.client)
+    }
+
+    /// It does nothing any more, until it goes on: what is sent to it waits.
+    pub fn pause(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).expect("its ID");
+        kill_process(process, signal).expect("it runs");
     }
 
     /// As by `kill -9`.
@@ -48,7 +75,7 @@ impl Etcd {
     /// With the data it had.
     pub fn restart(&mut self) {
         self.stop();
-        self.process = spawn(&self.folder, self.client, self.peer).expect("etcd starts again");
+        self.process = spawn(&self.folder, self.client, self.peer, &self.members).expect("etcd starts again");
         self.answers();
     }
 
@@ -77,14 +104,18 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(folder: &TempDir, client: SocketAddr, peer: SocketAddr) -> std::io::Result<Child> {
+fn name(peer: SocketAddr) -> String {
+    format!("member{}", peer.port())
+}
+
+fn spawn(folder: &TempDir, client: SocketAddr, peer: SocketAddr, members: &str) -> std::io::Result<Child> {
     let url = |address: SocketAddr| format!("http://{address}");
     Command::new("etcd")
-        .arg("--data-dir")
+        .args(["--name", &name(peer), "--data-dir"])
         .arg(folder.path())
         .args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)])
         .args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)])
-        .args(["--initial-cluster", &format!("default={}", url(peer))])
+        .args(["--initial-cluster", members])
         .args(["--unsafe-no-fsync", "--log-level", "error"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())

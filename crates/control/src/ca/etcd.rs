@@ -4,7 +4,7 @@
 
 use super::store::{Batch, Pending, Store, StoreError};
 use crate::{proto::etcd::KeyValue, source::etcd::Client};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use tonic::transport::Channel;
 
 /// Changes in one batch: what etcd takes in one transaction, unless it is told otherwise.
@@ -12,7 +12,7 @@ pub(super) const MAX_BATCH: usize = 128;
 
 /// See the module.
 pub struct Etcd {
-    client: Arc<Client>,
+    client: Client,
     folder: String,
     /// The connection that worked last.
     channel: Mutex<Option<Channel>>,
@@ -25,8 +25,8 @@ impl std::fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    pub fn new(client: Arc<Client>) -> Self {
-        Self { folder: format!("{}/ca/", client.prefix()), client, channel: Mutex::default() }
+    pub fn new(client: &Client) -> Self {
+        Self { folder: format!("{}/ca/", client.prefix()), client: client.apart(), channel: Mutex::default() }
     }
 
     async fn channel(&self) -> Result<Channel, String> {
@@ -39,10 +39,12 @@ impl Etcd {
         Ok(channel)
     }
 
-    /// The next call connects anew, to another endpoint if there is one.
+    /// The next call connects anew, to another endpoint if there is one. Of several calls that failed at once only one
+    /// says so: with two endpoints, two of them would come back to the same.
     fn drop_channel(&self) {
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.client.another();
+        if self.channel.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            self.client.another();
+        }
     }
 
     /// What came of a call; after a failure the next one connects anew.

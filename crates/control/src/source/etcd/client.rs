@@ -2,29 +2,39 @@
 
 use crate::proto::etcd::{
     CompactionRequest, Compare, DeleteRangeRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare, kv_client::KvClient,
-    lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
+    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchRequest, WatchResponse, compare,
+    kv_client::KvClient, lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
 };
+use crate::transport::{causes, told};
 use selvedge_model::{Kind, ResourceKey};
 use std::{
-    fmt::Display,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
-use tonic::transport::{Channel, Endpoint};
+use tokio_stream::Stream;
+use tonic::{
+    metadata::MetadataValue,
+    transport::{Channel, Endpoint},
+};
 
 /// Longest time for one call.
 const CALL: Duration = Duration::from_secs(5);
+/// Longest time to keep a lease: what is in it must be there still when another endpoint is asked then.
+const RENEWAL: Duration = Duration::from_secs(2);
 /// Longest time to connect.
 const CONNECT: Duration = Duration::from_secs(2);
-/// etcd is asked whether it is still there after this much silence: a dead connection must not look like peace.
-const ALIVE: Duration = Duration::from_secs(2);
+/// etcd is asked by HTTP/2 PING whether it is still there after this much silence: a dead connection must not look like
+/// peace. It ends connections that ask more often than every 5 s (its `--grpc-keepalive-min-time`).
+const SILENCE: Duration = Duration::from_secs(6);
+/// Longest time for the answer.
+const PONG: Duration = Duration::from_secs(2);
 /// Keys per page when everything is read.
 const PAGE: i64 = 200;
 /// Bytes of one answer: a page of large values.
 const MAX_MESSAGE: usize = 512 * 1024 * 1024;
 
-/// Endpoints of one etcd, and where in it our keys are.
+/// Endpoints of one etcd, and where in it our keys are. Whoever has connections of its own has a client of its own: which
+/// endpoint is next is for one of them to say.
 #[derive(Debug)]
 pub struct Client {
     urls: Vec<String>,
@@ -46,6 +56,11 @@ impl Client {
     /// `prefix` begins with `/` and has none at its end.
     pub fn new(urls: Vec<String>, prefix: &str) -> Self {
         Self { urls, prefix: prefix.trim_end_matches('/').to_owned(), next: AtomicUsize::new(0) }
+    }
+
+    /// Of the same etcd, for somebody else.
+    pub fn apart(&self) -> Self {
+        Self { urls: self.urls.clone(), prefix: self.prefix.clone(), next: AtomicUsize::new(self.next.load(Relaxed)) }
     }
 
     pub fn prefix(&self) -> &str {
@@ -94,12 +109,13 @@ impl Client {
             let endpoint = Endpoint::from_shared(url.clone()).map_err(|e| format!("`{url}` is no URL: {e}"))?;
             let endpoint = endpoint
                 .connect_timeout(CONNECT)
-                .http2_keep_alive_interval(ALIVE)
-                .keep_alive_timeout(ALIVE)
-                .keep_alive_while_idle(true);
+                .http2_keep_alive_interval(SILENCE)
+                .keep_alive_timeout(PONG)
+                // etcd allows none where nothing is asked of it.
+                .keep_alive_while_idle(false);
             match endpoint.connect().await {
                 Ok(channel) => return Ok(channel),
-                Err(error) => errors.push(format!("{url}: {}", crate::transport::causes(&error))),
+                Err(error) => errors.push(format!("{url}: {}", causes(&error))),
             }
             self.another();
         }
@@ -111,8 +127,14 @@ impl Client {
         self.next.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn watch(channel: Channel) -> WatchClient<Channel> {
-        WatchClient::new(channel).max_decoding_message_size(MAX_MESSAGE)
+    /// Watches, until the member of etcd has been without a leader for some elections: cut off from the others it would
+    /// keep silent for ever.
+    pub(super) async fn watch(
+        channel: Channel,
+        requests: impl Stream<Item = WatchRequest> + Send + 'static,
+    ) -> Result<tonic::Streaming<WatchResponse>, String> {
+        let mut client = WatchClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        client.watch(with_leader(requests)).await.map(tonic::Response::into_inner).map_err(failed)
     }
 
     /// Reads all our keys, as they were at one moment.
@@ -241,10 +263,11 @@ impl Client {
 
     /// Keeps a lease; false when it has run out.
     pub async fn keep_alive(&self, channel: &Channel, lease: i64) -> Result<bool, String> {
-        let requests = tokio_stream::once(LeaseKeepAliveRequest { id: lease });
-        let mut answers = call(LeaseClient::new(channel.clone()).lease_keep_alive(requests)).await?;
-        let answer =
-            tokio::time::timeout(CALL, answers.message()).await.map_err(|_| "etcd does not answer".to_owned())?;
+        let requests = with_leader(tokio_stream::once(LeaseKeepAliveRequest { id: lease }));
+        let mut client = LeaseClient::new(channel.clone());
+        let asking = async { client.lease_keep_alive(requests).await?.into_inner().message().await };
+        let answer = tokio::time::timeout(RENEWAL, asking).await;
+        let answer = answer.map_err(|_| format!("etcd does not renew a lease within {} s", RENEWAL.as_secs()))?;
         Ok(answer.map_err(failed)?.is_some_and(|answer| answer.ttl > 0))
     }
 
@@ -267,8 +290,15 @@ async fn call<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::St
     }
 }
 
-fn failed(error: impl Display) -> String {
-    format!("etcd: {error}")
+/// Asks a member of etcd to end a stream when it has no leader (etcd's `WithRequireLeader`).
+fn with_leader<T>(requests: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(requests);
+    request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+    request
+}
+
+pub(super) fn failed(status: tonic::Status) -> String {
+    format!("etcd: {}", told(&status))
 }
 
 /// The end of the range of all keys that begin with a prefix.

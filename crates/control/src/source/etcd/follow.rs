@@ -1,9 +1,12 @@
 //! Following etcd: everything once, then each change, for as long as it takes.
 
-use super::client::{Client, Everything};
+use super::client::{Client, Everything, failed};
 use crate::proto::etcd::{WatchCreateRequest, WatchRequest, event::EventType, watch_request::RequestUnion};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{Notify, mpsc};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 
@@ -25,12 +28,12 @@ pub async fn follow(client: Arc<Client>, batches: mpsc::Sender<Batch>, again: Ar
     let mut revision = 0;
     let mut wait = BACKOFF.0;
     loop {
-        let before = revision;
+        let (before, began) = (revision, Instant::now());
         let why = match once(&client, &mut revision, &batches, &again).await {
             Ok(()) => return,
             Err(why) => why,
         };
-        if revision != before {
+        if revision != before || began.elapsed() > BACKOFF.1 {
             wait = BACKOFF.0;
         }
         client.another();
@@ -96,10 +99,9 @@ async fn watch(
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     // The stream of requests stays open: its end would end the watch.
     let requests = tokio_stream::once(request).chain(tokio_stream::pending());
-    let answers = Client::watch(channel).watch(requests).await.map_err(|e| format!("etcd: {e}"))?;
-    let mut answers = answers.into_inner();
+    let mut answers = Client::watch(channel, requests).await?;
     let (mut changes, mut newest) = (Vec::new(), 0);
-    while let Some(answer) = answers.message().await.map_err(|e| format!("etcd: {e}"))? {
+    while let Some(answer) = answers.message().await.map_err(failed)? {
         if answer.canceled {
             return match answer.compact_revision {
                 0 => Err(format!("etcd has ended the watch: {}", answer.cancel_reason)),

@@ -44,7 +44,7 @@ pub struct Keeper {
 }
 
 struct Shared {
-    client: Arc<Client>,
+    client: Client,
     name: String,
     wanted: Mutex<Wanted>,
     wake: Notify,
@@ -67,9 +67,9 @@ impl Leader for Keeper {
 
 impl Keeper {
     /// `name` is what others see of the one that leads.
-    pub fn new(client: Arc<Client>, name: &str) -> Self {
+    pub fn new(client: &Client, name: &str) -> Self {
         let shared = Shared {
-            client,
+            client: client.apart(),
             name: name.to_owned(),
             wanted: Mutex::default(),
             wake: Notify::new(),
@@ -96,6 +96,7 @@ impl Keeper {
         loop {
             if let Err(why) = self.hold().await {
                 self.lead(false);
+                self.shared.client.another();
                 if why != last {
                     tracing::warn!("{why}; what this control plane holds in etcd ends unless it answers soon");
                     last = why;
@@ -108,7 +109,7 @@ impl Keeper {
     /// Holds one lease, until something fails.
     async fn hold(&self) -> Result<(), String> {
         let client = &self.shared.client;
-        let channel = client.connect().await.inspect_err(|_| client.another())?;
+        let channel = client.connect().await?;
         let lease = client.grant(&channel, LIFE).await?;
         {
             let mut wanted = self.shared.wanted.lock().unwrap_or_else(PoisonError::into_inner);

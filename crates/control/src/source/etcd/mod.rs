@@ -55,9 +55,9 @@ struct Value {
 }
 
 impl EtcdSource {
-    pub fn new(client: Arc<Client>) -> Self {
+    pub fn new(client: &Client) -> Self {
         Self {
-            client,
+            client: Arc::new(client.apart()),
             batches: None,
             pending: Vec::new(),
             values: BTreeMap::new(),

@@ -1,6 +1,7 @@
 //! The IO around the machine: connections, channels, timers.
 
 use super::machine::{Action, Change, Event, Machine, Me, Outcome};
+use crate::transport::told;
 use crate::{
     proto::discovery::{ControlMessage, ProxyMessage, discovery_client::DiscoveryClient},
     publish::{node::Millis, scope::Wanted, version::Version},
@@ -165,7 +166,7 @@ impl Link {
                 message = receive(&mut self.incoming) => Some(match message {
                     Ok(Some(message)) => Event::Message(message),
                     Ok(None) => self.lost("the control plane has ended the stream"),
-                    Err(status) => self.lost(&describe(&status)),
+                    Err(status) => self.lost(&told(&status)),
                 }),
                 () = send(self.outgoing.as_ref(), &mut self.outbox) => None,
                 () = tokio::time::sleep_until(wakes) => Some(Event::Tick),
@@ -257,13 +258,6 @@ impl Link {
     }
 }
 
-fn describe(status: &Status) -> String {
-    match status.message() {
-        "" => status.code().to_string(),
-        message => message.to_owned(),
-    }
-}
-
 /// Connects and begins the stream.
 fn open(dialed: Dialed) -> Connecting {
     Box::pin(async move {
@@ -271,7 +265,7 @@ fn open(dialed: Dialed) -> Connecting {
             let channel = dialed.await?;
             let (outgoing, messages) = mpsc::channel(OUTGOING);
             let mut client = DiscoveryClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-            let response = client.stream(ReceiverStream::new(messages)).await.map_err(|status| describe(&status))?;
+            let response = client.stream(ReceiverStream::new(messages)).await.map_err(|status| told(&status))?;
             Ok(Open { outgoing, incoming: response.into_inner() })
         };
         match tokio::time::timeout(CONNECT, opened).await {
