@@ -40,7 +40,7 @@ const MAX_UPDATE: usize = 256 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Me {
     pub hello: Hello,
-    /// Control planes, one of which is used at a time.
+    /// Control planes, one of which is used at a time. Their order says nothing.
     pub urls: Vec<String>,
     /// Spreads proxies over control planes, and their tries over time.
     pub seed: u64,
@@ -181,8 +181,8 @@ impl Machine {
             pace: BEAT,
             me,
         };
-        let count = machine.me.urls.len().max(1) as u64;
-        machine.url = usize::try_from(machine.next_random() % count).unwrap_or(0);
+        let count = machine.me.urls.len();
+        machine.shuffle(count);
         machine
     }
 
@@ -325,9 +325,34 @@ impl Machine {
         self.state = State::Waiting { until: now + wait };
         // An update that is being applied goes on, but nobody waits for the answer.
         (self.partial, self.applying) = (None, None);
-        // The next one.
-        self.url = (self.url + 1) % self.me.urls.len().max(1);
+        self.next_url(lived >= GOOD);
         actions.push(Action::Disconnect);
+    }
+
+    /// All are tried before one is tried again, in an order of this proxy's own: those whose control plane dies spread over all
+    /// the others, instead of all going to the one that is written next. It is another order each time, or proxies that came
+    /// from one control plane would stay together from then on.
+    fn next_url(&mut self, was_good: bool) {
+        let count = self.me.urls.len();
+        if was_good && count > 0 {
+            // The one that is lost is tried last.
+            self.me.urls.swap(self.url, count - 1);
+            self.shuffle(count - 1);
+            self.url = 0;
+        } else if self.url + 1 < count {
+            self.url += 1;
+        } else {
+            self.shuffle(count);
+            self.url = 0;
+        }
+    }
+
+    /// Shuffles the first ones of the control planes.
+    fn shuffle(&mut self, count: usize) {
+        for last in (1..count).rev() {
+            let other = usize::try_from(self.next_random() % (last as u64 + 1)).unwrap_or(0);
+            self.me.urls.swap(last, other);
+        }
     }
 
     fn message(&mut self, now: Millis, message: ControlMessage, actions: &mut Vec<Action>) {
@@ -525,6 +550,27 @@ mod tests {
         }
         assert_eq!(urls.len(), 2);
         assert!(waits[0] <= 200 && waits[11] > 7_000 && waits[11] <= 15_000, "{waits:?}");
+    }
+
+    #[test]
+    fn proxies_spread_over_control_planes_and_again_when_one_is_lost() {
+        // However alike their seeds are.
+        for step in [1, 1 << 32, 0x5851_f42d_4c95_7f2d_u64] {
+            let (mut first, mut second) = (BTreeMap::new(), BTreeMap::new());
+            for i in 0..1_000 {
+                let urls = ["a", "b", "c"].map(str::to_owned).to_vec();
+                let mut machine =
+                    Machine::new(0, Me { hello: Hello::default(), urls, seed: step.wrapping_mul(i) }, BTreeMap::new());
+                let from = machine.url().to_owned();
+                machine.step(0, Event::Tick);
+                machine.step(0, Event::Lost("refused".into()));
+                *second.entry((from.clone(), machine.url().to_owned())).or_insert(0) += 1;
+                *first.entry(from).or_insert(0) += 1;
+            }
+            assert!(first.len() == 3 && first.values().all(|n| (250..=420).contains(n)), "{first:?}");
+            // From each to both of the others.
+            assert!(second.len() == 6 && second.values().all(|n| (110..=230).contains(n)), "{second:?}");
+        }
     }
 
     #[test]
