@@ -46,8 +46,8 @@ def shop(tmp_path_factory):
         net.close()
 
 
-def resources(net, tunnel="HBONE"):
-    """`tunnel`: how `apps2` is reached."""
+def resources(net, tunnel="HBONE", **more):
+    """`tunnel`: how `apps2` is reached. `more`: what else the Workload `apps` says."""
     port = lambda name, number, **more: {"name": name, "port": number, **more}
     address = lambda name: [net.address(name), net.address(name).replace("10.99.0.", "fd99::")]
     apps = [port("http", 8080), port("files", 8000, appProtocol="http"), port("cache", 6379), port("mail", 2525),
@@ -55,7 +55,7 @@ def resources(net, tunnel="HBONE"):
     return "".join([
         workload("web", address("web"), []),
         workload("guest", address("guest"), []),
-        workload("apps", address("apps"), apps, app="app"),
+        workload("apps", address("apps"), apps, app="app", **more),
         workload("apps2", address("apps2"), [port("http", 8080)], app="app", tunnel={"protocol": tunnel}),
         service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"),
         service("app-v1", 80, 8080, {"name": "apps"}, "10.96.0.2", "http", ["10.96.0.2", "fd96::2"]),

@@ -1,5 +1,5 @@
 """Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`,
-`grpc ADDRESS PORT [NAME]`, `tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
+`lines ADDRESS PORT NAME`, `grpc ADDRESS PORT [NAME]`, `tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
 import base64
 import hashlib
 import http.server
@@ -110,10 +110,21 @@ def serve_dns(address, port, *names):
             s.sendto(head + query[12:end] + answer, peer)
 
 
-def serve_smtp(address, port):
+class Lines(socketserver.StreamRequestHandler):
+    """Answers each line with the server's name and the line."""
+
+    name = b""
+
+    def handle(self):
+        while line := self.rfile.readline():
+            self.wfile.write(self.name + b" " + line)
+
+
+def serve_tcp(address, port, handler):
     socketserver.TCPServer.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    socketserver.ThreadingTCPServer.allow_reuse_address = True
-    socketserver.ThreadingTCPServer((address, port), Smtp).serve_forever()
+    socketserver.ThreadingTCPServer.allow_reuse_address = socketserver.ThreadingTCPServer.daemon_threads = True
+    socketserver.TCPServer.request_queue_size = 128
+    socketserver.ThreadingTCPServer((address, port), handler).serve_forever()
 
 
 def serve_grpc(address, port, name=""):
@@ -174,7 +185,10 @@ if __name__ == "__main__":
     if what == "http":
         serve_http(address, int(rest[0]), rest[1])
     elif what == "smtp":
-        serve_smtp(address, int(rest[0]))
+        serve_tcp(address, int(rest[0]), Smtp)
+    elif what == "lines":
+        Lines.name = rest[1].encode()
+        serve_tcp(address, int(rest[0]), Lines)
     elif what == "tls":
         serve_tls(address, int(rest[0]), *rest[1:])
     elif what == "dns":
