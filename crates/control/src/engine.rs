@@ -110,6 +110,8 @@ enum Cause {
 struct Saver {
     next: Mutex<Option<Saved>>,
     wake: Notify,
+    /// What is to be written must not wait.
+    hurry: Notify,
 }
 
 /// How often the last good state is written at most.
@@ -163,7 +165,7 @@ impl Engine {
             install,
             guard,
             current: watch::Sender::default(),
-            saver: Arc::new(Saver { next: Mutex::new(None), wake: Notify::new() }),
+            saver: Arc::new(Saver { next: Mutex::new(None), wake: Notify::new(), hurry: Notify::new() }),
             looks: watch::Sender::default(),
         };
         engine.source.refresh(true);
@@ -287,6 +289,11 @@ impl Engine {
         {
             self.saver.put(saved);
         }
+        // What is served is no longer what a restart would read: if it were an older state that is saved, what has been closed
+        // since would open.
+        if current.last_good && current.diagnostics != before.diagnostics {
+            self.saver.hurry.notify_one();
+        }
         let current = Arc::new(current);
         self.current.send_replace(current.clone());
         self.source.installed(&current);
@@ -368,7 +375,10 @@ impl Saver {
             if let Ok(Err(error)) = stored {
                 tracing::warn!(state = %state.display(), %error, "the last good state cannot be saved: a restart with broken files would start without it");
             }
-            tokio::time::sleep(SAVE_EVERY).await;
+            tokio::select! {
+                () = tokio::time::sleep(SAVE_EVERY) => {}
+                () = self.hurry.notified() => {}
+            }
         }
     }
 }
