@@ -27,8 +27,12 @@ def clear(shop):
 def test_clear_text_from_outside_by_mode(shop, mode):
     assert clear(shop) == "200", "permissive takes it"
     audited = shop.metric("apps", "selvedge_mtls_audit_total")
+    line = "a connection in clear text, which mtls mode Strict would refuse"
+    assert line not in shop.log("apps")
     mode("Audit")
     wait_for(lambda: clear(shop) == "200" and shop.metric("apps", "selvedge_mtls_audit_total") > audited, "audit counting")
+    place = f"to={shop.net.address('apps')}:8080"
+    wait_for(lambda: any(line in said and "WARN" in said and place in said for said in shop.log("apps").splitlines()), "a warning")
     mode("Strict")
     wait_for(lambda: clear(shop) == "000", "strict refusing")
     wait_for(lambda: shop.metric("apps", "selvedge_mesh_refused_total", 'reason="clear_text"') >= 1, "the refusal being counted")
@@ -81,6 +85,45 @@ def test_default_deny_lets_nobody_through_without_a_policy(shop, mode, extra):
     extra(policy("Allow", [{"from": [{"identities": [WEB]}]}]))
     wait_for(lambda: shop.code("web", "http://10.96.0.2/") == "200", "the allowed one going through")
     assert shop.code("guest", "http://10.96.0.2/") == "403"
+
+
+def audited(shop, name):
+    return shop.metric("apps", "selvedge_access_audited_total", f'policy="{name}"')
+
+
+def test_audit_refuses_nothing_counts_and_is_logged(shop, mode, extra, tmp_path):
+    log = tmp_path / "access.log"
+    targets = {"targetRefs": [{"kind": "Namespace", "name": "shop"}]}
+    lines = resource("TrafficPolicy", "lines", {**targets, "telemetry": {"accessLog": {"path": str(log)}}})
+
+    def heard(path, by):
+        """The line of the destination's proxy about a request, which names who audits it."""
+        words = f"access audited by {by}\""
+        return log.exists() and any(path in said and words in said and "/inbound" in said for said in log.read_text().splitlines())
+
+    watch = policy("Audit", [{"from": [{"identities": [GUEST]}], "to": [{"paths": ["/watched", "/watched/*"]}]}], name="watch")
+    extra(watch + lines)
+    paths = iter(f"/watched/{number}" for number in range(100_000))
+
+    def seen():
+        path = next(paths)
+        assert shop.code("guest", f"http://10.96.0.2{path}") == "200", "nothing is refused"
+        return audited(shop, "shop/watch") > 0 and path
+
+    path = wait_for(seen, "the policy counting")
+    wait_for(lambda: heard(path, "shop/watch"), f"{path} in {log}")
+    # Whom and what it does not mean it does not count.
+    before = audited(shop, "shop/watch")
+    assert shop.code("web", "http://10.96.0.2/watched") == shop.code("guest", "http://10.96.0.2/else") == "200"
+    assert audited(shop, "shop/watch") == before
+    assert shop.code("guest", "http://10.96.0.2/watched") == "200"
+    assert audited(shop, "shop/watch") == before + 1
+    # What a default Deny would refuse.
+    assert audited(shop, "default") == 0
+    mode("Permissive", access={"default": "Audit"})
+    path = wait_for(lambda: shop.code("guest", f"http://10.96.0.2{(path := next(paths))}") == "200" and audited(shop, "default") > 0 and path,
+                    "the default counting")
+    wait_for(lambda: heard(path, "default"), f"{path} in {log}")
 
 
 def open_line(shop, caller, address, first, answer):

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import BIN, free_port, wait_for
 from mesh import DOMAIN, Loopback, Mesh, Spaces, mesh_resource, resource, service, sh, why_not, workload
-from mesh_fixtures import local
+from mesh_fixtures import local, shop
 
 
 def said(mesh, name, *words):
@@ -99,6 +99,43 @@ def test_what_is_broken_changes_nothing(local):
     said(mesh, "control", "Strickt")
     mesh.settle()
     assert mesh.code("web", "http://app.shop/closed") == "403"
+
+
+def test_a_broken_mesh_opens_nothing(shop):
+    url = f"http://{shop.net.address('apps')}:8080/"
+    outside = lambda: shop.run("outside", "curl", "-sS", "-o", "/dev/null", "--max-time", 60, url, check=False).returncode
+    refused = lambda: shop.metric("apps", "selvedge_mesh_refused_total", 'reason="clear_text"')
+
+    def closed():
+        before = refused()
+        assert outside() != 0, "clear text is taken"
+        wait_for(lambda: refused() > before, "the refusal being counted")
+        assert shop.code("web", "http://10.96.0.2/") == "200", "members go on"
+
+    try:
+        assert outside() == 0
+        shop.write("mesh", mesh_resource("Strict"))
+        wait_for(lambda: outside() != 0, "clear text being refused")
+        closed()
+        shop.write("mesh", mesh_resource("Strict").replace("Strict", "Strickt"))
+        said(shop, "control", "Strickt")
+        shop.settle()
+        closed()
+        # Who starts now has never seen it whole.
+        shop.kill(shop.control)
+        told = shop.log("control").count("Strickt")
+        shop.start_control()
+        wait_for(lambda: shop.log("control").count("Strickt") > told, "the control plane telling of it again")
+        shop.settle()
+        closed()
+        shop.kill(shop.proxies["apps"])
+        shop.proxy("apps")
+        shop.settle()
+        closed()
+    finally:
+        shop.write("mesh", mesh_resource())
+        shop.settle()
+    wait_for(lambda: outside() == 0, "the mesh being whole and permissive again")
 
 
 def test_capture_without_rights(tmp_path):
