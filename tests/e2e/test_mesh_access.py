@@ -96,24 +96,18 @@ def test_audit_refuses_nothing_counts_and_is_logged(shop, mode, extra, tmp_path)
     targets = {"targetRefs": [{"kind": "Namespace", "name": "shop"}]}
     lines = resource("TrafficPolicy", "lines", {**targets, "telemetry": {"accessLog": {"path": str(log)}}})
 
-    def heard(path, by):
-        """The line of the destination's proxy about a request, which names who audits it."""
+    def heard(by):
+        """Asks until the destination's proxy says in its log that it was audited, and by whom."""
+        assert shop.code("guest", "http://10.96.0.2/watched/by-log") == "200", "nothing is refused"
         words = f"access audited by {by}\""
-        return log.exists() and any(path in said and words in said and "/inbound" in said for said in log.read_text().splitlines())
+        return log.exists() and any("/by-log" in said and words in said and "/inbound" in said for said in log.read_text().splitlines())
 
     watch = policy("Audit", [{"from": [{"identities": [GUEST]}], "to": [{"paths": ["/watched", "/watched/*"]}]}], name="watch")
     extra(watch + lines)
-    paths = iter(f"/watched/{number}" for number in range(100_000))
-
-    def seen():
-        path = next(paths)
-        assert shop.code("guest", f"http://10.96.0.2{path}") == "200", "nothing is refused"
-        return audited(shop, "shop/watch") > 0 and path
-
-    path = wait_for(seen, "the policy counting")
-    wait_for(lambda: heard(path, "shop/watch"), f"{path} in {log}")
+    wait_for(lambda: heard("shop/watch"), f"audited by the policy in {log}")
     # Whom and what it does not mean it does not count.
     before = audited(shop, "shop/watch")
+    assert before > 0
     assert shop.code("web", "http://10.96.0.2/watched") == shop.code("guest", "http://10.96.0.2/else") == "200"
     assert audited(shop, "shop/watch") == before
     assert shop.code("guest", "http://10.96.0.2/watched") == "200"
@@ -121,9 +115,8 @@ def test_audit_refuses_nothing_counts_and_is_logged(shop, mode, extra, tmp_path)
     # What a default Deny would refuse.
     assert audited(shop, "default") == 0
     mode("Permissive", access={"default": "Audit"})
-    path = wait_for(lambda: shop.code("guest", f"http://10.96.0.2{(path := next(paths))}") == "200" and audited(shop, "default") > 0 and path,
-                    "the default counting")
-    wait_for(lambda: heard(path, "default"), f"{path} in {log}")
+    wait_for(lambda: heard("shop/watch, default"), f"audited by the default in {log}")
+    assert audited(shop, "default") > 0
 
 
 def open_line(shop, caller, address, first, answer):
