@@ -3,6 +3,7 @@
 use crate::tls;
 use bytes::{Buf, Bytes};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use socket2::SockRef;
 use std::{
     io,
     pin::Pin,
@@ -100,6 +101,14 @@ impl Io {
     /// The plain TCP stream, when there is nothing in between (for splice and half-close).
     pub fn is_plain_tcp(&self) -> bool {
         matches!(self.kind, Kind::Tcp(_))
+    }
+
+    /// Has the kernel acknowledge at once what was read, instead of with what is sent next (TCP_QUICKACK).
+    pub(crate) fn acknowledge(&self) {
+        if let Some(tcp) = self.tcp() {
+            // Without it the peer waits for a moment.
+            let _ = SockRef::from(tcp).set_tcp_quickack(true);
+        }
     }
 
     /// Ready when a read would make progress, without a buffer being held meanwhile. Spurious readiness is allowed.

@@ -22,11 +22,13 @@ pub(super) struct Input {
     pub(super) bytes: BytesMut,
     /// Room for the next read.
     room: usize,
+    /// What was read last was acknowledged to the peer.
+    acknowledged: bool,
 }
 
 impl Default for Input {
     fn default() -> Self {
-        Self { bytes: BytesMut::new(), room: FIRST_READ }
+        Self { bytes: BytesMut::new(), room: FIRST_READ, acknowledged: true }
     }
 }
 
@@ -48,7 +50,18 @@ impl Input {
         if self.bytes.len() == self.bytes.capacity() {
             self.room = (self.room * 2).min(MOST_READ);
         }
+        self.acknowledged = false;
         Poll::Ready(read)
+    }
+
+    /// As `poll_read`, when the rest of a message is waited for. A peer that writes a message in pieces and has not set
+    /// TCP_NODELAY sends none before the last is acknowledged (Nagle, RFC 9293 3.7.4), and the kernel would take 40 ms to.
+    pub(super) fn poll_rest(&mut self, io: &mut Io, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = self.poll_read(io, cx);
+        if read.is_pending() && !std::mem::replace(&mut self.acknowledged, true) {
+            io.acknowledge();
+        }
+        read
     }
 
     /// Gives the memory back, unless there is something in it.
@@ -113,5 +126,41 @@ impl BodyReader {
             Self::Length(left) => Some(*left),
             Self::Chunked(_) | Self::Close => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+    use std::future::poll_fn;
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
+
+    #[tokio::test]
+    async fn a_piece_of_a_message_is_acknowledged_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (ours, peer) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let (mut io, mut peer) = (Io::from(ours.unwrap()), peer.unwrap().0);
+        let prompt = |io: &Io| SockRef::from(io.tcp().unwrap()).tcp_quickack().unwrap();
+        let mut input = Input::default();
+        // Until the kernel takes it for a conversation, in which what is sent acknowledges what was read.
+        let talk = async {
+            while prompt(&io) {
+                peer.write_all(b"?").await.unwrap();
+                assert_eq!(poll_fn(|cx| input.poll_read(&mut io, cx)).await.unwrap(), 1);
+                io.write_all(b"!").await.unwrap();
+                peer.read_u8().await.unwrap();
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(60), talk).await.expect("it does so at some time");
+        peer.write_all(b"HTTP/1.1 200 OK").await.unwrap();
+        poll_fn(|cx| input.poll_read(&mut io, cx)).await.unwrap();
+        let waiting = poll_fn(|cx| Poll::Ready(input.poll_read(&mut io, cx).is_pending())).await;
+        assert!(waiting && !prompt(&io), "nothing more is expected");
+        let waiting = poll_fn(|cx| Poll::Ready(input.poll_rest(&mut io, cx).is_pending())).await;
+        assert!(waiting && prompt(&io), "the rest is expected");
     }
 }

@@ -222,7 +222,7 @@ impl Wire {
                 Ok(decoded) => break decoded,
                 Err(error) => return Poll::Ready(Err(self.fail(malformed(error)))),
             }
-            match ready!(self.input.poll_read(&mut self.io, cx)) {
+            match ready!(self.input.poll_rest(&mut self.io, cx)) {
                 Ok(0) => {
                     self.ended = true;
                     self.end_seen(Instant::now());

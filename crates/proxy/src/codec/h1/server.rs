@@ -198,7 +198,9 @@ impl<'a> Server<'a> {
             // Empty lines that old clients send behind a body have been taken out by now.
             let idle = wire.input.is_empty();
             let draining = idle && self.drain.poll(cx);
-            let lost = match wire.input.poll_read(&mut wire.io, cx) {
+            let read =
+                if idle { wire.input.poll_read(&mut wire.io, cx) } else { wire.input.poll_rest(&mut wire.io, cx) };
+            let lost = match read {
                 Poll::Ready(Ok(1..)) => continue,
                 Poll::Ready(Ok(0)) => None,
                 Poll::Ready(Err(error)) => Some(error),

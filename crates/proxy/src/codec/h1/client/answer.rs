@@ -122,7 +122,7 @@ impl ResponseBody {
                 Ok(decoded) => return Poll::Ready(Ok(decoded)),
                 Err(error) => return Poll::Ready(Err(malformed(error))),
             }
-            let error = match ready!(exchange.input.poll_read(&mut exchange.connection.io, cx)) {
+            let error = match ready!(exchange.input.poll_rest(&mut exchange.connection.io, cx)) {
                 Ok(1..) => continue,
                 Ok(0) if matches!(reader, BodyReader::Close) => return Poll::Ready(Ok(Decoded::Done(None))),
                 Ok(0) => None,

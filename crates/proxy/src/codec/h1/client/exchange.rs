@@ -104,7 +104,7 @@ impl Exchange {
                     return Poll::Ready(Err(self.failed(refused)));
                 }
             }
-            let error = match ready!(self.input.poll_read(&mut self.connection.io, cx)) {
+            let error = match ready!(self.input.poll_rest(&mut self.connection.io, cx)) {
                 Ok(1..) => {
                     self.answered = true;
                     continue;
