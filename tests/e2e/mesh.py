@@ -340,7 +340,8 @@ class Mesh:
 
 
 class Load:
-    """Requests one after the other on a few connections, until it is stopped: how many went well, and what did not."""
+    """Requests one after the other on a few connections, until it is stopped: how many went well, and what did not. An answer of
+    mesh_peer.py to another request did not."""
 
     def __init__(self, space, to, host, absolute, threads):
         self.space, self.to, self.host, self.absolute = space, to, host, absolute
@@ -356,11 +357,11 @@ class Load:
             try:
                 if connection is None:
                     connection = http.client.HTTPConnection(*self.to, timeout=60)
-                target = f"http://{self.host}/load" if self.absolute else "/load"
-                connection.request("GET", target, headers={"host": self.host})
+                path = f"/load?{next(NUMBERS)}"
+                connection.request("GET", f"http://{self.host}{path}" if self.absolute else path, headers={"host": self.host})
                 answer = connection.getresponse()
                 body = answer.read()
-                if answer.status == 200:
+                if answer.status == 200 and json.loads(body).get("path", path) == path:
                     self.done += 1
                 else:
                     self.failed.append((time.strftime("%T"), answer.status, body[:200], answer.getheader("x-selvedge-flags")))
