@@ -90,6 +90,13 @@ impl Process {
         Ok(())
     }
 
+    /// Ends it as `kill -9` does.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Processor time of the process and its children so far.
     pub fn cpu(&self) -> Result<Duration> {
         let tick = 1_000_000 / rustix::param::clock_ticks_per_second();
@@ -134,6 +141,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // The number of a process that was waited for may be another's by now.
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // A program that is built to be profiled writes what it has counted when it ends by itself.
         let asked = Pid::from_raw(self.child.id() as i32).map(|pid| kill_process(pid, Signal::TERM));
         let end = Instant::now() + END;

@@ -10,7 +10,7 @@ const MAX: usize = 64 << 20;
 
 #[derive(Clone, PartialEq, Message)]
 pub struct ProxyMessage {
-    #[prost(oneof = "FromProxy", tags = "1, 2, 4")]
+    #[prost(oneof = "FromProxy", tags = "1, 2, 4, 5, 7, 8")]
     pub message: Option<FromProxy>,
 }
 
@@ -22,6 +22,12 @@ pub enum FromProxy {
     Known(Known),
     #[prost(message, tag = "4")]
     Ack(Ack),
+    #[prost(message, tag = "5")]
+    Register(Register),
+    #[prost(message, tag = "7")]
+    Leave(Leave),
+    #[prost(message, tag = "8")]
+    Alive(Alive),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -67,9 +73,32 @@ pub struct Ack {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct Register {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub workload: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Leave {}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Alive {}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct ControlMessage {
     #[prost(message, optional, tag = "2")]
     pub update: Option<Update>,
+    #[prost(message, optional, tag = "3")]
+    pub registered: Option<Registered>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Registered {
+    /// Why not; empty when it is.
+    #[prost(string, tag = "2")]
+    pub refused: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -124,7 +153,7 @@ mod tests {
     #[test]
     fn a_message_is_taken_when_it_is_whole() {
         let update = Update { nonce: "7".into(), last: true, ..Update::default() };
-        let message = ControlMessage { update: Some(update) };
+        let message = ControlMessage { update: Some(update), registered: None };
         let mut bytes = BytesMut::new();
         bytes.put_u8(0);
         bytes.put_u32(message.encoded_len() as u32);

@@ -1,5 +1,8 @@
 //! `cargo xtask bench control`: a control plane with thousands of proxies while endpoints change.
 
+mod deaths;
+mod etcd;
+mod faults;
 mod messages;
 mod proxies;
 mod resources;
@@ -25,7 +28,7 @@ use std::{
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// 100 proxies and 5 changes: whether everything works, not how fast it is.
+    /// 100 proxies, 5 changes and 3 deaths of each kind: whether everything works, not how fast it is.
     #[arg(long)]
     quick: bool,
     /// Numbers of proxies.
@@ -44,6 +47,8 @@ pub struct Args {
 
 /// Between changes.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Handshakes of simulated proxies at the same time, where they are not counted.
+const PLACES: usize = 64;
 /// All proxies must have something by then.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -85,18 +90,44 @@ pub fn run(args: &Args) -> Result<()> {
     let mut report = Report::new(report::CONTROL, machine, &version.cloned().collect::<Vec<_>>());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut outcomes = Vec::new();
-    for count in counts {
+    for &count in &counts {
         println!("\n{count} proxies");
         let dir = dir.join(count.to_string());
         let outcome = runtime.block_on(measure(&world.selvedge, &authority, &dir, count, changes as usize));
         outcomes.push(outcome.with_context(|| format!("{count} proxies; logs in {}", dir.display()))?);
     }
     tables(&mut report, &outcomes, changes);
+    drop(runtime);
+    faults(&mut report, args, &world, &authority, &dir)?;
     report.targets();
     match &args.save {
         Some(path) => report.save(path),
         None => Ok(()),
     }
+}
+
+/// What goes wrong, with fewer proxies if it is to be quick.
+fn faults(report: &mut Report, args: &Args, world: &World, authority: &Authority, dir: &Path) -> Result<()> {
+    let (proxies, deaths, seconds) = if args.quick { (100, 3, 12) } else { (1_000, 20, 20) };
+    let dir = dir.join("faults");
+    let ground =
+        faults::Ground { program: &world.selvedge, authority, dir: &dir, web: world.web, proxies, deaths, seconds };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(faults::run(&ground));
+    let outcome = outcome.with_context(|| format!("what goes wrong; logs in {}", dir.display()))?;
+    report.add(&deaths::table(proxies, &outcome.deaths));
+    report.add(&faults::table(proxies, &outcome.faults));
+    let died = outcome.deaths.iter().filter(|row| row.end != deaths::End::Leaves);
+    let longest = died.filter_map(|row| row.times.last()).max().copied().unwrap_or_default();
+    let what = "a workload that dies is out of all proxies, longest";
+    report.target(what, "< 1 s", ms(longest), longest < Duration::from_secs(1));
+    let failed: u64 = outcome.faults.iter().map(|fault| fault.seen.failed).sum();
+    let what = "failed requests while control planes and etcd are killed";
+    report.target(what, "0", failed.to_string(), failed == 0);
+    let longest = outcome.faults.iter().map(|fault| fault.back).max().unwrap_or_default();
+    let what = "… until all proxies are up to date again, longest";
+    report.target(what, "< 10 s", format!("{:.2} s", longest.as_secs_f64()), longest < Duration::from_secs(10));
+    Ok(())
 }
 
 async fn measure(program: &Path, authority: &Authority, dir: &Path, count: usize, changes: usize) -> Result<Outcome> {
@@ -106,7 +137,7 @@ async fn measure(program: &Path, authority: &Authority, dir: &Path, count: usize
     let began = Instant::now();
     let control = Control::start(program, authority, dir, Core::Proxy)?;
     println!("  the control plane is ready after {:?}", began.elapsed());
-    let proxies = Proxies::start(count, control.at, tls);
+    let proxies = Proxies::start(count, &[control.at], &[], PLACES, tls);
     proxies.until("everything at first", LIMIT, |seen| seen.incomplete()).await?;
     let (connected, connected_cpu) = (began.elapsed(), control.process.cpu()?);
     println!("  all connected after {connected:?}, {connected_cpu:?} of processor");

@@ -63,15 +63,38 @@ impl Control {
         core: Core,
         [at, admin]: [SocketAddr; 2],
     ) -> Result<Self> {
+        let mut control = Self::spawn(program, authority, dir, core, [at, admin], None)?;
+        control.wait()?;
+        Ok(control)
+    }
+
+    /// Starts it, with resources from an etcd if one is given, and does not wait until it is ready.
+    pub fn spawn(
+        program: &Path,
+        authority: &Authority,
+        dir: &Path,
+        core: Core,
+        [at, admin]: [SocketAddr; 2],
+        etcd: Option<&str>,
+    ) -> Result<Self> {
         let state = dir.join("state");
         let mut command = Command::new(program);
-        command.args(["control", "--listen", &at.to_string(), "--admin", &admin.to_string(), "--log", "warn", "-f"]);
-        command.arg(dir.join("resources")).arg("--state").arg(&state).arg("--ca-roots").arg(&authority.root);
+        command.args(["control", "--listen", &at.to_string(), "--admin", &admin.to_string(), "--log", "warn"]);
+        match etcd {
+            // Those that share an etcd share the key of what is sealed there.
+            Some(etcd) => command.args(["--etcd", etcd, "--ca-key-file"]).arg(dir.with_file_name("ca.key")),
+            None => command.arg("-f").arg(dir.join("resources")),
+        };
+        command.arg("--state").arg(&state).arg("--ca-roots").arg(&authority.root);
         command.arg("--ca-intermediate").arg(&authority.chain).arg("--ca-intermediate-key").arg(&authority.key);
-        let mut process = Process::start("the control plane", command.env("NO_COLOR", "1"), core, &dir.join("log"))?;
-        process.wait_for(admin, LIMIT)?;
-        until("the control plane is ready", || ready(admin))?;
+        let process = Process::start("the control plane", command.env("NO_COLOR", "1"), core, &dir.join("log"))?;
         Ok(Self { process, at, admin, program: program.to_owned(), state })
+    }
+
+    /// Waits until it is ready.
+    pub fn wait(&mut self) -> Result<()> {
+        self.process.wait_for(self.admin, LIMIT)?;
+        until("the control plane is ready", || ready(self.admin))
     }
 
     /// A join token for an identity, `namespace/account`.
@@ -164,7 +187,8 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<()> {
     Ok(())
 }
 
-fn ready(admin: SocketAddr) -> bool {
+/// Whether a process with this admin listener is ready.
+pub fn ready(admin: SocketAddr) -> bool {
     let ask = || {
         let mut stream = TcpStream::connect(admin)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
