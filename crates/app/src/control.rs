@@ -29,7 +29,7 @@ use selvedge_control::{
 use selvedge_identity::Identities;
 use selvedge_mesh::identity;
 use selvedge_proxy::{telemetry::Telemetry, worker::WorkerCount};
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
@@ -176,14 +176,24 @@ async fn ended(signals: &mut Signals) {
     while !matches!(signals.next().await, Asked::End) {}
 }
 
+/// How long etcd may take to answer at the start before the log says what it is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// What the Mesh says of the trust domain. Where that is for the authority to know, it is waited for.
 async fn declared(args: &Args, current: &mut watch::Receiver<Arc<Current>>) -> Result<Option<String>> {
-    if args.authority.trust_domain.is_none() && !current.borrow().spoken {
-        tracing::warn!(
-            "the Mesh in etcd, which may name the trust domain, is waited for; no proxy is let in before (--trust-domain \
-             would say it)"
-        );
-        current.wait_for(|current| current.spoken).await.context("the resources are not followed any more")?;
+    if args.authority.trust_domain.is_none() {
+        let mut spoken = std::pin::pin!(current.wait_for(|current| current.spoken));
+        let waited = match tokio::time::timeout(PATIENCE, &mut spoken).await {
+            Ok(spoken) => spoken,
+            Err(_) => {
+                tracing::warn!(
+                    "the Mesh in etcd, which may name the trust domain, is waited for; no proxy is let in before \
+                     (--trust-domain would say it)"
+                );
+                spoken.await
+            }
+        };
+        waited.context("the resources are not followed any more")?;
     }
     Ok(domain::declared(&current.borrow().resources).map(str::to_owned))
 }
