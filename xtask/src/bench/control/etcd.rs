@@ -83,6 +83,14 @@ impl Etcd {
     }
 }
 
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        // Its log of writes alone has 64 MiB from the start.
+        let _ = fs::remove_dir_all(self.dir.join("data"));
+    }
+}
+
 fn spawn(dir: &Path, client: SocketAddr, peer: SocketAddr) -> Result<Process> {
     let url = |address: SocketAddr| format!("http://{address}");
     let mut command = Command::new("etcd");

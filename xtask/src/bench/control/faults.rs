@@ -107,14 +107,14 @@ pub fn table(proxies: usize, faults: &[Fault]) -> String {
     );
     for f in faults {
         let (seen, p99) = (&f.seen, crate::bench::report::ms(f.seen.p99));
+        let back = if f.back.is_zero() { "-".to_owned() } else { format!("{:.2} s", f.back.as_secs_f64()) };
         let _ = writeln!(
             table,
-            "| {} | {} | {} | {p99} | {} | {:.2} s | {} |",
+            "| {} | {} | {} | {p99} | {} | {back} | {} |",
             f.what,
             seen.requests + seen.failed,
             seen.failed,
             f.broken,
-            f.back.as_secs_f64(),
             f.crowd
         );
     }
