@@ -90,3 +90,19 @@ def test_the_callers_proxy_killed_lets_nothing_pass(pair):
     kinds = {str(failure[1]).split("(")[0] for failure in pair.busy.failed}
     assert kinds <= {"ConnectionRefusedError", "ConnectionResetError", "RemoteDisconnected", "BrokenPipeError", "IncompleteRead"}, pair.busy.failed
     all_well(pair)
+
+
+def test_all_killed_and_back_without_control(pair):
+    for name, kind in [("web", '"Service"'), ("app", '"Workload"')]:
+        file = pair.folder / f"{name}.state/last-good.json"
+        wait_for(lambda: kind in file.read_text(), f"what {name} uses being saved")
+    pair.kill(pair.control)
+    for name in ("app", "web"):
+        pair.kill(pair.proxies[name])
+    wait_for(lambda: len(pair.busy.failed) > 8, "requests failing")
+    for name in ("web", "app"):
+        pair.proxy(name, token=False)
+    pair.busy.more(50)
+    pair.start_control()
+    pair.in_sync("web", "app")
+    all_well(pair)

@@ -7,9 +7,14 @@ use crate::{
         Source, Subscribe, Subscription, Update, Withdraw, control_message::Message, proxy_message::Message as Say,
         subscription::What,
     },
-    publish::{node::Millis, scope::Wanted, version::Version},
+    publish::{
+        node::Millis,
+        scope::Wanted,
+        version::{Version, read_key},
+    },
 };
 use bytes::Bytes;
+use selvedge_model::Kind;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// First and longest wait between tries to connect; the real one is random between half of it and all of it.
@@ -23,6 +28,8 @@ pub const MAX_WANTED: usize = 8_192;
 /// Of these, things that are not known. Beyond, the oldest is forgotten: whoever looks up names at random takes no place
 /// from what is used, and costs the control plane little.
 pub const MAX_UNKNOWN: usize = 1_024;
+/// Destinations of an earlier run that are kept up to date from the start. The rest of the room is for what is asked for.
+const MAX_REMEMBERED: usize = MAX_WANTED / 2;
 /// How often people are told that there are too many.
 const TELL: Millis = 60_000;
 /// Something that is not known is asked for again after this long, should anybody want it still.
@@ -157,8 +164,11 @@ enum Want {
 }
 
 impl Machine {
-    /// `have`: what an earlier run has left.
+    /// `have`: what an earlier run has left. The destinations in it are wanted: they are served, so that nobody asks for them
+    /// again, and what nobody asks for the control plane would take away.
     pub fn new(now: Millis, me: Me, have: BTreeMap<String, Version>) -> Self {
+        let destinations = have.keys().filter_map(|key| read_key(key)).filter(|key| is_destination(key.kind));
+        let wanted = destinations.take(MAX_REMEMBERED).map(|key| (Wanted::Key(key), Want::Known)).collect();
         let mut machine = Self {
             random: me.seed,
             url: 0,
@@ -168,7 +178,7 @@ impl Machine {
             partial: None,
             applying: None,
             changes: 0,
-            wanted: BTreeMap::new(),
+            wanted,
             unknown: VecDeque::new(),
             left_out: (0, None),
             numbers: BTreeMap::new(),
@@ -502,6 +512,10 @@ impl Machine {
     }
 }
 
+fn is_destination(kind: Kind) -> bool {
+    matches!(kind, Kind::Service | Kind::ExternalService)
+}
+
 fn say(message: Say) -> Action {
     Action::Send(ProxyMessage { message: Some(message) })
 }
@@ -593,6 +607,21 @@ mod tests {
             _ => None,
         });
         assert_eq!(known.map(|k| (k.resources.len(), k.last)), Some((2, true)));
+    }
+
+    #[test]
+    fn destinations_of_an_earlier_run_are_asked_for() {
+        let names = ["Service shop/cart", "Workload shop/cart-1", "ExternalService shop/api", "HTTPRoute shop/cart"];
+        let have = names.map(|name| (name.to_owned(), Version::default())).into();
+        let me = Me { hello: Hello::default(), urls: vec!["a".into()], seed: 7 };
+        let mut machine = Machine::new(0, me, have);
+        machine.step(0, Event::Tick);
+        let actions = machine.step(0, Event::Connected);
+        let Some(Action::Send(ProxyMessage { message: Some(Say::Hello(hello)) })) = actions.first() else {
+            panic!("{actions:?}")
+        };
+        let asked: Vec<_> = hello.subscriptions.iter().filter_map(|s| s.what.clone()).collect();
+        assert_eq!(asked, ["ExternalService shop/api", "Service shop/cart"].map(|key| What::Key(key.to_owned())));
     }
 
     #[test]
