@@ -1,5 +1,5 @@
 """Servers beside workloads, one process each: `mesh_peer.py http ADDRESS PORT NAME`, `smtp ADDRESS PORT`,
-`lines ADDRESS PORT NAME`, `grpc ADDRESS PORT [NAME]`, `tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
+`lines ADDRESS PORT NAME`, `mysql ADDRESS PORT`, `grpc ADDRESS PORT [NAME]`, `tls ADDRESS PORT CHAIN KEY`, `dns ADDRESS PORT NAME=ADDRESS…`, `health ADDRESS PORT FILE`."""
 import base64
 import hashlib
 import http.server
@@ -110,6 +110,21 @@ def serve_dns(address, port, *names):
             s.sendto(head + query[12:end] + answer, peer)
 
 
+class MySql(socketserver.StreamRequestHandler):
+    """Greets by the protocol of MySQL, version 10, and lets everybody in; each command is answered with OK."""
+
+    def handle(self):
+        rest = b"8.0.36\0" + bytes([7, 0, 0, 0]) + b"12345678\0" + bytes.fromhex("fff7ff0200ff8115") + bytes(10) + b"123456789012\0"
+        self.packet(0, b"\x0a" + rest + b"mysql_native_password\0")
+        while head := self.rfile.read(4):
+            if self.rfile.read(int.from_bytes(head[:3], "little")) == b"\x01":  # COM_QUIT
+                return
+            self.packet(head[3] + 1, bytes([0, 0, 0, 2, 0, 0, 0]))
+
+    def packet(self, number, payload):
+        self.wfile.write(len(payload).to_bytes(3, "little") + bytes([number]) + payload)
+
+
 class Lines(socketserver.StreamRequestHandler):
     """Answers each line with the server's name and the line."""
 
@@ -186,6 +201,8 @@ if __name__ == "__main__":
         serve_http(address, int(rest[0]), rest[1])
     elif what == "smtp":
         serve_tcp(address, int(rest[0]), Smtp)
+    elif what == "mysql":
+        serve_tcp(address, int(rest[0]), MySql)
     elif what == "lines":
         Lines.name = rest[1].encode()
         serve_tcp(address, int(rest[0]), Lines)

@@ -8,8 +8,8 @@ import time
 
 import pytest
 from conftest import wait_for
-from mesh import PEER, Wire, inside, mesh_resource
-from mesh_fixtures import resources, shop
+from mesh import PEER, Wire, inside, mesh_resource, service
+from mesh_fixtures import extra, resources, shop
 
 SECRET = "the-quick-brown-fox-on-the-wire"
 
@@ -108,10 +108,38 @@ def test_a_server_that_speaks_first_undeclared(shop):
     assert took < 20, f"the greeting came after {took:.2f} s"
 
 
+def test_mysql_undeclared(shop, extra):
+    """The server greets first; what the client says then, and all that follows, is taken as it is."""
+    shop.peer("apps", "mysql", "0.0.0.0", 3306, label="mysql")
+    extra(service("ledger", 3306, 3306, {"name": "apps"}, "10.96.0.9"))
+    shop.settle()
+    packet = lambda number, payload: len(payload).to_bytes(3, "little") + bytes([number]) + payload
+    # HandshakeResponse41: capabilities, longest packet, character set, and a user without password.
+    login = bytes.fromhex("0582080000000001ff") + bytes(23) + b"shop\0\0mysql_native_password\0"
+
+    def talk():
+        begin = time.monotonic()
+        with socket.create_connection(("10.96.0.9", 3306), timeout=60) as s, s.makefile("rb") as stream:
+            hear = lambda: (head := stream.read(4)) and (head[3], stream.read(int.from_bytes(head[:3], "little")))
+            greeting, took = hear(), time.monotonic() - begin
+            s.sendall(packet(1, login))
+            said = [hear()]
+            s.sendall(packet(0, b"\x03select '" + SECRET.encode() + b"'"))
+            said.append(hear())
+            s.sendall(packet(0, b"\x01"))
+            return greeting, took, said, stream.read()
+
+    greeting, took, said, rest = sealed(shop, lambda: inside(shop.net.space("web"), talk))
+    assert greeting[0] == 0 and greeting[1].startswith(b"\x0a8.0.36\0") and greeting[1].endswith(b"mysql_native_password\0")
+    ok = bytes([0, 0, 0, 2, 0, 0, 0])
+    assert said == [(2, ok), (1, ok)] and rest == b""
+    assert took < 20, f"the greeting came after {took:.2f} s"
+
+
 def test_ipv6(shop):
-    service = shop.says("web", "http://[fd96::2]/six")
-    assert service["name"] == "v1" and service["path"] == "/six"
-    assert "sa/web" in service["headers"]["x-forwarded-client-cert"]
+    found = shop.says("web", "http://[fd96::2]/six")
+    assert found["name"] == "v1" and found["path"] == "/six"
+    assert "sa/web" in found["headers"]["x-forwarded-client-cert"]
     address = "fd99::" + shop.net.address("apps").rsplit(".", 1)[1]
     direct = shop.says("web", f"http://[{address}]:8080/direct")
     assert "sa/web" in direct["headers"]["x-forwarded-client-cert"]
