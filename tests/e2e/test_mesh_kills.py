@@ -74,8 +74,9 @@ def test_the_servers_proxy_killed_lets_nothing_pass(pair):
     assert pair.busy.done == done, "somebody has answered"
     pair.proxy("app")
     pair.busy.more(50)
-    # The caller's proxy has told what is wrong, and no connection of the application broke.
-    assert {failure[1] for failure in pair.busy.failed} <= {502, 503, 504}, pair.busy.failed
+    # The caller's proxy has told what is wrong; an answer of which a part had come is broken off, so that nobody takes it for whole.
+    kinds = {str(failure[1]).split("(")[0] for failure in pair.busy.failed}
+    assert kinds <= {"502", "503", "504", "IncompleteRead"}, pair.busy.failed
     all_well(pair)
 
 
