@@ -304,6 +304,31 @@ fn the_proxy_itself_passes_by() {
 }
 
 #[test]
+fn a_port_of_a_try_that_the_proxy_gave_up_is_captured() {
+    let Some(pair) = Pair::new() else { return };
+    listen(&pair.here(), "[::]:15001");
+    apply(&pair, &Wish::default(), &tools());
+    let target: SocketAddr = "10.96.0.10:80".parse().expect("an address that nobody has");
+    let connect = |mark: u32, patience: Duration| {
+        let connect = || {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_mark(mark)?;
+            // The one port that there is for this place.
+            socket.bind(&SocketAddr::new(HERE.parse().expect("an address"), 40_000).into())?;
+            socket.connect_timeout(&target.into(), patience)?;
+            Ok::<_, std::io::Error>(std::net::TcpStream::from(socket))
+        };
+        pair.here().within(connect).expect("inside")
+    };
+    assert!(connect(MARK, Duration::from_millis(100)).is_err(), "nobody is there");
+    let mut stream = connect(0, Duration::from_secs(60)).expect("the proxy");
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.ends_with("to=10.96.0.10:80"), "{answer}");
+}
+
+#[test]
 fn inbound_connections_reach_the_proxy_with_their_destination() {
     each(|pair, tools, _| {
         for port in ["15006", "15008", "15000", "22", "8080", "9090"] {

@@ -11,6 +11,13 @@ use std::fmt::Write;
 pub(super) const TABLE: &str = "inet selvedge";
 /// Before those of others at the usual -100: a service address must reach the proxy as it is, not translated.
 const PRIORITY: i32 = -110;
+/// Before the kernel looks for the connection of a packet (NF_IP_PRI_RAW; it looks at -200).
+const RAW: i32 = -300;
+/// Of connections that are not captured, in the direction that they were opened. The kernel picks a port for each connection,
+/// which is free again as soon as a try to connect is given up, but remembers the try for two minutes. Without a zone of
+/// their own, a connection of an application that gets this port to the same place would be taken for that try, and pass by
+/// the proxy.
+const ZONE: u16 = 1337;
 /// Chains without rules whose names tell which wish was fulfilled, and what the table looked like thereafter.
 const WISH: &str = "wish_";
 const SEAL: &str = "seal_";
@@ -24,17 +31,22 @@ pub fn script(wish: &Wish) -> String {
 
 fn table(wish: &Wish) -> String {
     let mut out = String::new();
+    if wish.outbound.is_some() {
+        let apart = |own| format!("{own} meta l4proto tcp ct original zone set {ZONE}");
+        let rules: Vec<String> = uncaptured(wish).into_iter().map(apart).collect();
+        chain(&mut out, "apart", &format!("filter hook output priority {RAW}"), &rules);
+    }
     if wish.outbound.is_some() || wish.dns {
-        chain(&mut out, "outbound", "output", &outbound(wish));
+        chain(&mut out, "outbound", &format!("nat hook output priority {PRIORITY}"), &outbound(wish));
     }
     if wish.inbound.is_some() {
-        chain(&mut out, "inbound", "prerouting", &inbound(wish));
+        chain(&mut out, "inbound", &format!("nat hook prerouting priority {PRIORITY}"), &inbound(wish));
     }
     out
 }
 
-fn chain(out: &mut String, name: &str, hook: &str, rules: &[String]) {
-    let _ = writeln!(out, "\tchain {name} {{\n\t\ttype nat hook {hook} priority {PRIORITY}; policy accept;");
+fn chain(out: &mut String, name: &str, what: &str, rules: &[String]) {
+    let _ = writeln!(out, "\tchain {name} {{\n\t\ttype {what}; policy accept;");
     for rule in rules {
         let _ = writeln!(out, "\t\t{rule}");
     }
@@ -44,14 +56,20 @@ fn chain(out: &mut String, name: &str, hook: &str, rules: &[String]) {
 /// A connection in the middle, from before the rules, is not redirected: only a first packet is.
 const FIRST: &str = "tcp flags & (fin | syn | rst | ack) == syn";
 
+/// Whose connections are not captured, wherever they go.
+fn uncaptured(wish: &Wish) -> Vec<String> {
+    let (mark, mask) = (wish.mark, wish.mask());
+    let mut own = vec![format!("meta mark & {mask:#x} == {mark:#x}")];
+    if !wish.uids.is_empty() {
+        own.push(format!("meta skuid {}", set(&wish.uids)));
+    }
+    own
+}
+
 /// `accept` here means: not captured. A connection that stays as it is passes on to the rules of others.
 fn outbound(wish: &Wish) -> Vec<String> {
-    let (mark, mask) = (wish.mark, wish.mask());
-    let own = format!("ct mark set {mark:#x} accept");
-    let mut rules = vec![format!("meta mark & {mask:#x} == {mark:#x} {own}")];
-    if !wish.uids.is_empty() {
-        rules.push(format!("meta skuid {} {own}", set(&wish.uids)));
-    }
+    let accept = |own| format!("{own} ct mark set {:#x} accept", wish.mark);
+    let mut rules: Vec<String> = uncaptured(wish).into_iter().map(accept).collect();
     if !wish.ipv6 {
         rules.push("meta nfproto ipv6 accept".into());
     }

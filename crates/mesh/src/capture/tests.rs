@@ -26,6 +26,10 @@ delete table inet selvedge
 table inet selvedge {
 	chain wish_DIGEST {
 	}
+	chain apart {
+		type filter hook output priority -300; policy accept;
+		meta mark & 0xfff == 0x539 meta l4proto tcp ct original zone set 1337
+	}
 	chain outbound {
 		type nat hook output priority -110; policy accept;
 		meta mark & 0xfff == 0x539 ct mark set 0x539 accept
@@ -52,6 +56,11 @@ add table inet selvedge
 delete table inet selvedge
 table inet selvedge {
 	chain wish_DIGEST {
+	}
+	chain apart {
+		type filter hook output priority -300; policy accept;
+		meta mark & 0xfff == 0x539 meta l4proto tcp ct original zone set 1337
+		meta skuid { 1337, 101 } meta l4proto tcp ct original zone set 1337
 	}
 	chain outbound {
 		type nat hook output priority -110; policy accept;
