@@ -15,8 +15,7 @@ use crate::{
     outbound::{self, LiveOutbound},
     passage,
     port::{LivePort, Site, Visit},
-    reply,
-    request::{self, Target},
+    reply, request,
     scope::{Key, Scope},
     serve,
     table::ListenerTable,
@@ -180,16 +179,15 @@ async fn open(conn: &Conn, table: &ListenerTable, key: &Key) -> Result<Io, Error
     Ok(tcp.into())
 }
 
-/// A request to where nothing is known of, on a connection of its own. `Some` only if that is allowed.
+/// A request to where nothing is known of, on a connection of its own, if that is allowed.
 pub async fn pass_request(
     conn: &Conn,
     table: &ListenerTable,
     live: &LiveOutbound,
-    target: &Target,
+    key: Key,
     request: &mut Request,
     record: &mut Record,
 ) -> Result<Response, Error> {
-    let key = target.key();
     let passed = live.find(&key).is_some_and(|port| port.is_passed());
     if live.config.unknown == Unknown::Refuse && !passed {
         record.flag(Flags::NO_ROUTE);

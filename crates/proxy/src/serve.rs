@@ -8,7 +8,7 @@ use crate::{
     connection::Conn,
     error::{Error, Kind, Side},
     filters::{self, Chain, Facts, Injected},
-    forward, reply,
+    forward, outbound, reply,
     request::{self, Target},
     scope::Scope,
     table::{ListenerTable, LiveHttp},
@@ -253,13 +253,17 @@ async fn unserved(
 ) -> Result<Response, Error> {
     if let Some(live) = table.outbound() {
         record.listener(&live.handle, request.headers());
-        return match &conn.scope {
-            Scope::To(key) => {
-                record.flag(Flags::NO_ROUTE);
-                Err(forward::unknown(conn, live, key))
-            }
-            _ => Box::pin(forward::pass_request(conn, table, live, target, request, record)).await,
+        let Scope::To(key) = &conn.scope else {
+            return Box::pin(forward::pass_request(conn, table, live, target.key(), request, record)).await;
         };
+        // It was known when the connection came, and is no more: as if the connection came now.
+        let shared = &conn.shared;
+        let found = outbound::acquaint(&conn.listener, &shared.questions, shared.discover.as_ref(), conn.worker, key);
+        let newest = found.await;
+        if newest.serving(&conn.scope, target).is_some() {
+            return Box::pin(route(conn, &newest, target, request, grpc, record)).await;
+        }
+        return Box::pin(forward::pass_request(conn, table, live, key.clone(), request, record)).await;
     }
     record.flag(Flags::NO_ROUTE);
     record.details("no listener for this host");

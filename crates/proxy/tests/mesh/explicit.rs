@@ -208,3 +208,47 @@ async fn what_is_not_known_is_asked_for_once() {
         assert!(counted(&proxy, &line), "{}", metrics(&proxy));
     }
 }
+
+/// A connection that is kept outlives what is known of where it goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_no_more_is_asked_for_anew_or_passed_on() {
+    let web = Backend::start("web").await;
+    let found = Arc::new(Found::default());
+    let proxy = Arc::new(start(Settings { discover: Some(found.clone()), ..Settings::default() }));
+    found.web.set(web.address).expect("once");
+    found.proxy.set(Arc::downgrade(&proxy)).expect("once");
+    let outside = format!("localhost:{}", web.address.port());
+    let known = |unknown| {
+        let mut make = Make::default();
+        let mut to = Destinations::default();
+        let web_port = make.destination("shop/web:80", Speaks::Http, web.address);
+        to.names.insert(("web".to_owned(), 80), web_port.clone());
+        to.names.insert(("localhost".to_owned(), web.address.port()), web_port);
+        let proxy = make.outbound(Find::HttpProxy, to, unknown);
+        make.listen(PROXY.parse().ok(), 0, proxy);
+        make
+    };
+    let nothing = |unknown| {
+        let mut make = Make::default();
+        let proxy = make.outbound(Find::HttpProxy, Destinations::default(), unknown);
+        make.listen(PROXY.parse().ok(), 0, proxy);
+        make
+    };
+    for (target, then, status) in
+        [("web:80", Unknown::Refuse, "200"), (&outside, Unknown::Pass, "200"), (&outside, Unknown::Refuse, "502")]
+    {
+        install(&proxy, known(then));
+        let (mut stream, answer) = connect(at(&proxy, PROXY), target).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let head = "GET / HTTP/1.1\r\nhost: any\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("write");
+        until(&mut stream, "web").await;
+        install(&proxy, nothing(then));
+        stream.write_all(head.as_bytes()).await.expect("write");
+        let expected = if status == "200" { "web" } else { "RegistryOnly" };
+        let answer = until(&mut stream, expected).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+    let line = "selvedge_mesh_passed_total{listener=\"shop/cart/outbound\"} 1";
+    assert!(counted(&proxy, line), "{}", metrics(&proxy));
+}
