@@ -1,8 +1,9 @@
-//! Capture by iptables and ip6tables, where nftables is not to be had: chains of ours in the table `nat`, each family replaced
-//! as one.
+//! Capture by iptables and ip6tables, where nftables is not to be had: chains of ours in the tables `raw` and `nat`, each family
+//! replaced as one.
 
 use super::{
     Sorted, Wish,
+    nft::ZONE,
     tool::{Fault, Tools},
     wish::{Item, digest},
 };
@@ -12,6 +13,8 @@ use std::{fmt::Write, fs, path::Path};
 const OURS: &str = "SELVEDGE_";
 const OUT: &str = "SELVEDGE_OUT";
 const IN: &str = "SELVEDGE_IN";
+/// The one in the table `raw`. All lines with this name are of that table, and all others of ours of `nat`.
+const RAW: &str = "SELVEDGE_RAW";
 /// Chains without rules whose names tell which wish was fulfilled, and what our rules looked like thereafter.
 const WISH: &str = "SELVEDGE_W_";
 const SEAL: &str = "SELVEDGE_S_";
@@ -47,19 +50,36 @@ pub fn script(wish: &Wish, family: Family) -> String {
 /// The same where `before` is.
 fn replacing(wish: &Wish, family: Family, before: &str) -> String {
     let rules = rules(wish, family);
-    let mut out = String::from("*nat\n");
     let name = format!("{WISH}{}", digest(&rules));
-    for chain in [OUT, IN, &name] {
-        let _ = writeln!(out, ":{chain} - [0:0]");
-    }
-    removals(&mut out, before, &[OUT, IN, &name]);
-    if wish.outbound.is_some() || wish.dns {
-        let _ = writeln!(out, "-I OUTPUT 1 -j {OUT}");
-    }
-    if wish.inbound.is_some() {
-        let _ = writeln!(out, "-I PREROUTING 1 -j {IN}");
-    }
-    out + &rules + "COMMIT\n"
+    let jumps = [
+        (wish.outbound.is_some()).then(|| format!("-I OUTPUT 1 -j {RAW}\n")),
+        (wish.outbound.is_some() || wish.dns).then(|| format!("-I OUTPUT 1 -j {OUT}\n")),
+        wish.inbound.is_some().then(|| format!("-I PREROUTING 1 -j {IN}\n")),
+    ];
+    let mut chains = vec![OUT, IN, &name];
+    chains.extend(wish.outbound.is_some().then_some(RAW));
+    sections(&chains, before, &(jumps.into_iter().flatten().collect::<String>() + &rules))
+}
+
+/// Input for `iptables-restore`: makes chains, empty if they are there, takes out all else of `before`, and adds rules.
+fn sections(chains: &[&str], before: &str, rules: &str) -> String {
+    // What is not captured is set apart before anything is captured.
+    [("raw", true), ("nat", false)].into_iter().fold(String::new(), |mut out, (table, raw)| {
+        let of_table = |text: &str| {
+            text.lines().filter(|line| line.contains(RAW) == raw).fold(String::new(), |out, line| out + line + "\n")
+        };
+        let chains: Vec<&str> = chains.iter().copied().filter(|chain| (*chain == RAW) == raw).collect();
+        let (before, rules) = (of_table(before), of_table(rules));
+        if chains.is_empty() && before.is_empty() && rules.is_empty() {
+            return out;
+        }
+        let _ = writeln!(out, "*{table}");
+        for chain in &chains {
+            let _ = writeln!(out, ":{chain} - [0:0]");
+        }
+        removals(&mut out, &before, &chains);
+        out + &rules + "COMMIT\n"
+    })
 }
 
 /// Takes out what is there, but for chains that are `kept`: those were emptied when they were named.
@@ -94,13 +114,20 @@ fn rules(wish: &Wish, family: Family) -> String {
     rules.out
 }
 
+/// Whose connections are not captured, wherever they go.
+fn uncaptured(wish: &Wish) -> Vec<String> {
+    let mut own = vec![format!("-m mark --mark {:#x}/{:#x}", wish.mark, wish.mask())];
+    own.extend(wish.uids.iter().map(|uid| format!("-m owner --uid-owner {uid}")));
+    own
+}
+
 /// `RETURN` here means: not captured.
 fn outbound(rules: &mut Rules, wish: &Wish) {
-    let (mark, mask) = (wish.mark, wish.mask());
-    let marked = format!("-m mark --mark {mark:#x}/{mask:#x}");
-    let own = wish.uids.iter().map(|uid| format!("-m owner --uid-owner {uid}"));
-    for own in std::iter::once(marked).chain(own) {
-        rules.add(OUT, &own, &format!("CONNMARK --set-xmark {mark:#x}/0xffffffff"));
+    for own in uncaptured(wish) {
+        if wish.outbound.is_some() {
+            rules.add(RAW, &format!("-p tcp {own}"), &format!("CT --zone-orig {ZONE}"));
+        }
+        rules.add(OUT, &own, &format!("CONNMARK --set-xmark {:#x}/0xffffffff", wish.mark));
         rules.add(OUT, &own, "RETURN");
     }
     let chosen = wish.outbound.clone().unwrap_or_default();
@@ -226,10 +253,13 @@ fn without(raw: &str, kinds: &[&str]) -> String {
 fn saved(tools: &Tools, programs: Programs) -> Result<String, Fault> {
     // Merely being asked makes the old interface set up its table, and with it hooks on every packet.
     let version = tools.run(programs.save, &["-V"], "")?;
-    if !version.contains("nf_tables") && !has_legacy_table(programs.family) {
-        return Ok(String::new());
+    let modern = version.contains("nf_tables");
+    let mut all = String::new();
+    for table in ["raw", "nat"] {
+        if modern || has_legacy_table(programs.family, table) {
+            all += &tools.run(programs.save, &["-t", table], "")?;
+        }
     }
-    let all = tools.run(programs.save, &["-t", "nat"], "")?;
     let ours = all.lines().filter(|line| line.starts_with([':', '-']) && line.contains(OURS));
     Ok(ours.fold(String::new(), |mut out, line| {
         let line = if line.starts_with(':') { line.split(" [").next().unwrap_or(line) } else { line };
@@ -239,10 +269,10 @@ fn saved(tools: &Tools, programs: Programs) -> Result<String, Fault> {
     }))
 }
 
-fn has_legacy_table(family: Family) -> bool {
+fn has_legacy_table(family: Family, table: &str) -> bool {
     let file = if family == Family::V4 { "ip_tables_names" } else { "ip6_tables_names" };
     let names = fs::read_to_string(Path::new(NET).join(file)).unwrap_or_default();
-    names.lines().any(|name| name == "nat")
+    names.lines().any(|name| name == table)
 }
 
 /// What the kernel says of the namespace of this thread; `/proc/net` would be that of the main thread.
@@ -306,19 +336,15 @@ fn seal(tools: &Tools, programs: Programs) -> Result<(), Fault> {
 /// Puts back what was there; that this fails too is not to be expected, and the first error says more.
 fn restore(tools: &Tools, before: &Before) {
     let now = saved(tools, before.programs).unwrap_or_default();
-    let mut input = String::from("*nat\n");
     let names: Vec<&str> = before.raw.lines().filter_map(|line| line.strip_prefix(':')?.split(' ').next()).collect();
-    for chain in &names {
-        let _ = writeln!(input, ":{chain} - [0:0]");
-    }
-    removals(&mut input, &now, &names);
+    let mut rules = String::new();
     for rule in before.raw.lines().filter_map(|line| line.strip_prefix("-A ")) {
         let _ = match rule.starts_with(OURS) {
-            true => writeln!(input, "-A {rule}"),
-            false => writeln!(input, "-I {}", rule.replacen(' ', " 1 ", 1)),
+            true => writeln!(rules, "-A {rule}"),
+            false => writeln!(rules, "-I {}", rule.replacen(' ', " 1 ", 1)),
         };
     }
-    input.push_str("COMMIT\n");
+    let input = sections(&names, &now, &rules);
     if let Err(error) = tools.run(before.programs.restore, RESTORE, &input) {
         tracing::error!("the rules from before could not be put back: {error}");
     }
@@ -326,10 +352,7 @@ fn restore(tools: &Tools, before: &Before) {
 
 /// Removes what was found.
 pub(super) fn delete(tools: &Tools, found: Listed) -> Result<(), Fault> {
-    let mut input = String::from("*nat\n");
-    removals(&mut input, &found.raw, &[]);
-    input.push_str("COMMIT\n");
-    tools.run(found.programs.restore, RESTORE, &input).map(drop)
+    tools.run(found.programs.restore, RESTORE, &sections(&[], &found.raw, "")).map(drop)
 }
 
 /// Our rules of both families. Where there are no programs for IPv6 there are no rules for it.

@@ -17,7 +17,7 @@ const RAW: i32 = -300;
 /// which is free again as soon as a try to connect is given up, but remembers the try for two minutes. Without a zone of
 /// their own, a connection of an application that gets this port to the same place would be taken for that try, and pass by
 /// the proxy.
-const ZONE: u16 = 1337;
+pub(super) const ZONE: u16 = 1337;
 /// Chains without rules whose names tell which wish was fulfilled, and what the table looked like thereafter.
 const WISH: &str = "wish_";
 const SEAL: &str = "seal_";

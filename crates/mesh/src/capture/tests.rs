@@ -113,6 +113,13 @@ table inet selvedge {
 #[test]
 fn iptables_text_of_everything() {
     let v4 = "\
+*raw
+:SELVEDGE_RAW - [0:0]
+-I OUTPUT 1 -j SELVEDGE_RAW
+-A SELVEDGE_RAW -p tcp -m mark --mark 0x539/0xfff -j CT --zone-orig 1337
+-A SELVEDGE_RAW -p tcp -m owner --uid-owner 1337 -j CT --zone-orig 1337
+-A SELVEDGE_RAW -p tcp -m owner --uid-owner 101 -j CT --zone-orig 1337
+COMMIT
 *nat
 :SELVEDGE_OUT - [0:0]
 :SELVEDGE_IN - [0:0]
