@@ -409,9 +409,12 @@ async fn a_get_has_no_body_as_over_http1() {
     let (refused, mut stream) = sender.send_request(get("/"), false).unwrap();
     stream.send_data("GET /admin HTTP/1.1\r\n".into(), false).unwrap();
     assert_eq!(refused.await.unwrap().status(), 400);
+    // The rest of it is read: some clients take the reset of a stream on which they send for the loss of the answer.
+    stream.send_data("Host: a\r\n\r\n".into(), true).expect("open still");
     let announced = http::Request::get("http://a/").header("content-length", "1").body(()).unwrap();
-    let (refused, _stream) = sender.send_request(announced, false).unwrap();
+    let (refused, mut stream) = sender.send_request(announced, false).unwrap();
     assert_eq!(refused.await.unwrap().status(), 400);
+    stream.send_data("x".into(), true).expect("open still");
     let (late, _stream) = sender.send_request(get("/"), false).unwrap();
     assert_eq!(late.await.unwrap().status(), 408);
 }

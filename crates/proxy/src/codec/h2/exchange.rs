@@ -45,7 +45,7 @@ const DRAIN_BYTES: usize = 256 * 1024;
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 
 /// Reads on where the service stopped; dropping the stream then resets it with NO_ERROR (RFC 9113 section 8.1).
-async fn drain(mut recv: RecvStream) {
+pub(super) async fn drain(mut recv: RecvStream) {
     let rest = async {
         let mut read = 0;
         while let Some(Ok(data)) = recv.data().await {
@@ -93,7 +93,10 @@ impl<S: Service> Exchange<S> {
         if self.limits.head.is_bodiless(&method) && !empty {
             match self.end_of(&mut recv).await {
                 Ended::Empty => empty = true,
-                Ended::Data => return self.refuse(&body_refused()),
+                Ended::Data => {
+                    self.refuse(&body_refused());
+                    return drain(recv).await;
+                }
                 Ended::Gone => return self.open.cancelled(),
                 Ended::Late => return self.time_out(Some(Arc::default())),
             }
@@ -161,7 +164,7 @@ impl<S: Service> Exchange<S> {
     }
 
     /// Answers instead of the service.
-    fn refuse(mut self, error: &Error) {
+    fn refuse(&mut self, error: &Error) {
         let status = crate::reply::status(error);
         self.service.rejected(status, error);
         if self.respond.send_response(bare(status), true).is_err() {

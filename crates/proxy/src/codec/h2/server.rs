@@ -2,7 +2,7 @@
 
 use super::{
     DATA_FRAME_BUDGET, HANDSHAKE_TIMEOUT, MAX_LOCAL_RESETS, MAX_REMEMBERED_RESETS, MAX_SEND_BUFFER, bare, error_of,
-    exchange::Exchange,
+    exchange::{Exchange, drain},
     head::HeadLimits,
     keepalive::KeepAlive,
     wire::{Wire, WireState},
@@ -299,9 +299,13 @@ impl<S: Service> Server<S> {
                 };
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
                 self.service.rejected(status, &error);
-                // Dropping both halves then resets what is left of the stream (NO_ERROR, RFC 9113 section 8.1).
                 if respond.send_response(bare(status), true).is_err() {
                     respond.send_reset(Reason::PROTOCOL_ERROR);
+                } else if !recv.is_end_stream() {
+                    tokio::spawn(async move {
+                        drain(recv).await;
+                        drop(open);
+                    });
                 }
             }
         }
