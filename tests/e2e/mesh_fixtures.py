@@ -1,7 +1,27 @@
 """The meshes that tests share."""
+import contextlib
+
 import pytest
 from conftest import BIN, wait_for
 from mesh import DOMAIN, Loopback, Mesh, Spaces, service, why_not, workload
+
+
+@contextlib.contextmanager
+def spaces(folder, *names):
+    """A mesh between network namespaces, which the mesh ends with; skipped where none can be made."""
+    if why := why_not():
+        pytest.skip(why)
+    net, mesh = Spaces(), None
+    try:
+        for name in names:
+            net.add(name)
+        mesh = Mesh(folder, net)
+        yield mesh
+    finally:
+        if mesh:
+            mesh.stop()
+        else:
+            net.close()
 
 
 def capture(mesh, name, *args):
@@ -14,15 +34,8 @@ def shop(tmp_path_factory):
 
     Services: `app` 10.96.0.1 (both), `app-v1`, `app-v2` 10.96.0.2, .3, `files` .4, `cache` .5, `mail` .6, `grpc` .7, `db` .8.
     """
-    if why := why_not():
-        pytest.skip(why)
-    net = Spaces()
-    mesh = None
-    try:
-        for name in ["web", "guest", "apps", "apps2", "outside"]:
-            net.add(name)
-        mesh = Mesh(tmp_path_factory.mktemp("shop"), net)
-        mesh.write("shop", resources(net))
+    with spaces(tmp_path_factory.mktemp("shop"), "web", "guest", "apps", "apps2", "outside") as mesh:
+        mesh.write("shop", resources(mesh.net))
         for name in ["web", "guest", "apps", "apps2"]:
             # `web` looks names up, at the address of nobody unless they are of the mesh.
             dns = name == "web"
@@ -40,10 +53,6 @@ def shop(tmp_path_factory):
             for number in [2, 3, 1]:
                 wait_for(lambda: mesh.code(name, f"http://10.96.0.{number}/") == "200", f"the first request of {name} to it")
         yield mesh
-    finally:
-        if mesh:
-            mesh.stop()
-        net.close()
 
 
 def resources(net, tunnel="HBONE", **more):

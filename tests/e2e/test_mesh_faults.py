@@ -4,8 +4,8 @@ import time
 
 import pytest
 from conftest import wait_for
-from mesh import Mesh, Spaces, mesh_resource, resource, service, why_not, workload
-from mesh_fixtures import capture, local
+from mesh import mesh_resource, resource, service, workload
+from mesh_fixtures import capture, local, spaces
 
 
 def test_control_killed_while_everything_goes_on(local):
@@ -128,22 +128,13 @@ def test_drain_under_load_loses_nothing(local):
 @pytest.fixture
 def pair(tmp_path):
     """Two captured workloads in network namespaces of their own, web and app."""
-    if why := why_not():
-        pytest.skip(why)
-    net, mesh = Spaces(), None
-    try:
-        net.add("web")
-        net.add("app")
-        mesh = Mesh(tmp_path, net)
+    with spaces(tmp_path, "web", "app") as mesh:
+        net = mesh.net
         mesh.write("shop", workload("web", net.address("web"), []) + workload("app", net.address("app"), [{"name": "http", "port": 8080}])
                    + service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"))
         for name in ("web", "app"):
             capture(mesh, name)
         yield mesh
-    finally:
-        if mesh:
-            mesh.stop()
-        net.close()
 
 
 def test_in_any_order_and_through_a_partition(pair):
@@ -173,14 +164,9 @@ def test_in_any_order_and_through_a_partition(pair):
 
 def test_a_machine_that_vanishes_without_a_word(tmp_path):
     """Its cable is pulled: no kernel closes its connections, and its endpoint is out of every proxy all the same."""
-    if why := why_not():
-        pytest.skip(why)
-    net, mesh = Spaces(), None
     callers = ("web", "guest")
-    try:
-        for name in (*callers, "gone", "here"):
-            net.add(name)
-        mesh = Mesh(tmp_path, net)
+    with spaces(tmp_path, *callers, "gone", "here") as mesh:
+        net = mesh.net
         port = [{"name": "http", "port": 8080}]
         mesh.write("shop", "".join(workload(name, net.address(name), []) for name in callers)
                    + workload("here", net.address("here"), port, app="app") + service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"))
@@ -214,7 +200,3 @@ def test_a_machine_that_vanishes_without_a_word(tmp_path):
         net.cable("gone", "up")
         for caller in callers:
             wait_for(lambda: seen(caller) == {"gone", "here"}, f"it being back for {caller}", 90)
-    finally:
-        if mesh:
-            mesh.stop()
-        net.close()

@@ -2,8 +2,8 @@
 answer is wrong, and all goes on when it is back."""
 import pytest
 from conftest import wait_for
-from mesh import Mesh, Spaces, Wire, service, why_not, workload
-from mesh_fixtures import capture
+from mesh import Wire, service, workload
+from mesh_fixtures import capture, spaces
 
 URL = "http://10.96.0.1"
 
@@ -11,13 +11,8 @@ URL = "http://10.96.0.1"
 @pytest.fixture
 def pair(tmp_path):
     """`web` calls `app`, under load, in a mesh that would take clear text; every frame is read. `outside` is not of the mesh."""
-    if why := why_not():
-        pytest.skip(why)
-    net, mesh = Spaces(), None
-    try:
-        for name in ("web", "app", "outside"):
-            net.add(name)
-        mesh = Mesh(tmp_path, net)
+    with spaces(tmp_path, "web", "app", "outside") as mesh:
+        net = mesh.net
         mesh.write("shop", workload("web", net.address("web"), []) + workload("app", net.address("app"), [{"name": "http", "port": 8080}])
                    + service("app", 80, 8080, {"app": "app"}, "10.96.0.1", "http"))
         mesh.peer("app", "http", "0.0.0.0", 8080, "app")
@@ -30,11 +25,6 @@ def pair(tmp_path):
         mesh.busy = mesh.load("web", "app.shop", threads=4, address="10.96.0.1")
         mesh.busy.more(50)
         yield mesh
-    finally:
-        if mesh:
-            mesh.stop()
-        else:
-            net.close()
 
 
 def clear(mesh, name):

@@ -6,8 +6,8 @@ import time
 
 import pytest
 from conftest import BIN, free_port, wait_for
-from mesh import DOMAIN, Mesh, Spaces, inside, resource, why_not, workload
-from mesh_fixtures import local
+from mesh import DOMAIN, inside, resource, workload
+from mesh_fixtures import local, spaces
 
 
 def test_a_workload_that_registers_is_checked_by_grpc(local, tmp_path):
@@ -76,13 +76,8 @@ def addresses(name, server="127.0.0.1", port=15053):
 
 
 def test_a_node_proxy_answers_each_workload_as_of_its_own_namespace(tmp_path):
-    if why := why_not():
-        pytest.skip(why)
-    net, mesh = Spaces(), None
-    try:
-        for name in ["web", "db"]:
-            net.add(name)
-        mesh = Mesh(tmp_path, net)
+    with spaces(tmp_path, "web", "db") as mesh:
+        net = mesh.net
         cache = lambda namespace, ip: resource(
             "Service", "cache", {"clusterIP": ip, "ports": [{"name": "tcp", "port": 6379}]}, api="v1", namespace=namespace)
         mesh.write("two", workload("web", net.address("web"), []) + workload("db", net.address("db"), [], namespace="data")
@@ -100,8 +95,3 @@ def test_a_node_proxy_answers_each_workload_as_of_its_own_namespace(tmp_path):
         wait_for(lambda: asks("web", "cache") == ["10.96.1.1"], "the name of web's namespace")
         wait_for(lambda: asks("db", "cache") == ["10.96.1.2"], "the same name in db's namespace")
         assert asks("web", "cache.data") == ["10.96.1.2"] and asks("db", "cache.shop") == ["10.96.1.1"]
-    finally:
-        if mesh:
-            mesh.stop()
-        else:
-            net.close()

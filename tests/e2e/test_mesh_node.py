@@ -4,7 +4,8 @@ import sys
 
 import pytest
 from conftest import BIN, wait_for
-from mesh import DOMAIN, Mesh, Spaces, Wire, mesh_resource, service, why_not, workload
+from mesh import DOMAIN, Wire, mesh_resource, service, workload
+from mesh_fixtures import spaces
 
 SECRET = "nobody-on-the-way-reads-this"
 ACCOUNTS = ["selvedge-system/node", "shop/web", "shop/app"]
@@ -26,13 +27,8 @@ def start(mesh):
 @pytest.fixture
 def machine(tmp_path):
     """`web` and `app`, which call and serve, behind the node proxy; `outside` is not of the mesh."""
-    if why := why_not():
-        pytest.skip(why)
-    net, mesh = Spaces(), None
-    try:
-        for name in ["web", "app", "outside"]:
-            net.add(name)
-        mesh = Mesh(tmp_path, net)
+    with spaces(tmp_path, "web", "app", "outside") as mesh:
+        net = mesh.net
         address = lambda name: [net.address(name), net.address(name).replace("10.99.0.", "fd99::")]
         ports = [{"name": "http", "port": 8080}, {"name": "files", "port": 8000, "appProtocol": "http"}]
         mesh.write("mesh", mesh_resource("Strict"))
@@ -47,11 +43,6 @@ def machine(tmp_path):
         for name, other in WAYS:
             wait_for(lambda: mesh.code(name, f"http://{other}.shop/") == "200", f"the first call of {name}; {tmp_path}")
         yield mesh
-    finally:
-        if mesh:
-            mesh.stop()
-        else:
-            net.close()
 
 
 def each_way(mesh):

@@ -1,11 +1,13 @@
 //! Calls to etcd's v3 API (etcd.io/docs/v3.6/learning/api): over whichever endpoint answers.
 
-use crate::proto::etcd::{
-    CompactionRequest, Compare, DeleteRangeRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchRequest, WatchResponse, compare,
-    kv_client::KvClient, lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
+use crate::{
+    proto::etcd::{
+        CompactionRequest, Compare, DeleteRangeRequest, KeyValue, LeaseGrantRequest, LeaseKeepAliveRequest,
+        LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchRequest, WatchResponse, compare,
+        kv_client::KvClient, lease_client::LeaseClient, request_op::Request, watch_client::WatchClient,
+    },
+    transport::{causes, told},
 };
-use crate::transport::{causes, told};
 use selvedge_model::{Kind, ResourceKey};
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},

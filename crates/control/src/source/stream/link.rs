@@ -1,10 +1,10 @@
 //! The IO around the machine: connections, channels, timers.
 
 use super::machine::{Action, Change, Event, Machine, Me, Outcome};
-use crate::transport::told;
 use crate::{
     proto::discovery::{ControlMessage, ProxyMessage, discovery_client::DiscoveryClient},
     publish::{node::Millis, scope::Wanted, version::Version},
+    transport::told,
 };
 use bytes::Bytes;
 use std::{
